@@ -1,0 +1,158 @@
+//! One error type for connectors and daemon, and the table that says what each kind leads to.
+
+use std::fmt;
+
+/// Short for results with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What kind of trouble it is; decides what happens next ([`Kind::action`]) and what the operator is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The other side cannot be reached, closed the connection, or timed out.
+    Connection,
+    /// User, password or certificate refused.
+    Authentication,
+    /// A right is missing.
+    Permission,
+    /// The source's log cannot be read from where we stand: slot gone, invalidated, re-made, or another server.
+    LogLost,
+    /// Somebody else reads with our slot.
+    LogBusy,
+    /// The source is set up so that it cannot work (wal_level, no free slots).
+    SourceSetup,
+    /// A table changed in a way that cannot be applied; it must be reloaded.
+    SchemaChange,
+    /// A table that should be there is not.
+    TableMissing,
+    /// A table was rewritten between a snapshot and its lock; a new snapshot is needed.
+    SnapshotStale,
+    /// The other side sent what its protocol does not allow, or what we do not understand.
+    Protocol,
+    /// The target refused or failed.
+    Target,
+    /// An object that should be ours is there with other content.
+    TargetConflict,
+    /// Our own log or state on disk is damaged, or a write or fsync failed.
+    Storage,
+    /// No space is left on our disk.
+    DiskFull,
+    /// The config is wrong.
+    Config,
+    /// A bug of ours.
+    Internal,
+}
+
+/// What the daemon does about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Try again with back-off; nothing is lost meanwhile.
+    Retry,
+    /// Stop the task and wait for the operator.
+    StopTask,
+    /// Suspend the one table; the others go on.
+    SuspendTable,
+    /// End the process: the disk can no longer be trusted, a restart re-reads it.
+    Exit,
+}
+
+impl Kind {
+    /// The one table from kind to action.
+    pub fn action(self) -> Action {
+        match self {
+            Self::Connection
+            | Self::SnapshotStale
+            | Self::LogBusy
+            | Self::Target
+            | Self::DiskFull
+            | Self::Permission => Action::Retry,
+            Self::Authentication | Self::SourceSetup | Self::Protocol => Action::Retry,
+            Self::SchemaChange | Self::TableMissing => Action::SuspendTable,
+            Self::LogLost | Self::TargetConflict | Self::Config | Self::Internal => Action::StopTask,
+            Self::Storage => Action::Exit,
+        }
+    }
+
+    /// The code that operators see, alerts match and runbooks are named after.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Connection => "CONNECTION",
+            Self::Authentication => "AUTHENTICATION",
+            Self::Permission => "PERMISSION",
+            Self::LogLost => "LOG-LOST",
+            Self::LogBusy => "LOG-BUSY",
+            Self::SourceSetup => "SOURCE-SETUP",
+            Self::SchemaChange => "SCHEMA-CHANGE",
+            Self::TableMissing => "TABLE-MISSING",
+            Self::SnapshotStale => "SNAPSHOT-STALE",
+            Self::Protocol => "PROTOCOL",
+            Self::Target => "TARGET",
+            Self::TargetConflict => "TARGET-CONFLICT",
+            Self::Storage => "STORAGE",
+            Self::DiskFull => "DISK-FULL",
+            Self::Config => "CONFIG",
+            Self::Internal => "INTERNAL",
+        }
+    }
+}
+
+/// An error: what was being done, what kind of trouble it met, and what the other side said.
+///
+/// `doing` is lower case, without a full stop, in the form "reading wal from slot \"x\"".
+#[derive(Debug)]
+pub struct Error {
+    /// Decides what happens next.
+    pub kind: Kind,
+    /// What was being done.
+    pub doing: String,
+    /// The words of the other side.
+    pub source: Option<Cause>,
+    /// What to do, in words that can be pasted; empty where the kind's own sentence says it.
+    pub fix: String,
+}
+
+impl Error {
+    /// An error without a cause of its own.
+    pub fn new(kind: Kind, doing: impl Into<String>) -> Self {
+        Self { kind, doing: doing.into(), source: None, fix: String::new() }
+    }
+
+    /// The same with what caused it.
+    pub fn with(mut self, source: impl Into<Cause>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The same with what to do about it.
+    pub fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = fix.into();
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.doing)?;
+        let mut cause = self.source.as_ref().map(|c| &**c as &dyn std::error::Error);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Gives a foreign error its kind and what was being done.
+pub trait Context<T> {
+    /// `reading(...).context(Kind::Connection, || format!("reading x"))?`
+    fn context<D: Into<String>>(self, kind: Kind, doing: impl FnOnce() -> D) -> Result<T>;
+}
+
+impl<T, E: Into<Cause>> Context<T> for std::result::Result<T, E> {
+    fn context<D: Into<String>>(self, kind: Kind, doing: impl FnOnce() -> D) -> Result<T> {
+        self.map_err(|error| Error::new(kind, doing()).with(error))
+    }
+}

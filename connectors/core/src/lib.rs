@@ -1,0 +1,34 @@
+//! The floor of the house: what every connector and the daemon share.
+//!
+//! A source connector turns wire bytes into [`ColumnVec`]s once and never again; a target connector writes
+//! [`arrow_array::RecordBatch`]es made of the same memory. Nothing here opens a file, a socket or the state.
+//!
+//! - [`types`]: the column types; [`table`]: tables, columns and their identity
+//! - [`position`]: where a transaction stands in its source's log, and what may be confirmed
+//! - [`columns`], [`batch`], [`builder`]: rows of one table as plain vectors
+//! - [`source`], [`destination`]: the traits a connector implements
+//! - [`error`], [`finding`]: how trouble is told, with its remedy
+//! - [`throttle`]: the rate limit of full loads; [`secret`]: values that no log can print
+
+pub mod batch;
+pub mod builder;
+pub mod columns;
+pub mod destination;
+pub mod error;
+pub mod finding;
+pub mod position;
+pub mod secret;
+pub mod source;
+pub mod table;
+pub mod throttle;
+pub mod types;
+
+pub use batch::{Absent, Change, ChangeBatch, Changes, Ddl, Op, Reject};
+pub use builder::BatchBuilder;
+pub use columns::{Bitmap, ColumnVec, Columns, Values};
+pub use error::{Error, Kind, Result};
+pub use finding::{Finding, Severity};
+pub use position::{Durable, Order, Position};
+pub use secret::{Secret, SecretSource};
+pub use table::{Capture, Column, Selection, Table, TableName, TablePattern};
+pub use types::ColumnType;

@@ -1,0 +1,175 @@
+//! Tables and columns as the source names them, and the patterns that select them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::ColumnType;
+
+/// Schema and name of a table, exactly as the source shows them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TableName {
+    /// The schema (PostgreSQL) or database (MySQL) that holds the table.
+    pub schema: String,
+    /// The table's name in it.
+    pub name: String,
+}
+
+impl TableName {
+    /// A name from its two parts.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { schema: schema.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// What of a table's changes the source can send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Capture {
+    /// Inserts, updates and deletes.
+    All,
+    /// Inserts only: the table's replica identity cannot carry updates and deletes, and publishing them would make the
+    /// application's own statements fail.
+    InsertsOnly,
+}
+
+/// One version of a table's shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Schema and name at the source.
+    pub name: TableName,
+    /// The source's own identity of the table (PostgreSQL's OID), which a re-created table does not share.
+    pub source_id: u64,
+    /// Counts up with every change of shape; the first is 1.
+    pub version: u32,
+    /// Live columns in the source's order.
+    pub columns: Vec<Column>,
+    /// Indexes into `columns` of the key that tells rows apart, in key order; empty for a table without a usable key,
+    /// which is append-only.
+    pub key: Vec<usize>,
+    /// What of its changes is captured.
+    pub capture: Capture,
+    /// The source's identity of the table's storage (PostgreSQL's filenode): a rewrite changes it.
+    pub storage_id: u64,
+    /// Rows and bytes as the source estimates them; 0 where it does not.
+    pub estimated_rows: u64,
+    /// Estimated size in bytes.
+    pub estimated_bytes: u64,
+}
+
+impl Table {
+    /// Whether rows can be told apart by key.
+    pub fn is_keyed(&self) -> bool {
+        !self.key.is_empty()
+    }
+
+    /// Index of the column with this exact name.
+    pub fn column_index(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name == name)
+    }
+}
+
+/// One column of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// The column's identity at the source, kept over renames (PostgreSQL's attnum); Parquet's `field_id`.
+    pub id: i32,
+    /// Its name at the source, or as a rule renamed it.
+    pub name: String,
+    /// What its values become.
+    pub ty: ColumnType,
+    /// The source's type with its modifiers, as `format_type` prints it; goes into the field's metadata.
+    pub source_type: String,
+    /// Whether the source allows null.
+    pub nullable: bool,
+}
+
+/// Which tables a task takes: those that match an include pattern and no exclude pattern.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// At least one must match.
+    pub include: Vec<TablePattern>,
+    /// None may match.
+    pub exclude: Vec<TablePattern>,
+}
+
+impl Selection {
+    /// Whether the table is taken.
+    pub fn matches(&self, table: &TableName) -> bool {
+        self.include.iter().any(|p| p.matches(table)) && !self.exclude.iter().any(|p| p.matches(table))
+    }
+}
+
+/// `schema.table`; each part is case-sensitive and takes `*` for any run of characters within the part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablePattern {
+    /// Pattern of the schema.
+    pub schema: String,
+    /// Pattern of the table.
+    pub name: String,
+}
+
+impl TablePattern {
+    /// Splits at the first dot: `public.orders`, `sales.*`. `None` without a dot or with an empty part.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (schema, name) = text.split_once('.')?;
+        (!schema.is_empty() && !name.is_empty()).then(|| Self { schema: schema.into(), name: name.into() })
+    }
+
+    /// Whether both parts match.
+    pub fn matches(&self, table: &TableName) -> bool {
+        glob(&self.schema, &table.schema) && glob(&self.name, &table.name)
+    }
+
+    /// Whether the pattern names one table only.
+    pub fn is_exact(&self) -> bool {
+        !self.schema.contains('*') && !self.name.contains('*')
+    }
+}
+
+impl fmt::Display for TablePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+fn glob(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn star_matches_within_a_part() {
+        for (pattern, schema, name, expected) in [
+            ("public.orders", "public", "orders", true),
+            ("public.orders", "public", "orders2", false),
+            ("public.*", "public", "a b.c", true),
+            ("*.log_*_x", "s", "log_2024_x", true),
+            ("*.log_*_x", "s", "log_x", false),
+            ("Public.*", "public", "orders", false),
+            ("p*c.o*d*s", "public", "orders", true),
+        ] {
+            let pattern = TablePattern::parse(pattern).unwrap();
+            assert_eq!(pattern.matches(&TableName::new(schema, name)), expected, "{pattern} {schema}.{name}");
+        }
+        assert!(TablePattern::parse("orders").is_none());
+    }
+}

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// A transaction's own [`Order::commit`] is the *start* of its commit record, so `commit < position` holds exactly when
 /// its record ends at or before the position. (Two commit records may touch: the next commit may start where the last
 /// one ends, so comparing an end with `<=` against a start would skip it.)
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position(#[serde(with = "hex_u128")] pub u128);
 
 impl Position {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::ColumnType;
 
 /// Schema and name of a table, exactly as the source shows them.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TableName {
     /// The schema (PostgreSQL) or database (MySQL) that holds the table.
     pub schema: String,

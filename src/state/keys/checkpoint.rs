@@ -1,0 +1,78 @@
+//! `checkpoint/<task>/<table>`: up to where a table is delivered, and what became of its rows. Written by a delivery
+//! round, and by the commit of a load; never while the other may write (see `delivery::Delivery::gate`).
+
+use std::collections::BTreeMap;
+
+use millrace_core::{Position, TableName};
+use serde::{Deserialize, Serialize};
+
+use super::table_part;
+use crate::stream::LogPosition;
+
+/// The key. The table is the *target's* name: the stream and everything behind it know tables as the rules named them.
+pub fn key(task: &str, table: &TableName) -> String {
+    format!("{}{}", prefix(task), table_part(table))
+}
+
+/// All tables of a task.
+pub fn prefix(task: &str) -> String {
+    format!("checkpoint/{task}/")
+}
+
+/// Whether a table's changes are delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flow {
+    /// Not before its load is complete; its changes wait in the stream from `through` on.
+    #[default]
+    Waiting,
+    /// As they come.
+    Delivering,
+    /// Not until it is reloaded; nothing waits for it.
+    Suspended,
+}
+
+/// One table's delivery.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The table at the target.
+    pub target: TableName,
+    /// Whether it is delivered.
+    pub flow: Flow,
+    /// Everything of it before this place in the log is in the catalog, or accounted for.
+    pub through: LogPosition,
+    /// Changes that committed before this are in its load: they count as filtered.
+    pub start: Position,
+    /// Rows of the log that were passed over while it waits: they are in flight.
+    pub held: u64,
+    /// What became of its rows since the task began.
+    pub counts: Counts,
+    /// Number of the next LOAD file.
+    pub next_load_file: u32,
+    /// Rows in the dead letters.
+    pub dead_letters: u64,
+}
+
+/// Rows by fate.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Rows of loads.
+    pub loaded: u64,
+    /// Delivered inserts.
+    pub inserts: u64,
+    /// Delivered updates.
+    pub updates: u64,
+    /// Delivered deletes.
+    pub deletes: u64,
+    /// Rows left out, by reason.
+    pub filtered: BTreeMap<String, u64>,
+    /// Rows of the log in the dead letters.
+    pub dead_lettered: u64,
+}
+
+impl Counts {
+    /// Changes (not loaded rows) that are accounted for.
+    pub fn accounted(&self) -> u64 {
+        self.inserts + self.updates + self.deletes + self.dead_lettered + self.filtered.values().sum::<u64>()
+    }
+}

@@ -1,0 +1,28 @@
+//! `segment/<task>/<table>/<number>`: a finished segment of a load that is under way.
+
+use millrace_core::{Position, Reject, TableName};
+use serde::{Deserialize, Serialize};
+
+use super::table_part;
+use crate::catalog::DataFile;
+
+/// The key.
+pub fn key(task: &str, table: &TableName, segment: usize) -> String {
+    format!("{}{segment:08}", prefix(task, table))
+}
+
+/// All finished segments of a table's load.
+pub fn prefix(task: &str, table: &TableName) -> String {
+    format!("segment/{task}/{}/", table_part(table))
+}
+
+/// One finished segment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SegmentRecord {
+    /// Position of the snapshot it was read in.
+    pub position: Position,
+    /// Its objects; none if it held no row.
+    pub files: Vec<DataFile>,
+    /// Rows that their columns could not hold.
+    pub rejects: Vec<Reject>,
+}

@@ -1,0 +1,68 @@
+//! `task/<task>`: what is known of a replication task.
+
+use millrace_core::{
+    Position,
+    finding::Finding,
+    source::{Identity, Retained},
+};
+use serde::{Deserialize, Serialize};
+
+/// The key.
+pub fn key(task: &str) -> String {
+    format!("{PREFIX}{task}")
+}
+
+/// All tasks.
+pub const PREFIX: &str = "task/";
+
+/// A replication task's states, with DMS's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskState {
+    /// Never started.
+    #[default]
+    Creating,
+    /// May be started.
+    Ready,
+    /// Checks and connects.
+    Starting,
+    /// Loads or captures.
+    Running,
+    /// Finishes what it has begun.
+    Stopping,
+    /// Ended, by a command or because a full load is done.
+    Stopped,
+    /// Ended by an error; retried with back-off where that may help.
+    Failed,
+    /// Being taken away, at the source too.
+    Deleting,
+}
+
+/// One task.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// Its state.
+    pub state: TaskState,
+    /// Why it is stopped: `FULL_LOAD_ONLY_FINISHED`, `NORMAL`, …
+    pub stop_reason: Option<String>,
+    /// An operator stopped it; it stays stopped over a restart until it is resumed.
+    pub stopped_by_operator: bool,
+    /// Delivery waits; capture goes on.
+    pub paused: bool,
+    /// Who the source was when the slot was made.
+    pub identity: Option<Identity>,
+    /// We are about to make the slot: one that is found while there is no mark in the stream is ours and is made again.
+    pub slot_intent: bool,
+    /// A copy of the durable position, for display only: the stream's last mark is the truth.
+    pub position: Option<Position>,
+    /// What the source keeps for us, as last seen.
+    pub retained: Option<Retained>,
+    /// What keeps it from working, in the words of `check`.
+    pub errors: Vec<Finding>,
+    /// Name of the source endpoint, for messages.
+    pub source: String,
+    /// The task as configured, to tell what changed (JSON without secrets).
+    pub config: String,
+    /// Last change of this record (microseconds since 1970-01-01 UTC).
+    pub changed_us: i64,
+}

@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod config;
 pub mod delivery;
+pub mod replication;
 pub mod state;
 pub mod stream;
 pub mod telemetry;

@@ -1,0 +1,150 @@
+//! Table rules: names at the target, renamed and dropped columns.
+
+use std::sync::Arc;
+
+use millrace_core::{ChangeBatch, Columns, Finding, Table, TableName};
+
+use crate::config::TaskConfig;
+
+/// The rules of a task.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    config: TaskConfig,
+}
+
+impl Rules {
+    /// Of this task.
+    pub fn new(config: &TaskConfig) -> Self {
+        Self { config: config.clone() }
+    }
+
+    /// The table's name at the target.
+    pub fn target(&self, table: &TableName) -> TableName {
+        let Some(to) = self.rule(table).and_then(|rule| rule.to.as_ref()) else { return table.clone() };
+        let part = |pattern: &str, name: &str| if pattern == "*" { name.to_string() } else { pattern.to_string() };
+        TableName::new(part(&to.schema, &table.schema), part(&to.name, &table.name))
+    }
+
+    fn rule(&self, table: &TableName) -> Option<&crate::config::TableRule> {
+        self.config.tables.iter().find(|rule| rule.from.matches(table))
+    }
+
+    /// The table as the target sees it: renamed, without dropped columns.
+    pub fn shape(&self, table: &Table) -> Mapped {
+        let rule = self.rule(&table.name);
+        let dropped = |name: &str| rule.is_some_and(|rule| rule.drop.iter().any(|drop| drop == name));
+        let kept: Vec<usize> = (0..table.columns.len()).filter(|&i| !dropped(&table.columns[i].name)).collect();
+        let columns = kept.iter().map(|&index| {
+            let mut column = table.columns[index].clone();
+            if let Some(name) = rule.and_then(|rule| rule.rename.get(&column.name)) {
+                column.name = name.clone();
+            }
+            column
+        });
+        let columns = columns.collect();
+        let key: Option<Vec<usize>> = table.key.iter().map(|key| kept.iter().position(|kept| kept == key)).collect();
+        let target = Table { name: self.target(&table.name), columns, key: key.unwrap_or_default(), ..table.clone() };
+        let all = kept.len() == table.columns.len();
+        Mapped { source: table.clone(), target: Arc::new(target), kept: (!all).then_some(kept) }
+    }
+
+    /// What is wrong with the rules for these tables: a dropped key, a rename of a column that is not there, two tables
+    /// or columns that would meet in one name (the catalog lower-cases names).
+    pub fn check(&self, tables: &[Table]) -> Vec<Finding> {
+        let mut findings = vec![];
+        for table in tables {
+            self.check_columns(table, &mut findings);
+        }
+        for (index, table) in tables.iter().enumerate() {
+            let lower = |name: &TableName| (name.schema.to_lowercase(), name.name.to_lowercase());
+            let target = self.target(&table.name);
+            let twin = tables[..index].iter().find(|other| lower(&self.target(&other.name)) == lower(&target));
+            if let Some(twin) = twin {
+                findings.push(
+                    Finding::error(
+                        "CATALOG-NAME",
+                        format!(
+                            "{} and {} would both be table {} in the catalog",
+                            twin.name,
+                            table.name,
+                            target.to_string().to_lowercase()
+                        ),
+                    )
+                    .detail("the catalog lower-cases names, as Glue does")
+                    .fix(format!("tables: - {{ from: {}, to: {}_2 }}", table.name, target)),
+                );
+            }
+        }
+        findings
+    }
+
+    fn check_columns(&self, table: &Table, findings: &mut Vec<Finding>) {
+        let Some(rule) = self.rule(&table.name) else { return };
+        let exact = rule.from.is_exact();
+        for name in rule.rename.keys().chain(&rule.drop).filter(|name| exact && table.column_index(name).is_none()) {
+            findings.push(
+                Finding::error("TABLE-COLUMN", format!("{} has no column \"{name}\" to rename or drop", table.name))
+                    .fix("correct the name: it is case-sensitive, as the source shows it"),
+            );
+        }
+        for &key in &table.key {
+            let name = &table.columns[key].name;
+            if rule.drop.contains(name) {
+                findings.push(
+                    Finding::error(
+                        "TABLE-KEY-DROPPED",
+                        format!("{}: the key column \"{name}\" cannot be dropped", table.name),
+                    )
+                    .detail("without its key the current rows of the table could not be told apart")
+                    .fix(format!("take \"{name}\" out of `drop`")),
+                );
+            }
+        }
+        let shape = self.shape(table).target;
+        for (index, column) in shape.columns.iter().enumerate() {
+            if shape.columns[..index].iter().any(|other| other.name.to_lowercase() == column.name.to_lowercase()) {
+                findings.push(
+                    Finding::error(
+                        "TABLE-COLUMN",
+                        format!(
+                            "{}: two columns would be named \"{}\" in the catalog",
+                            table.name,
+                            column.name.to_lowercase()
+                        ),
+                    )
+                    .detail("the catalog lower-cases names, as Glue does")
+                    .fix(format!(
+                        "rename: {{ {:?}: {:?} }}",
+                        column.name,
+                        format!("{}_2", column.name)
+                    )),
+                );
+            }
+        }
+    }
+}
+
+/// A table's two shapes.
+#[derive(Debug, Clone)]
+pub struct Mapped {
+    /// As the source has it.
+    pub source: Table,
+    /// As the target gets it.
+    pub target: Arc<Table>,
+    kept: Option<Vec<usize>>,
+}
+
+impl Mapped {
+    /// Rows as the target gets them.
+    pub fn columns(&self, columns: Columns) -> Columns {
+        match &self.kept {
+            Some(kept) => columns.project(kept),
+            None => columns,
+        }
+    }
+
+    /// A whole batch as the target gets it.
+    pub fn batch(&self, batch: ChangeBatch) -> ChangeBatch {
+        ChangeBatch { table: self.target.clone(), after: self.columns(batch.after), ..batch }
+    }
+}

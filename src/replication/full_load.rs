@@ -121,7 +121,8 @@ impl FullLoad {
             self.metrics.count_error(&self.task, error.kind.code());
             if error.kind.action() == Action::SuspendTable {
                 warn!(task = self.task, table = %table, error = %error, "table cannot be loaded and is suspended");
-                self.tables.suspend(&table, &error.to_string())?;
+                let _gate = self.delivery.gate().await;
+                self.tables.give_up(&table, TableState::Error, &error.to_string())?;
             } else {
                 warn!(task = self.task, table = %table, error = %error, "loading a table failed");
                 failed.get_or_insert(error);

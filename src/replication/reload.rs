@@ -36,9 +36,7 @@ pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Res
             record.state = TableState::Reloading;
             record.error = None;
             if let Some(load) = &mut record.load {
-                // Its files must go, so it is not forgotten; but no segment of it is taken up again.
-                load.plan.segments.clear();
-                load.plan.storage_id = 0;
+                load.forget_segments();
             }
         })?;
         lines.push(format!("table {name} is loaded anew; readers see the old rows until it is complete"));

@@ -380,10 +380,8 @@ impl Session {
                 Some(shape) => self.tables.update(&name, vec![], |record| record.table = shape.clone())?,
                 None => {
                     warn!(task = self.task.name(), table = %name, "table is not at the source any more");
-                    self.tables.update(&name, vec![], |record| {
-                        record.state = TableState::Missing;
-                        record.error = Some("the table is not at the source, or cannot be captured".into());
-                    })?;
+                    let _gate = self.delivery.gate().await;
+                    self.tables.give_up(&name, TableState::Missing, "the table is not at the source any more")?;
                 }
             }
         }

@@ -96,9 +96,27 @@ impl Tables {
         self.update(table, vec![], |record| {
             record.state = TableState::Error;
             record.error = Some(format!("{why}; reload it: millrace reload {task} {table}"));
-            record.load = None;
         })?;
         Ok(true)
+    }
+
+    /// A table that waits for its load cannot be loaded: nothing waits for it in the stream any more. Called with the
+    /// delivery's gate held.
+    pub fn give_up(&self, table: &TableName, state: TableState, why: &str) -> Result<()> {
+        let Some(record) = self.get(table) else { return Ok(()) };
+        let mut puts = vec![];
+        if let Some(mut delivery) = self.checkpoint(&record.target)? {
+            delivery.flow = Flow::Suspended;
+            puts.push(Put::set(checkpoint::key(&self.task, &record.target), &delivery));
+        }
+        let errored = self.errored(&record, state, why);
+        self.update(table, puts, |record| {
+            record.state = errored.state;
+            record.error = errored.error;
+            if let Some(load) = &mut record.load {
+                load.forget_segments();
+            }
+        })
     }
 
     /// The table's delivery.
@@ -196,7 +214,7 @@ impl Tables {
             TableState::Cancelled => None,
             _ => Some(format!("{why}; reload it: millrace reload {} {}", self.task, record.table.name)),
         };
-        TableRecord { state, error, load: None, ..record.clone() }
+        TableRecord { state, error, ..record.clone() }
     }
 
     /// Suspends tables that delivery suspended at their place in the log, should the record not say so yet.

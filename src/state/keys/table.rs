@@ -93,3 +93,11 @@ pub struct LoadRecord {
     /// When it began (microseconds since 1970-01-01 UTC).
     pub started_us: i64,
 }
+
+impl LoadRecord {
+    /// No segment of it is taken up again. It is not dropped, because its files must go first.
+    pub fn forget_segments(&mut self) {
+        self.plan.segments.clear();
+        self.plan.storage_id = 0;
+    }
+}

@@ -1,5 +1,6 @@
 //! Delivery: from the stream to objects and the catalog, exactly once.
 
+pub mod dead_letters;
 pub mod file_schema;
 pub mod layout;
 

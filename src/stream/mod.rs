@@ -164,6 +164,12 @@ impl Stream {
         todo!()
     }
 
+    /// Cuts off everything behind the last mark, and lets appends through again after one failed: from a failed append
+    /// until this is called every append fails, because a later one's mark would cover what is missing.
+    pub async fn rewind(&self) -> Result<()> {
+        todo!()
+    }
+
     /// Reads from `from` (a mark's `at`, or 0) to `to` (a mark's `at`). Blocking. Frames of tables for which `wanted`
     /// is false (given the table and the place of the frame) are passed over undecoded.
     pub fn read(

@@ -2,6 +2,7 @@
 //! `schema.table` with `/`, `.` and `%` escaped, so that a scan by prefix never meets a neighbour.
 
 pub mod checkpoint;
+pub mod progress;
 pub mod segment;
 pub mod table;
 pub mod task;

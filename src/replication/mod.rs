@@ -135,13 +135,14 @@ impl TaskHandle {
 pub async fn check(wiring: &Wiring) -> Vec<Finding> {
     let config = &wiring.config;
     let scope = Scope { selection: config.selection(), full_load: config.mode.loads(), cdc: config.mode.captures() };
-    let (mut findings, target) = tokio::join!(wiring.source.check(&scope), wiring.destination.check());
+    let (source, target) = tokio::join!(wiring.source.check(&scope), wiring.destination.check());
+    let mut findings: Vec<Finding> = source.into_iter().map(|finding| finding.at(&config.source)).collect();
     let reachable = !findings.iter().any(|finding| finding.severity == Severity::Error);
-    findings.extend(target);
+    findings.extend(target.into_iter().map(|finding| finding.at(&config.target)));
     if reachable {
         match wiring.source.tables(&scope.selection).await {
             Ok(tables) => findings.extend(Rules::new(config).check(&tables)),
-            Err(error) => findings.push(Finding::from(&error)),
+            Err(error) => findings.push(Finding::from(&error).at(&config.source)),
         }
     }
     findings

@@ -13,6 +13,7 @@
 pub mod check;
 pub mod config;
 pub mod discover;
+pub mod grants;
 pub mod load;
 pub mod publication;
 pub mod slot;

@@ -151,7 +151,7 @@ fn floating(value: f64, shortest: &str, digits: i32, out: &mut String) -> Result
         }
         let point = exponent + 1;
         match usize::try_from(point) {
-            Ok(point) if point == 0 => write!(out, "0.{unsigned}")?,
+            Ok(0) => write!(out, "0.{unsigned}")?,
             Ok(point) if point >= unsigned.len() => write!(out, "{unsigned:0<point$}")?,
             Ok(point) => {
                 let (whole, fraction) = unsigned.split_at(point);

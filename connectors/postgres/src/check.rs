@@ -5,7 +5,7 @@
 //! `PG-ROW-FILTER`, `PG-TABLE-MISSING`; as warnings `PG-PATTERN`, `PG-REPLICA-IDENTITY`, `PG-OTHER-PUBLICATION`,
 //! `PG-WAL-KEEP`, `PG-LONG-TRANSACTION`, `PG-SUPERUSER`. What cannot be looked at is reported with its error.
 
-use std::io;
+use std::{io, time::Duration};
 
 use millrace_core::{Error, Finding, Kind, Result, TableName, TablePattern, source::Scope};
 
@@ -15,7 +15,7 @@ use crate::{
     discover::{self, CatalogRow, IdentityGap, Shape, quote_identifier, quote_literal, quote_table},
     publication,
     snapshot::open_transactions,
-    wire::{Connection, Mode, ServerError, sqlstate},
+    wire::{Connection, Mode, ServerError},
 };
 
 /// The oldest server that can be read: TID range scans and `pg_replication_slots.safe_wal_size` need it.
@@ -24,6 +24,8 @@ const MAJOR_VERSION_MIN: u32 = 14;
 const NAMES_SHOWN: usize = 5;
 /// An open transaction of this age is told of.
 const LONG_TRANSACTION_SECONDS: u32 = 60;
+/// One whose age the role may not see is told of when it is still open after this time.
+const HIDDEN_TRANSACTION_WAIT: Duration = Duration::from_secs(1);
 
 /// Every problem of the scope.
 pub async fn check(config: &PostgresConfig, names: &Names, scope: &Scope) -> Vec<Finding> {
@@ -179,7 +181,15 @@ impl Check<'_> {
     }
 
     async fn long_transactions(&mut self) -> Result<()> {
-        let rows = self.connection.query(&open_transactions(0, LONG_TRANSACTION_SECONDS)).await?;
+        let sql = open_transactions(0, LONG_TRANSACTION_SECONDS);
+        let mut rows = self.connection.query(&sql).await?;
+        let is_hidden = |row: &Vec<Option<String>>| row.get(1).is_some_and(Option::is_none);
+        if rows.iter().any(is_hidden) {
+            // An ordinary role does not see how old they are, but whether they stay.
+            tokio::time::sleep(HIDDEN_TRANSACTION_WAIT).await;
+            let later = self.connection.query(&sql).await?;
+            rows.retain(|row| !is_hidden(row) || later.contains(row));
+        }
         if rows.is_empty() {
             return Ok(());
         }
@@ -187,9 +197,12 @@ impl Check<'_> {
         let mut pids = vec![];
         for row in &rows {
             let row = CatalogRow(row);
-            let (pid, age) = (row.word(0)?, row.text(1).unwrap_or("an unknown number of"));
-            let (user, state) = (row.text(2).unwrap_or("unknown"), row.text(3).unwrap_or("unknown"));
-            finding = finding.detail(format!("pid {pid}: open for {age} s, role {user}, state {state}"));
+            let pid = row.word(0)?;
+            let hidden = "age and state hidden from this role".to_string();
+            let told = row.text(1).map_or(hidden, |age| {
+                format!("open for {age} s, role {}, state {}", row.text(2).unwrap_or("?"), row.text(3).unwrap_or("?"))
+            });
+            finding = finding.detail(format!("pid {pid}: {told}"));
             if pid != "prepared" {
                 pids.push(pid.to_string());
             }
@@ -503,67 +516,70 @@ fn some_of(names: &[String]) -> String {
 
 /// What is wrong with a connect: the place, the password, the database, or the encryption.
 pub async fn connect_finding(config: &PostgresConfig, error: &Error) -> Finding {
-    let place = format!("{}:{}", config.host, config.port);
-    let said = Finding::from(error).detail;
-    let finding = |code: &str, summary: String| Finding { detail: said.clone(), ..Finding::error(code, summary) };
-    let server = error.source.as_ref().and_then(|source| source.downcast_ref::<ServerError>());
-    match sqlstate(error) {
-        Some("3D000") => {
-            let fix = match near_database(config).await {
-                Some(near) => format!("did you mean database: {near} ?"),
-                None => "set database to one that exists (psql -l lists them)".into(),
-            };
-            return finding("PG-DATABASE", format!("there is no database {:?} at {place}", config.database)).fix(fix);
-        }
-        Some("28000") if server.is_some_and(|said| said.message.contains("no encryption")) => {
-            return finding("PG-TLS", format!("the server at {place} refuses {:?} without TLS", config.user))
-                .fix("set tls.mode to verify-full, or allow it in pg_hba.conf");
-        }
-        Some("28P01") => {
-            return finding("PG-AUTH", format!("the server at {place} refuses the password of role {:?}", config.user))
-                .fix("correct the password, PGPASSWORD or ~/.pgpass, or set a new one:")
-                .fix(format!("ALTER ROLE {} PASSWORD '…';", quote_identifier(&config.user)));
-        }
-        Some("28000") => {
-            return finding("PG-AUTH", format!("the server at {place} refuses the role {:?}", config.user))
-                .fix("check user; and pg_hba.conf needs a line such as:")
-                .fix(format!("host {} {} <our address>/32 scram-sha-256", config.database, config.user));
-        }
-        Some("42501") => {
-            return finding("PG-AUTH", format!("the role {:?} may not connect to {:?}", config.user, config.database))
-                .fix(format!(
-                    "GRANT CONNECT ON DATABASE {} TO {};",
-                    quote_identifier(&config.database),
-                    quote_identifier(&config.user)
-                ));
-        }
-        Some(_) => {
-            return finding("PG-CONNECT", format!("the server at {place} refuses connections now"))
-                .fix("wait until it has started, or give it more max_connections");
-        }
-        None => {}
-    }
-    if error.kind == Kind::Authentication && !is_tls(error) {
-        let fix = if error.fix.is_empty() { "check user and password".into() } else { error.fix.clone() };
-        return finding("PG-AUTH", format!("logging in to {place} as {:?} failed", config.user)).fix(fix);
-    }
-    if is_tls(error) {
-        let fix = if error.fix.is_empty() { "check tls.mode and tls.ca-file".into() } else { error.fix.clone() };
-        return finding("PG-TLS", format!("no encrypted connection to {place} can be made")).fix(fix);
-    }
-    if error.kind == Kind::Config {
-        return Finding::from(error);
-    }
-    let io = error.source.as_ref().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
-    let fix = match io {
-        Some(io::ErrorKind::ConnectionRefused) => "check port, and whether the server listens there (listen_addresses)",
-        Some(io::ErrorKind::NotFound) => "check host and port: there is no such socket or address",
-        Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
-            "check port: what answers there is no PostgreSQL, or it is stopping"
-        }
-        _ => "check host, port, and the firewalls in between",
+    let finding = match error.source.as_ref().and_then(|source| source.downcast_ref::<ServerError>()) {
+        Some(said) => refusal(config, said).await,
+        None => no_answer(config, error),
     };
-    finding("PG-CONNECT", format!("cannot connect to {place}")).fix(fix)
+    Finding { detail: Finding::from(error).detail, ..finding }
+}
+
+/// The server answered, and refused.
+async fn refusal(config: &PostgresConfig, said: &ServerError) -> Finding {
+    let place = format!("{}:{}", config.host, config.port);
+    let (role, database) = (quote_identifier(&config.user), quote_identifier(&config.database));
+    match said.code.as_str() {
+        "3D000" => {
+            let finding = Finding::error("PG-DATABASE", format!("there is no database {database} at {place}"));
+            match near_database(config).await {
+                Some(near) => finding.fix(format!("did you mean database: {near} ?")),
+                None => finding.fix("set database to one that exists (psql -l lists them)"),
+            }
+        }
+        "28P01" => Finding::error("PG-AUTH", format!("the server at {place} refuses the password of role {role}"))
+            .fix("correct the password, PGPASSWORD or ~/.pgpass, or set a new one:")
+            .fix(format!("ALTER ROLE {role} PASSWORD '…';")),
+        "28000" => {
+            let finding = Finding::error("PG-AUTH", format!("the server at {place} refuses the role {role}"))
+                .fix("check user; and pg_hba.conf needs a line such as:")
+                .fix(format!("host {database} {role} <our address>/32 scram-sha-256"));
+            match said.message.contains("no encryption") {
+                true => finding.fix("or, if it has such a line that begins with hostssl, set tls.mode to verify-full"),
+                false => finding,
+            }
+        }
+        "42501" => Finding::error("PG-AUTH", format!("the role {role} may not connect to the database {database}"))
+            .fix(format!("GRANT CONNECT ON DATABASE {database} TO {role};")),
+        _ => Finding::error("PG-CONNECT", format!("the server at {place} refuses connections now"))
+            .fix("wait until it has started, or give it more max_connections"),
+    }
+}
+
+/// It did not come so far that the server could refuse.
+fn no_answer(config: &PostgresConfig, error: &Error) -> Finding {
+    let place = format!("{}:{}", config.host, config.port);
+    let advice = |otherwise: &str| if error.fix.is_empty() { otherwise.to_string() } else { error.fix.clone() };
+    if is_tls(error) {
+        return Finding::error("PG-TLS", format!("no encrypted connection to {place} can be made"))
+            .fix(advice("check tls.mode and tls.ca-file"));
+    }
+    match error.kind {
+        Kind::Authentication => Finding::error("PG-AUTH", format!("logging in to {place} as {:?} failed", config.user))
+            .fix(advice("check user and password")),
+        Kind::Config => Finding::from(error),
+        _ => {
+            let io = error.source.as_ref().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
+            Finding::error("PG-CONNECT", format!("cannot connect to {place}")).fix(match io {
+                Some(io::ErrorKind::ConnectionRefused) => {
+                    "check port, and whether the server listens there (listen_addresses)"
+                }
+                Some(io::ErrorKind::NotFound) => "check host and port: there is no such socket or address",
+                Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+                    "check port: what answers there is no PostgreSQL, or it is stopping"
+                }
+                _ => "check host, port, and the firewalls in between",
+            })
+        }
+    }
 }
 
 fn is_tls(error: &Error) -> bool {

@@ -42,7 +42,6 @@ async fn apply(session: &mut wire::Connection, finding: &Finding) {
     let sql: Vec<&String> = finding
         .fix
         .iter()
-        .map(|line| line)
         .filter(|line| ["ALTER", "GRANT", "CREATE", "DROP"].iter().any(|verb| line.starts_with(verb)))
         .collect();
     let after_colon = finding.fix.iter().filter_map(|line| line.split_once("run: ")).map(|(_, sql)| sql.to_string());

@@ -7,10 +7,10 @@ use std::{
 };
 
 use millrace_core::{
-    Capture, Kind, Selection, Table, TableName, TablePattern,
+    Capture, Columns, Kind, Selection, Table, TableName, TablePattern,
     source::{Source, TableLoad},
 };
-use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, wire};
+use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, lookup, wire};
 
 #[allow(dead_code)]
 #[path = "../src/test_server.rs"]
@@ -170,7 +170,7 @@ async fn a_commit_that_waits_for_a_standby_is_not_lost() {
     assert_eq!(session.query("select count(*) from t").await.unwrap()[0][0].as_deref(), Some("0"), "it is not visible");
 
     // The new slot waits for the transaction, which is over as soon as somebody gives up waiting for the standby.
-    let taken = tokio::spawn(async move { (source.snapshot(&[name.clone()], true).await.unwrap(), name) });
+    let taken = tokio::spawn(async move { (source.snapshot(std::slice::from_ref(&name), true).await.unwrap(), name) });
     tokio::time::sleep(Duration::from_millis(500)).await;
     session.execute(&format!("select pg_cancel_backend({pid})")).await.unwrap();
     held.await.unwrap().unwrap();
@@ -279,4 +279,83 @@ async fn a_slot_is_made_anew_kept_account_of_and_removed() {
     let left = session.query("select slot_name from pg_replication_slots").await.unwrap();
     assert_eq!(left, [[Some("elsewhere".to_string())]]);
     assert_eq!(source.remove().await.unwrap(), Vec::<String>::new(), "removing twice does no harm");
+}
+
+#[tokio::test]
+async fn rows_are_read_anew_by_key() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let mut session = server.session().await;
+    session
+        .execute(
+            "create type mood as enum ('sad', 'it''s \\ ok'); \
+             create table t (a numeric(10,2), m mood, at timestamptz, big text, due date, primary key (m, a, at)); \
+             insert into t values (1.50, 'it''s \\ ok', '2024-03-31 03:30:00.5+02', repeat('x', 20000), '2024-01-01'), \
+             (-0.05, 'sad', '0001-01-01 00:00:00+00', null, '2024-01-02'), \
+             (7, 'sad', '2000-01-01 00:00:00+00', 'y', 'infinity')",
+        )
+        .await
+        .unwrap();
+    let table = source(&server, "lookup").tables(&selection(&["public.t"])).await.unwrap().remove(0);
+    // The log may be behind the catalog.
+    session.execute("alter table t rename big to large; alter table t rename to moved").await.unwrap();
+    let mut keys = Columns::new(table.key.iter().map(|&key| &table.columns[key].ty));
+    for (mood, a, at) in [
+        ("sad", 700, 946_684_800_000_000),
+        ("sad", 700, 946_684_800_000_001),
+        ("it's \\ ok", 150, 1_711_848_600_500_000),
+        ("sad", -5, -62_135_596_800_000_000),
+        ("it's \\ ok", 150, 1_711_848_600_500_000),
+    ] {
+        keys.column_mut(0).push_str(mood);
+        keys.column_mut(1).push_decimal(a);
+        keys.column_mut(2).push_i64(at);
+        keys.end_row();
+    }
+    let big = table.column_index("big").unwrap();
+    let due = table.column_index("due").unwrap();
+    let found = lookup::read(&mut session, &table, &keys, &[big, due], 1 << 20).await.unwrap();
+    assert_eq!(found.found, [2, 3, 4]);
+    let cells = |column: usize| (0..3).map(|row| found.columns.columns()[column].cell_text(row)).collect::<Vec<_>>();
+    let large = Some("x".repeat(20_000));
+    assert_eq!(cells(0), [large.clone(), None, large]);
+    assert_eq!(cells(1), [Some("19723".into()), Some("19724".into()), Some("19723".into())]);
+    assert_eq!(found.rejected.len(), 1);
+    assert!(found.rejected[0].0 == 0 && found.rejected[0].1.contains("infinity"));
+    session.execute("alter table moved drop column large").await.unwrap();
+    let error = lookup::read(&mut session, &table, &keys, &[big], 1 << 20).await.unwrap_err();
+    assert_eq!(error.kind, Kind::SchemaChange);
+    session.execute("drop table moved").await.unwrap();
+    let error = lookup::read(&mut session, &table, &keys, &[due], 1 << 20).await.unwrap_err();
+    assert_eq!(error.kind, Kind::TableMissing);
+    session.execute("select 1").await.expect("the session can go on");
+}
+
+#[tokio::test]
+async fn a_lookup_waits_for_what_the_log_has_handed_out() {
+    let Some(server) = TestServer::start(&["synchronous_standby_names='nobody'", "synchronous_commit=local"]) else {
+        return;
+    };
+    let mut session = server.session().await;
+    session.execute("create table t (id bigint primary key)").await.unwrap();
+    let mut held = server.session().await;
+    let pid = held.process_id();
+    let held = tokio::spawn(async move {
+        held.execute("set synchronous_commit = on").await.unwrap();
+        held.execute("insert into t values (1)").await
+    });
+    let waits = format!("select backend_xid from pg_stat_activity where pid = {pid} and wait_event = 'SyncRep'");
+    let xid: u32 = loop {
+        match session.query(&waits).await.unwrap().pop() {
+            Some(row) => break row[0].as_deref().unwrap().parse().unwrap(),
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let mut looker = server.session().await;
+    let xids = [xid - 1, xid];
+    let visible = lookup::wait_until_visible(&mut looker, &xids);
+    assert!(tokio::time::timeout(Duration::from_millis(300), visible).await.is_err(), "it is not visible yet");
+    session.execute(&format!("select pg_cancel_backend({pid})")).await.unwrap();
+    held.await.unwrap().unwrap();
+    lookup::wait_until_visible(&mut looker, &xids).await.unwrap();
+    assert_eq!(looker.query("select id from t").await.unwrap(), [[Some("1".to_string())]]);
 }

@@ -129,6 +129,9 @@ pub fn bytes_wanted(bytes: &[u8]) -> usize {
     bytes.len() - rest.len()
 }
 
+/// Bytes of COPY's file header without an extension, which no version of the server sends.
+pub const HEADER_BYTES: usize = 19;
+
 /// Cuts COPY's file header off the first message: signature, flags, and an extension that is skipped.
 pub fn strip_header(message: &[u8]) -> Option<&[u8]> {
     let rest = message.strip_prefix(b"PGCOPY\n\xff\r\n\0")?;

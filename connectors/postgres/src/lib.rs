@@ -14,6 +14,7 @@ pub mod check;
 pub mod config;
 pub mod discover;
 pub mod load;
+pub mod lookup;
 pub mod publication;
 pub mod slot;
 pub mod snapshot;

@@ -15,6 +15,7 @@ pub mod config;
 pub mod discover;
 pub mod grants;
 pub mod load;
+pub mod lookup;
 pub mod publication;
 pub mod slot;
 pub mod snapshot;

@@ -236,14 +236,16 @@ async fn blockers(config: &PostgresConfig, process_id: u32) -> Result<String> {
     Ok(discover::first_cells(rows).join(", "))
 }
 
-/// Transactions that have written something and are not over, oldest first: pid, age in seconds, user, state. Age, user
-/// and state are null where the role may not see them. `pg_locks` shows every transaction to everybody.
+/// Transactions that have written something and are not over, oldest first: pid, age in seconds, user, state, xid. Age,
+/// user and state are null where the role may not see them; such a transaction is taken as old enough. `pg_locks` shows
+/// every transaction to everybody.
 pub fn open_transactions(process_id: u32, seconds_min: u32) -> String {
     format!(
-        "SELECT coalesce(l.pid::text, 'prepared'), extract(epoch FROM now() - a.xact_start)::bigint, a.usename, a.state \
+        "SELECT coalesce(l.pid::text, 'prepared'), extract(epoch FROM now() - a.xact_start)::bigint, a.usename, \
+         a.state, l.transactionid \
          FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
          WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted \
-         AND coalesce(l.pid, 0) NOT IN ({process_id}, pg_backend_pid()) \
+         AND coalesce(l.pid, -1) NOT IN ({process_id}, pg_backend_pid()) \
          AND coalesce(now() - a.xact_start >= interval '{seconds_min} s', true) ORDER BY a.xact_start LIMIT 5"
     )
 }

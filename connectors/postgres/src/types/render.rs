@@ -1,9 +1,11 @@
-//! Binary values as the text that the server prints, with TimeZone UTC, DateStyle ISO, IntervalStyle postgres and
-//! bytea_output hex: for columns that keep the text, for keys and for dead letters.
+//! Values as the text that the server prints, with TimeZone UTC, DateStyle ISO, IntervalStyle postgres and bytea_output
+//! hex: binary ones for columns that keep the text and for dead letters, those of columns for keys.
 //!
 //! Sources: the `*_out` functions in `src/backend/utils/adt` (`numeric.c`, `datetime.c`, `float.c`, `arrayfuncs.c`).
 
 use std::fmt::Write;
+
+use millrace_core::{ColumnType, ColumnVec, Values};
 
 use super::{
     PgType, Scalar,
@@ -58,6 +60,57 @@ pub fn scalar(ty: Scalar, bytes: &[u8], out: &mut String) -> Result<(), Malforme
         Scalar::Interval => interval(fixed(bytes)?, out)?,
     }
     Ok(())
+}
+
+/// The text of a cell, which the server reads back as the same value; `None` if it is null.
+pub fn cell(column: &ColumnVec, row: usize) -> Option<String> {
+    if column.is_null(row) || row >= column.len() {
+        return None;
+    }
+    let mut out = String::new();
+    match (column.values(), column.ty()) {
+        (Values::Decimal(unscaled), ColumnType::Decimal { scale, .. }) => {
+            decimal(*unscaled.get(row)?, usize::from(*scale), &mut out);
+        }
+        (Values::Int32(days), ColumnType::Date) => {
+            let suffix = calendar(i64::from(*days.get(row)?), &mut out).ok()?;
+            out.push_str(suffix);
+        }
+        (Values::Int64(us), ColumnType::Time) => time(*us.get(row)?, &mut out).ok()?,
+        (Values::Int64(us), ColumnType::Timestamp) => moment(*us.get(row)?, 0, "", &mut out).ok()?,
+        (Values::Int64(us), ColumnType::TimestampTz) => moment(*us.get(row)?, 0, "+00", &mut out).ok()?,
+        (Values::Boolean(bits), _) => out.push(if bits.get(row) { 't' } else { 'f' }),
+        (Values::Float32(values), _) => scalar(Scalar::Float4, &values.get(row)?.to_be_bytes(), &mut out).ok()?,
+        (Values::Float64(values), _) => scalar(Scalar::Float8, &values.get(row)?.to_be_bytes(), &mut out).ok()?,
+        (Values::List { offsets, items }, _) => {
+            let (start, end) =
+                (usize::try_from(*offsets.get(row)?).ok()?, usize::try_from(*offsets.get(row + 1)?).ok()?);
+            out.push('{');
+            for item in start..end {
+                if item > start {
+                    out.push(',');
+                }
+                match cell(items, item) {
+                    Some(text) => array_item(&text, &mut out),
+                    None => out.push_str("NULL"),
+                }
+            }
+            out.push('}');
+        }
+        _ => return column.cell_text(row),
+    }
+    Some(out)
+}
+
+fn decimal(unscaled: i128, scale: usize, out: &mut String) {
+    let mut digits = format!("{:0>width$}", unscaled.unsigned_abs(), width = scale + 1);
+    if scale > 0 {
+        digits.insert(digits.len() - scale, '.');
+    }
+    if unscaled < 0 {
+        out.push('-');
+    }
+    out.push_str(&digits);
 }
 
 fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Malformed> {
@@ -151,7 +204,7 @@ fn floating(value: f64, shortest: &str, digits: i32, out: &mut String) -> Result
         }
         let point = exponent + 1;
         match usize::try_from(point) {
-            Ok(point) if point == 0 => write!(out, "0.{unsigned}")?,
+            Ok(0) => write!(out, "0.{unsigned}")?,
             Ok(point) if point >= unsigned.len() => write!(out, "{unsigned:0<point$}")?,
             Ok(point) => {
                 let (whole, fraction) = unsigned.split_at(point);
@@ -228,14 +281,18 @@ fn timestamp(us: i64, zone: &str, out: &mut String) -> Result<(), Malformed> {
     match us {
         i64::MAX => out.push_str("infinity"),
         i64::MIN => out.push_str("-infinity"),
-        _ => {
-            let suffix = calendar(us.div_euclid(DAY_US) + i64::from(EPOCH_DAYS), out)?;
-            out.push(' ');
-            time(us.rem_euclid(DAY_US), out)?;
-            out.push_str(zone);
-            out.push_str(suffix);
-        }
+        _ => moment(us, EPOCH_DAYS, zone, out)?,
     }
+    Ok(())
+}
+
+/// Microseconds since an epoch that is so many days after 1970-01-01.
+fn moment(us: i64, epoch_days: i32, zone: &str, out: &mut String) -> Result<(), Malformed> {
+    let suffix = calendar(us.div_euclid(DAY_US) + i64::from(epoch_days), out)?;
+    out.push(' ');
+    time(us.rem_euclid(DAY_US), out)?;
+    out.push_str(zone);
+    out.push_str(suffix);
     Ok(())
 }
 

@@ -307,6 +307,15 @@ impl Connection {
     /// Reads to ReadyForQuery; a connection that breaks meanwhile will say so at its next use.
     async fn settle(&mut self) {
         loop {
+            // A COPY may have been left in the middle of a message.
+            match self.inbox.copy_data() {
+                Ok(_) if self.inbox.at_frame() => {}
+                Ok(_) => match self.fill().await {
+                    Ok(_) => continue,
+                    Err(_) => return,
+                },
+                Err(_) => return,
+            }
             match self.receive().await {
                 Ok((b'Z', _)) => break,
                 Ok(_) => {}

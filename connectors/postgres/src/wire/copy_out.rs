@@ -11,14 +11,12 @@ use super::connection::{Answer, Connection, running};
 pub struct CopyOut<C> {
     connection: C,
     doing: String,
-    /// Bytes of the current CopyData's payload that are still to come.
-    open: usize,
     done: bool,
 }
 
 impl<C: BorrowMut<Connection>> CopyOut<C> {
     pub(super) fn new(connection: C, sql: &str) -> Self {
-        Self { connection, doing: sql.to_string(), open: 0, done: false }
+        Self { connection, doing: sql.to_string(), done: false }
     }
 
     /// The next piece of the payload stream: the payloads of all CopyData messages at hand, one behind the other (a
@@ -31,11 +29,11 @@ impl<C: BorrowMut<Connection>> CopyOut<C> {
                 return Ok(None);
             }
             let inbox = connection.inbox();
-            let taken = inbox.copy_data(&mut self.open).context(Kind::Protocol, || running(&self.doing))?;
+            let taken = inbox.copy_data().context(Kind::Protocol, || running(&self.doing))?;
             if !taken.is_empty() {
                 break taken;
             }
-            if self.open > 0 || inbox.waiting().len() < 5 {
+            if !inbox.at_frame() {
                 connection.fill().await?;
             } else {
                 // CopyDone, CommandComplete, ReadyForQuery, or an error in between.

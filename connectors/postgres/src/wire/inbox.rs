@@ -26,6 +26,8 @@ pub struct Inbox {
     data: Vec<u8>,
     start: usize,
     end: usize,
+    /// Bytes of a CopyData's payload that are still to come, its front having been taken by [`Inbox::copy_data`].
+    open: usize,
 }
 
 /// The frame at the front.
@@ -40,7 +42,7 @@ pub struct Header {
 impl Inbox {
     /// An empty one.
     pub fn new() -> Self {
-        Self { data: vec![0; ROOM], start: 0, end: 0 }
+        Self { data: vec![0; ROOM], start: 0, end: 0, open: 0 }
     }
 
     /// Bytes that wait.
@@ -53,7 +55,7 @@ impl Inbox {
     pub fn header(&self) -> Result<Option<Header>, Malformed> {
         let Some(&[tag, a, b, c, d]) = self.waiting().first_chunk::<5>() else { return Ok(None) };
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if length < 4 || length > FRAME_BYTES_MAX {
+        if !(4..=FRAME_BYTES_MAX).contains(&length) {
             return Err(Malformed("a frame has an impossible length"));
         }
         Ok(Some(Header { tag, body: length - 4 }))
@@ -78,23 +80,22 @@ impl Inbox {
     }
 
     /// Moves payload of CopyData frames together, headers left out, and takes it: returns where it lies now, for
-    /// [`Self::piece`]. `open` is how much of a payload is still to come; it is carried from call to call. Stops at any
-    /// other frame.
-    pub fn copy_data(&mut self, open: &mut usize) -> Result<Range<usize>, Malformed> {
+    /// [`Self::piece`]. Stops at any other frame. Empty when more must be read, or [`Self::at_frame`].
+    pub fn copy_data(&mut self) -> Result<Range<usize>, Malformed> {
         let begin = self.start;
         let mut out = begin;
         loop {
-            if *open == 0 {
+            if self.open == 0 {
                 match self.header()? {
                     Some(Header { tag: b'd', body }) => {
                         self.start += 5;
-                        *open = body;
+                        self.open = body;
                     }
                     _ => break,
                 }
             }
-            let count = (*open).min(self.end - self.start);
-            if count == 0 && *open > 0 {
+            let count = (self.open).min(self.end - self.start);
+            if count == 0 && self.open > 0 {
                 break;
             }
             // The header before it leaves a gap of five bytes at least, except for the rest of an open payload.
@@ -103,9 +104,14 @@ impl Inbox {
             }
             out += count;
             self.start += count;
-            *open -= count;
+            self.open -= count;
         }
         Ok(begin..out)
+    }
+
+    /// Whether the header of a frame is at the front.
+    pub fn at_frame(&self) -> bool {
+        self.open == 0 && self.end - self.start >= 5
     }
 
     /// The bytes that [`Self::copy_data`] took, until the next read.
@@ -223,12 +229,12 @@ mod tests {
             let mut bytes: Vec<u8> = parts.iter().flat_map(|part| frame(b'd', part)).collect();
             bytes.extend(frame(b'c', b""));
             let joined = block_on(async {
-                let (mut inbox, mut open, mut joined) = (Inbox::new(), 0, vec![]);
+                let (mut inbox, mut joined) = (Inbox::new(), vec![]);
                 let mut pieces = bytes.chunks(cut);
                 loop {
-                    let taken = inbox.copy_data(&mut open).unwrap();
+                    let taken = inbox.copy_data().unwrap();
                     joined.extend_from_slice(inbox.piece(taken));
-                    if open == 0 && inbox.has_frame().unwrap() {
+                    if inbox.open == 0 && inbox.has_frame().unwrap() {
                         assert_eq!(inbox.frame().unwrap(), Some((b'c', &b""[..])));
                         return joined;
                     }

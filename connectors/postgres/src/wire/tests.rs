@@ -97,14 +97,20 @@ async fn logs_in_by_every_method() {
     assert!(error.to_string().contains("does not speak TLS"), "{error}");
 }
 
-/// A certificate for "localhost" that signed itself.
-fn make_certificate(folder: &Path) -> bool {
-    let openssl = Command::new("openssl")
-        .args("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext".split(' '))
-        .args(["subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"])
-        .current_dir(folder)
-        .output();
-    openssl.is_ok_and(|output| output.status.success())
+/// An authority, and a certificate for "localhost" that it signed.
+fn make_certificates(folder: &Path) -> bool {
+    let extensions = "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n";
+    fs::write(folder.join("leaf.ext"), extensions.replace("\\n", "\n")).unwrap();
+    [
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem",
+        "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out leaf.csr",
+        "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile leaf.ext -out cert.pem",
+    ]
+    .iter()
+    .all(|line| {
+        let output = Command::new("openssl").args(line.split(' ')).current_dir(folder).output();
+        output.is_ok_and(|output| output.status.success())
+    })
 }
 
 #[tokio::test]
@@ -112,7 +118,7 @@ async fn tls_is_as_strict_as_it_says() {
     let Some(server) = TestServer::start(&["password_encryption='scram-sha-256'"]) else { return };
     let data = server.data();
     let folder = Path::new(&data);
-    if !make_certificate(folder) {
+    if !make_certificates(folder) {
         eprintln!("skipped: openssl is not there to make a certificate");
         return;
     }
@@ -132,7 +138,7 @@ async fn tls_is_as_strict_as_it_says() {
     session.execute("select pg_reload_conf()").await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
 
-    let certificate = folder.join("cert.pem");
+    let certificate = folder.join("ca.pem");
     for (mode, host, ca, works) in [
         (TlsMode::Disable, "127.0.0.1", true, false),
         (TlsMode::Require, "127.0.0.1", false, true),

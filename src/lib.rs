@@ -97,6 +97,7 @@
 
 pub mod api;
 pub mod catalog;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod delivery;

@@ -71,7 +71,7 @@ pub fn wire(config: &Config, task: &TaskConfig, shared: &Shared) -> Result<Wirin
 }
 
 /// The default bound of a stream: 80 % of the volume less the reserve, shared by the tasks that have a stream.
-fn disk_bound(config: &Config) -> Option<u64> {
+pub fn disk_bound(config: &Config) -> Option<u64> {
     let streams = config.tasks.values().filter(|task| task.mode.captures() && !task.removed).count().max(1);
     let volume = volume(&config.state_dir).ok()?;
     Some((volume.bytes / 10 * 8).saturating_sub(RESERVE_BYTES) / streams as u64)

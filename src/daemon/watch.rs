@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::{config::Surroundings, state::memory::MemoryState};
 
-    const TWO: &str = "endpoints: { h: hello:, l: file:///l }\ntasks:\n  a: { source: h, target: l, tables: [h.g] }\n  b: { \
+    const TWO: &str = "endpoints: { h: { type: hello }, l: file:///l }\ntasks:\n  a: { source: h, target: l, tables: [h.g] }\n  b: { \
                        source: h, target: l, tables: [h.g] }\n";
 
     fn config() -> Config {

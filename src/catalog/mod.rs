@@ -206,7 +206,7 @@ impl Catalog {
     }
 
     /// Adds files to the table's current generation and moves `complete_through`. The table must be defined, in this
-    /// commit or an earlier one.
+    /// commit or an earlier one; only dead letters may come before its shape is known.
     pub fn add_files(
         &self,
         puts: &mut Vec<Put>,
@@ -215,23 +215,16 @@ impl Catalog {
         complete: (Position, LogPosition),
     ) -> Result<()> {
         let name = CatalogName::of(table);
-        let Some(mut progress) = self.pending::<Progress>(puts, &keys::progress(&name))? else {
-            if files.is_empty() {
-                return Ok(());
-            }
+        let known = self.pending::<Progress>(puts, &keys::progress(&name))?;
+        if known.is_none() && files.is_empty() {
+            return Ok(());
+        }
+        if known.is_none() && files.iter().any(|file| file.kind != FileKind::DeadLetters) {
             return Err(Error::new(Kind::Internal, format!("adding files to {name}, which is not in the catalog")));
-        };
-        let (mut data, mut dead) = (vec![], vec![]);
+        }
+        let mut progress = known.unwrap_or_default();
         for file in files {
-            if file.kind == FileKind::DeadLetters { dead.push(file) } else { data.push(file) }
-        }
-        for file in dead {
-            puts.push(Put::set(keys::dead_letter(&name, progress.dead_letters), file));
-            progress.dead_letters += 1;
-        }
-        for file in data {
-            puts.push(Put::set(keys::file(&name, progress.generation, progress.files), file));
-            progress.count(file);
+            puts.push(Put::set(progress.key_of_next(&name, file), file));
         }
         (progress.complete_through, progress.complete_through_log) = complete;
         puts.push(Put::set(keys::progress(&name), &progress));
@@ -340,10 +333,16 @@ impl Catalog {
 }
 
 impl Progress {
-    fn count(&mut self, file: &DataFile) {
+    /// Counts a file and gives the key of its record.
+    fn key_of_next(&mut self, name: &CatalogName, file: &DataFile) -> String {
+        if file.kind == FileKind::DeadLetters {
+            self.dead_letters += 1;
+            return keys::dead_letter(name, self.dead_letters);
+        }
         self.files += 1;
         self.rows += file.rows;
         self.bytes += file.bytes;
+        keys::file(name, self.generation, self.files)
     }
 }
 

@@ -101,7 +101,8 @@ mod tests {
             let escaped = escape(&part);
             prop_assert!(!escaped.is_empty() && escaped.len() <= PART_BYTES_MAX);
             prop_assert!(!escaped.contains('/') && !escaped.starts_with(['.', '_']));
-            prop_assert!(!escaped.chars().any(|c| c.is_control() || "\\:*?[]{}= '\"".contains(c)));
+            let unsafe_chars = escaped.chars().any(|c| c.is_control() || "\\:*?[]{}= '\"".contains(c));
+            prop_assert!(!unsafe_chars);
         }
 
         #[test]

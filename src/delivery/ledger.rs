@@ -83,7 +83,7 @@ impl Ledger {
 
     /// Whether a table's changes lie behind what was scanned: its load has just been completed.
     pub fn is_behind(&self) -> bool {
-        self.from() < self.scanned.at
+        self.tables.values().any(|line| line.now.flow == Flow::Delivering && line.now.through < self.scanned.at)
     }
 
     /// The oldest place of the stream that is still needed. A suspended table needs none.

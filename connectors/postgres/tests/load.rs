@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use millrace_core::{
@@ -358,4 +358,31 @@ async fn a_lookup_waits_for_what_the_log_has_handed_out() {
     held.await.unwrap().unwrap();
     lookup::wait_until_visible(&mut looker, &xids).await.unwrap();
     assert_eq!(looker.query("select id from t").await.unwrap(), [[Some("1".to_string())]]);
+}
+
+#[tokio::test]
+async fn a_thousand_tables_are_found_and_published_quickly() {
+    let Some(server) = TestServer::start(&["max_locks_per_transaction=256"]) else { return };
+    let mut session = server.session().await;
+    let make = "do $$ begin for i in 1..1000 loop execute format('create table many_%s (id bigint primary key, a text, \
+                b numeric(10,2), c timestamptz, d jsonb, e int[])', i); end loop; end $$";
+    session.execute(make).await.unwrap();
+    let source = source(&server, "many");
+    let begin = Instant::now();
+    let tables = source.tables(&selection(&["public.*"])).await.unwrap();
+    let found = begin.elapsed();
+    assert!(tables.len() == 1_000 && tables.iter().all(|table| table.columns.len() == 6 && table.key == [0]));
+    let names: Vec<TableName> = tables.iter().map(|table| table.name.clone()).collect();
+    let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
+    source.prepare(&tables).await.unwrap();
+    let prepared = begin.elapsed();
+    let snapshot = source.snapshot(&names, true).await.unwrap();
+    let taken = begin.elapsed();
+    for name in &names[..50] {
+        let load = snapshot.open(name, 4, None).await.unwrap();
+        assert!(ids(&*load, 0).await.is_empty());
+    }
+    let opened = begin.elapsed() - taken;
+    println!("found {found:?}, prepared {prepared:?}, snapshot {taken:?}, 50 empty tables loaded {opened:?}");
+    assert!(taken < Duration::from_secs(20) && opened < Duration::from_secs(10));
 }

@@ -10,7 +10,7 @@ use millrace_core::{
     Capture, Columns, Kind, Selection, Table, TableName, TablePattern,
     source::{Source, TableLoad},
 };
-use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, lookup, wire};
+use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, lookup, waiting, wire};
 
 #[allow(dead_code)]
 #[path = "../src/test_server.rs"]
@@ -170,8 +170,17 @@ async fn a_commit_that_waits_for_a_standby_is_not_lost() {
     assert_eq!(session.query("select count(*) from t").await.unwrap()[0][0].as_deref(), Some("0"), "it is not visible");
 
     // The new slot waits for the transaction, which is over as soon as somebody gives up waiting for the standby.
+    let config = server.config("postgres");
     let taken = tokio::spawn(async move { (source.snapshot(std::slice::from_ref(&name), true).await.unwrap(), name) });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let creating = "select pid from pg_stat_activity where application_name = 'millrace snapshot' and \
+                    wait_event_type = 'Lock'";
+    let walsender = loop {
+        match session.query(creating).await.unwrap().pop() {
+            Some(row) => break row[0].as_deref().unwrap().parse().unwrap(),
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    assert_eq!(waiting::blockers(&config, walsender).await.unwrap(), pid.to_string());
     session.execute(&format!("select pg_cancel_backend({pid})")).await.unwrap();
     held.await.unwrap().unwrap();
     let (snapshot, name) = taken.await.unwrap();

@@ -21,6 +21,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod test_server;
 pub mod types;
+pub mod waiting;
 pub mod wire;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -110,7 +111,9 @@ impl Source for PostgresSource {
 
     async fn prepare(&self, tables: &[Arc<Table>]) -> Result<()> {
         let mut connection = self.shared.catalog().await?;
-        publication::prepare(&mut connection, &self.shared.names, tables).await?;
+        let process_id = connection.process_id();
+        let preparing = publication::prepare(&mut connection, &self.shared.names, tables);
+        waiting::watch(&self.shared.config, process_id, "altering the publications", preparing).await?;
         self.shared.give_back(connection);
         Ok(())
     }

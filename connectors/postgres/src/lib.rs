@@ -13,7 +13,9 @@
 pub mod check;
 pub mod config;
 pub mod discover;
+pub mod fence;
 pub mod load;
+pub mod log;
 pub mod publication;
 pub mod slot;
 pub mod snapshot;

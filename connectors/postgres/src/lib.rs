@@ -13,7 +13,9 @@
 pub mod check;
 pub mod config;
 pub mod discover;
+pub mod fence;
 pub mod load;
+pub mod log;
 pub mod lookup;
 pub mod publication;
 pub mod slot;
@@ -33,6 +35,8 @@ use millrace_core::{
 };
 
 pub use config::{Names, PostgresConfig, Tls, TlsMode};
+use fence::VisibilityFence;
+use log::{LogOptions, PostgresLog};
 use wire::{Connection, Mode};
 
 /// What a task may set.
@@ -54,6 +58,8 @@ pub struct Shared {
     config: PostgresConfig,
     names: Names,
     options: Options,
+    /// What a lookup must be able to see.
+    fence: Arc<VisibilityFence>,
     /// A session for catalog queries, kept between them.
     idle: Mutex<Option<Connection>>,
 }
@@ -85,7 +91,7 @@ impl PostgresSource {
     /// Nothing is connected yet. What the task makes at the server is named after it.
     pub fn new(config: PostgresConfig, task: &str, options: Options) -> Self {
         let names = Names::of_task(task);
-        Self { shared: Arc::new(Shared { config, names, options, idle: Mutex::new(None) }) }
+        Self { shared: Arc::new(Shared { config, names, options, fence: Arc::default(), idle: Mutex::new(None) }) }
     }
 }
 
@@ -122,12 +128,22 @@ impl Source for PostgresSource {
         slot::create(&self.shared.config, &self.shared.names).await
     }
 
-    async fn open_log(&self, _tables: &[Arc<Table>], _from: Position, _known: &Identity) -> Result<Box<dyn Log>> {
-        unimplemented!("until the log is merged")
+    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
+        let Shared { config, names, options, fence, .. } = &*self.shared;
+        let options = LogOptions { value_bytes_max: options.value_bytes_max, ..LogOptions::default() };
+        let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
+        Ok(Box::new(log))
     }
 
-    async fn lookup(&self, _table: &Table, _keys: &Columns, _columns: &[usize]) -> Result<Lookup> {
-        unimplemented!("until the log is merged")
+    async fn lookup(&self, table: &Table, keys: &Columns, columns: &[usize]) -> Result<Lookup> {
+        let mut connection = self.shared.catalog().await?;
+        let xids = self.shared.fence.xids();
+        lookup::wait_until_visible(&mut connection, &xids).await?;
+        self.shared.fence.seen(&xids);
+        let value_bytes_max = self.shared.options.value_bytes_max;
+        let lookup = lookup::read(&mut connection, table, keys, columns, value_bytes_max).await?;
+        self.shared.give_back(connection);
+        Ok(lookup)
     }
 
     async fn snapshot(&self, tables: &[TableName], exact: bool) -> Result<Box<dyn Snapshot>> {

@@ -567,7 +567,7 @@ mod tests {
         let lengths = [0xff, 0xff, 0xff, 0xff, 0x07];
         for items in [&[NULLS_ALL][..], &[NULLS_NONE, 0, 0], &[NULLS_NONE, 0, 1, 7], &[NULLS_BITMAP, 0, 0]] {
             let bytes = [&[0b01, NULLS_NONE][..], &lengths, items].concat();
-            assert_eq!(decode(&bytes, 1, &table(&[list.clone()])), None);
+            assert_eq!(decode(&bytes, 1, &table(std::slice::from_ref(&list))), None);
         }
     }
 
@@ -609,5 +609,69 @@ mod tests {
         let mut bytes = vec![];
         encode(&batch(&[], rows), &mut bytes);
         assert_eq!(bytes.len(), 100 + 2 + 1);
+    }
+
+    #[test]
+    #[ignore = "measures; run it with --release --nocapture"]
+    fn measure() {
+        let types = [
+            ColumnType::Int64,
+            ColumnType::Int32,
+            ColumnType::Text,
+            ColumnType::Decimal { precision: 12, scale: 2 },
+            ColumnType::TimestampTz,
+            ColumnType::Text,
+            ColumnType::Boolean,
+            ColumnType::Date,
+            ColumnType::Text,
+        ];
+        let table = table(&types);
+        for rows in [1usize, 16, 256, 4096] {
+            let mut after = Columns::new(&types);
+            for row in 0..rows as i64 {
+                after.column_mut(0).push_i64(1_000_000 + row);
+                after.column_mut(1).push_i32((row * 7919 % 100_000) as i32);
+                after.column_mut(2).push_str(["open", "paid", "shipped"][row as usize % 3]);
+                after.column_mut(3).push_decimal(i128::from(row * 104_729 % 10_000_000));
+                after.column_mut(4).push_i64(1_700_000_000_000_000 + row * 12_345);
+                after.column_mut(5).push_str(&format!("customer {row} wants it soon"));
+                after.column_mut(6).push_bool(row % 2 == 0);
+                after.column_mut(7).push_i32(19_000 + row as i32 % 365);
+                if row % 5 == 0 {
+                    after.column_mut(8).push_null()
+                } else {
+                    after.column_mut(8).push_str("a comment of some length")
+                }
+                after.end_row();
+            }
+            let order = (0..rows as u128)
+                .map(|row| Order { commit: 0x1_0000_0000 + row / 4 * 400, ordinal: row as u32 % 4 + 1 });
+            let batch = ChangeBatch {
+                table: table.clone(),
+                ops: vec![Op::Insert; rows],
+                order: order.collect(),
+                commit_time_us: (0..rows as i64).map(|row| 1_700_000_000_000_000 + row / 4 * 1000).collect(),
+                after,
+                absent: None,
+            };
+            let rounds = 2_000_000 / rows;
+            let mut out = vec![];
+            let start = std::time::Instant::now();
+            for _ in 0..rounds {
+                out.clear();
+                encode(std::hint::black_box(&batch), &mut out);
+            }
+            let encoded = start.elapsed();
+            let start = std::time::Instant::now();
+            for _ in 0..rounds {
+                std::hint::black_box(decode(&out, rows, &table).unwrap());
+            }
+            let per_row = |elapsed: std::time::Duration| elapsed.as_nanos() as f64 / (rounds * rows) as f64;
+            let (encode_ns, decode_ns) = (per_row(encoded), per_row(start.elapsed()));
+            println!(
+                "{rows} rows: encode {encode_ns:.1} decode {decode_ns:.1} ns per row, {} bytes per row",
+                out.len() / rows
+            );
+        }
     }
 }

@@ -41,7 +41,7 @@ use millrace_core::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::reader::Reader;
+pub use self::reader::{Reader, Wanted};
 use self::{
     draft::Drafting,
     recovery::Recovered,
@@ -272,12 +272,7 @@ impl Stream {
     /// Reads from `from` (a mark's `at`, or 0) to `to` (a mark's `at`). Blocking. Frames of tables for which `wanted`
     /// is false (given the table and the place of the frame) are passed over undecoded. Refused with
     /// [`millrace_core::Kind::Internal`] where `to` is not durable yet or retention has taken what is at `from`.
-    pub fn read(
-        &self,
-        from: LogPosition,
-        to: LogPosition,
-        wanted: Box<dyn Fn(&TableName, LogPosition) -> bool + Send>,
-    ) -> Result<Reader> {
+    pub fn read(&self, from: LogPosition, to: LogPosition, wanted: Wanted) -> Result<Reader> {
         Reader::new(self.shared.clone(), from, to, wanted)
     }
 

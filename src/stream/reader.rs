@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Whether the rows of a table in the frame at a place are wanted.
-pub(super) type Wanted = Box<dyn Fn(&TableName, LogPosition) -> bool + Send>;
+pub type Wanted = Box<dyn Fn(&TableName, LogPosition) -> bool + Send>;
 
 /// Reads a range of a stream in log order.
 pub struct Reader {

@@ -175,6 +175,11 @@ impl Shared {
         self.clock_us.fetch_max(now, Ordering::Relaxed).max(now)
     }
 
+    #[cfg(test)]
+    pub(super) fn set_clock_ahead(&self, us: i64) {
+        self.clock_us.fetch_max(us, Ordering::Relaxed);
+    }
+
     /// Whether `bytes` more fit the bound. An empty log always takes an append, else one larger than the bound would
     /// wait for ever.
     pub(super) fn has_space(&self, bytes: u64) -> bool {

@@ -2,7 +2,10 @@
 //!
 //! Of the writer's settings these matter: statistics per chunk only (page statistics and column indexes cost time on
 //! every value and readers of whole tables gain nothing), no bloom filters, and a row group is written at 1 Mi rows or
-//! 32 MiB encoded, whichever comes first, because it is held in memory until then.
+//! 32 MiB encoded, whichever comes first, because it is held in memory until then. Texts without a dictionary get no
+//! statistics at all: the smallest and largest of a million comments select nothing, and finding them took 25 of the 84
+//! ms that a column of comments takes per million rows. All of TPC-H's lineitem takes 0.4 CPU seconds per million rows
+//! with snappy, 0.5 with zstd (release build, 2026-11-23).
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +16,7 @@ use std::{
 };
 
 use arrow_array::RecordBatch;
+use arrow_schema::{DataType, Field};
 use millrace_core::{
     Error, Kind, Result,
     destination::{ObjectSpec, ObjectWriter, Staged},
@@ -132,8 +136,13 @@ fn properties(spec: &ObjectSpec, compression: Compression) -> WriterProperties {
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES_MAX))
         .set_created_by(concat!("millrace ", env!("CARGO_PKG_VERSION")).into())
         .set_key_value_metadata(Some(metadata));
-    for column in &spec.plain_columns {
-        properties = properties.set_column_dictionary_enabled(ColumnPath::from(vec![column.clone()]), false);
+    for name in &spec.plain_columns {
+        let path = ColumnPath::from(vec![name.clone()]);
+        properties = properties.set_column_dictionary_enabled(path.clone(), false);
+        let text = |field: &Field| matches!(field.data_type(), DataType::Utf8 | DataType::Binary);
+        if spec.schema.field_with_name(name).is_ok_and(text) {
+            properties = properties.set_column_statistics_enabled(path, EnabledStatistics::None);
+        }
     }
     properties.build()
 }

@@ -95,9 +95,15 @@
 //! - **round**: one delivery: a range of the log to objects and one commit. **generation**: all files of one load.
 //! - **dead letters**: rows that their columns cannot hold, kept whole.
 
+pub mod api;
 pub mod catalog;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod delivery;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
+pub mod registry;
 pub mod replication;
 pub mod state;
 pub mod stream;

@@ -14,6 +14,7 @@ pub mod check;
 pub mod config;
 pub mod discover;
 pub mod fence;
+pub mod grants;
 pub mod load;
 pub mod log;
 pub mod lookup;

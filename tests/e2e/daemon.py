@@ -56,7 +56,8 @@ class Daemon:
                             **(environment or {})}
         buffer = buffer or {"interval": "1s"}
         if minimal:
-            text = (f"source: {server.url(database, user)}\ntarget: file://{self.lake_folder}/\n"
+            text = (f"task: {task}\n" if task else "") + (
+                    f"source: {server.url(database, user)}\ntarget: file://{self.lake_folder}/\n"
                     f"tables: {json.dumps(tables, ensure_ascii=False)}\n"
                     f"state-dir: {self.state}\nlisten: {self.listen}\n")
         else:
@@ -202,6 +203,28 @@ class Daemon:
     def states(self):
         """{(schema, table): DMS's word}."""
         return {table: record["state"] for table, record in self.tables().items()}
+
+    def states_or_none(self):
+        """The same, and nothing while the daemon has no answer yet."""
+        try:
+            return self.states()
+        except Failed:
+            return {}
+
+    def task_record(self):
+        """Our task in `status --json`."""
+        for record in rows_of(self.json("status"), "tasks"):
+            if (record.get("name") or record.get("task")) == self.task:
+                return record
+        raise Failed(f"status knows no task {self.task}")
+
+    def catalog_tables(self, database):
+        """The catalog's tables of a database."""
+        return rows_of(self.json("catalog", "tables", database), "tables")
+
+    def dead_letters(self):
+        """The rows in the dead letters."""
+        return rows_of(self.json("dead-letter", "list", self.task), "dead_letters")
 
     def wait_states(self, expected="Table completed", seconds=60, tables=None):
         """Waits until all tables (or those named) are in a state."""

@@ -5,14 +5,13 @@ import time
 
 from conftest import SEED
 from servers import wait_for
-from workload import TABLES, Shop
-from test_full_load import ODD_CONFIG
+from workload import PATTERNS, TABLES, Shop
 
 
 def test_unaccounted_rows_are_zero_all_the_time(server, database, daemon):
     shop = Shop(server, database, SEED, scale=100)
     shop.create()
-    running = daemon(ODD_CONFIG).start_and_load()
+    running = daemon(PATTERNS).start_and_load()
     shop.sensor_open.set()
     seen, done = [], threading.Event()
 

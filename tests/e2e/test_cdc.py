@@ -4,8 +4,7 @@ import time
 
 from conftest import SEED
 from servers import wait_for
-from workload import CENTS, ACCOUNTS, TABLES, Shop
-from test_full_load import ODD_CONFIG
+from workload import ACCOUNTS, CENTS, PATTERNS, TABLES, Shop
 
 import duckdb
 
@@ -15,7 +14,7 @@ def test_a_busy_shop(server, database, daemon):
     shop = Shop(server, database, SEED)
     shop.create()
     shop.start(writers=3, pause=0.005)
-    running = daemon(ODD_CONFIG)
+    running = daemon(PATTERNS)
     running.start_and_load()
     shop.sensor_open.set()
     time.sleep(6)

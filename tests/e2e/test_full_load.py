@@ -6,14 +6,14 @@ import pyarrow.parquet
 import pytest
 from conftest import SEED
 from servers import wait_for
-from workload import ODD_SCHEMA, TABLES, Shop
+from workload import PATTERNS, TABLES, Shop
 
-ODD_CONFIG = ["shop.*", f"{ODD_SCHEMA}.*"]
+
 
 
 def test_five_line_config_loads_a_whole_shop(server, database, daemon):
     Shop(server, database, SEED).create()
-    running = daemon(ODD_CONFIG, minimal=True).start_and_load()
+    running = daemon(PATTERNS, minimal=True).start_and_load()
     results = running.compare([(schema, table) for schema, table, _ in TABLES])
     assert sum(result.lake_rows for result in results) > 1000
 

@@ -2,8 +2,7 @@
 
 from conftest import SEED
 from servers import CarelessS3, MotoS3, Proxy
-from workload import TABLES, Shop
-from test_full_load import ODD_CONFIG
+from workload import PATTERNS, TABLES, Shop
 
 
 def target(s3, prefix, port=None):
@@ -18,7 +17,7 @@ ENVIRONMENT = {"MILLRACE_S3_SECRET": MotoS3.SECRET}
 def test_a_busy_shop_in_s3(server, database, daemon, s3):
     shop = Shop(server, database, SEED, scale=100)
     shop.create()
-    running = daemon(ODD_CONFIG, target=target(s3, "one/"), s3=s3, environment=ENVIRONMENT).start_and_load()
+    running = daemon(PATTERNS, target=target(s3, "one/"), s3=s3, environment=ENVIRONMENT).start_and_load()
     shop.sensor_open.set()
     shop.run(3, writers=2, pause=0.01)
     running.kill()

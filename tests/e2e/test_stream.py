@@ -6,9 +6,8 @@ import os
 import pytest
 from conftest import SEED
 from servers import Proxy, wait_for
-from test_full_load import ODD_CONFIG
 from test_s3 import ENVIRONMENT, target
-from workload import TABLES, Shop
+from workload import PATTERNS, TABLES, Shop
 
 
 def stream_bytes(running):
@@ -20,7 +19,7 @@ def stream_bytes(running):
 def test_shards_and_compression(server, database, daemon, shards, compress):
     shop = Shop(server, database, SEED, scale=100)
     shop.create()
-    running = daemon(ODD_CONFIG, options={"stream": {"shards": shards, "compress": compress}}).start_and_load()
+    running = daemon(PATTERNS, options={"stream": {"shards": shards, "compress": compress}}).start_and_load()
     shop.sensor_open.set()
     shop.run(3, writers=2, pause=0.005)
     running.kill()

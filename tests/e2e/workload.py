@@ -56,6 +56,8 @@ create trigger note after insert or update or delete on shop.sensor for each row
 TABLES = [("shop", table, None) for table in
           ("customer", "orders", "order_line", "product", "document", "account", "seat", "ledger", "page_view",
            "Select")] + [("shop", "sensor", ("audit", "sensor")), (ODD_SCHEMA, ODD_TABLE, None)]
+# What a config selects for all of them.
+PATTERNS = ["shop.*", f"{ODD_SCHEMA}.*"]
 ACCOUNTS, CENTS, SEATS = 50, 100_000, 40
 
 

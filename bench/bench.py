@@ -89,16 +89,14 @@ def make_lineitem(server, rows):
     database = server.create_database("tpch")
     server.execute(database, LINEITEM)
     generator = os.path.join(os.path.dirname(sys.executable), "tpchgen-cli")
-    folder = f"{server.folder}-tpch"
-    try:
-        subprocess.run([generator, "-s", "1", "--tables", "lineitem", "--format", "csv", "--output-dir", folder], check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        with server.connect(database) as connection, open(f"{folder}/lineitem.csv", "rb") as file:
-            with connection.cursor().copy("copy lineitem from stdin (format csv, header)") as copy:
-                while piece := file.read(1 << 20):
-                    copy.write(piece)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with server.connect(database) as connection, subprocess.Popen(
+            [generator, "csv", "-s", "1", "--tables", "lineitem", "--stdout"], stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL) as process:
+        with connection.cursor().copy("copy lineitem from stdin (format csv, header)") as copy:
+            while piece := process.stdout.read(1 << 20):
+                copy.write(piece)
+    if process.returncode != 0:
+        raise RuntimeError(f"tpchgen-cli ended with {process.returncode}")
     server.execute(database, f"delete from lineitem where ctid not in (select ctid from lineitem limit {rows})"
                    if rows < 6_000_000 else "select 1",
                    "alter table lineitem add primary key (l_orderkey, l_linenumber)")
@@ -165,8 +163,8 @@ def make_backlog(server, database, changes):
         for number in range(changes // 1000):
             base = number * 500
             connection.execute(
-                "insert into orders select i, i % 1000, 'new', (i % 99999) / 7.0, now(), current_date, i % 5, "
-                "'Clerk#' || i % 1000, md5(i::text) || ' carefully final deposits' from generate_series(%s, %s) i",
+                "insert into orders select i, i %% 1000, 'new', (i %% 99999) / 7.0, now(), current_date, i %% 5, "
+                "'Clerk#' || i %% 1000, md5(i::text) || ' carefully final deposits' from generate_series(%s::bigint, %s::bigint) i",
                 (base, base + 499))
             connection.execute("update orders set status = 'paid', total = total + 1 where id between %s and %s",
                                (base, base + 249))

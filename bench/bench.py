@@ -62,11 +62,17 @@ def records(daemon, prefix):
     """The state's records below a prefix, read as any `sqlite3` could; costs the daemon nothing."""
     try:
         with sqlite3.connect(f"file:{daemon.state}/state.db?mode=ro", uri=True, timeout=1) as state:
-            table = state.execute("select name from sqlite_master where type = 'table' and name not like 'sqlite%'").fetchone()
+            table = state.execute(
+                "select name from sqlite_master where type = 'table' and name not like 'sqlite%'"
+            ).fetchone()
             if not table:
                 return []
-            return [json.loads(value) for _, value in state.execute(
-                f"select key, value from {table[0]} where key >= ? and key < ?", (prefix, prefix + "\uffff"))]
+            return [
+                json.loads(value)
+                for _, value in state.execute(
+                    f"select key, value from {table[0]} where key >= ? and key < ?", (prefix, prefix + "\uffff")
+                )
+            ]
     except sqlite3.OperationalError:
         return []
 
@@ -84,22 +90,31 @@ def wait_quickly(daemon, condition, seconds, what):
 
 # -- full load
 
+
 def make_lineitem(server, rows):
     """TPC-H's table; `rows` other than SF1's 6,001,215 takes the first so many."""
     database = server.create_database("tpch")
     server.execute(database, LINEITEM)
     generator = os.path.join(os.path.dirname(sys.executable), "tpchgen-cli")
     with server.connect(database) as connection, subprocess.Popen(
-            [generator, "csv", "-s", "1", "--tables", "lineitem", "--stdout"], stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL) as process:
+        [generator, "csv", "-s", "1", "--tables", "lineitem", "--stdout"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         with connection.cursor().copy("copy lineitem from stdin (format csv, header)") as copy:
             while piece := process.stdout.read(1 << 20):
                 copy.write(piece)
     if process.returncode != 0:
         raise RuntimeError(f"tpchgen-cli ended with {process.returncode}")
-    server.execute(database, f"delete from lineitem where ctid not in (select ctid from lineitem limit {rows})"
-                   if rows < 6_000_000 else "select 1",
-                   "alter table lineitem add primary key (l_orderkey, l_linenumber)")
+    server.execute(
+        database,
+        (
+            f"delete from lineitem where ctid not in (select ctid from lineitem limit {rows})"
+            if rows < 6_000_000
+            else "select 1"
+        ),
+        "alter table lineitem add primary key (l_orderkey, l_linenumber)",
+    )
     server.execute(database, "vacuum (freeze, analyze) lineitem", "checkpoint", user="postgres")
     count, heap = server.execute(database, "select count(*), pg_relation_size('lineitem') from lineitem")[0]
     say(f"lineitem: {count:,} rows, {heap >> 20} MiB")
@@ -109,20 +124,50 @@ def make_lineitem(server, rows):
 def time_copy(server, database):
     """(wall, client CPU) of one binary COPY to nowhere."""
     began, before = time.monotonic(), os.times()
-    subprocess.run([client_program("psql"), "-X", "-q", "-h", "127.0.0.1", "-p", str(server.port), "-U", "shop", "-d", database,
-                    "-c", r"\copy lineitem to '/dev/null' (format binary)"], check=True)
+    subprocess.run(
+        [
+            client_program("psql"),
+            "-X",
+            "-q",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(server.port),
+            "-U",
+            "shop",
+            "-d",
+            database,
+            "-c",
+            r"\copy lineitem to '/dev/null' (format binary)",
+        ],
+        check=True,
+    )
     after = os.times()
-    return time.monotonic() - began, after.children_user + after.children_system - before.children_user - before.children_system
+    return (
+        time.monotonic() - began,
+        after.children_user + after.children_system - before.children_user - before.children_system,
+    )
 
 
 def time_load(server, database, parallel, count):
     """(wall, CPU, peak RSS) of one full load from the start of the process to the commit in the catalog."""
-    with Daemon(server, database, ["public.lineitem"], task=f"load{parallel}", mode="full-load", compression="snappy",
-                options={"full-load": {"parallel": parallel}}) as daemon:
+    with Daemon(
+        server,
+        database,
+        ["public.lineitem"],
+        task=f"load{parallel}",
+        mode="full-load",
+        compression="snappy",
+        options={"full-load": {"parallel": parallel}},
+    ) as daemon:
         began = time.monotonic()
         daemon.start(ready=False)
-        wait_quickly(daemon, lambda: any(record["state"] == "Table completed" for record in records(daemon, "table/")), 600,
-                     "the load")
+        wait_quickly(
+            daemon,
+            lambda: any(record["state"] == "Table completed" for record in records(daemon, "table/")),
+            600,
+            "the load",
+        )
         wall, cpu, peak = time.monotonic() - began, daemon.cpu_seconds(), daemon.peak_rss()
         listed = sum(file["rows"] for file in daemon.lake.files("public", "lineitem"))
         assert listed == count, f"{listed} rows in the lake, {count} at the source"
@@ -142,13 +187,23 @@ def bench_load(pairs, rows):
                 wall, cpu, peak = time_load(server, database, parallel, count)
                 spent = server_cpu(server) - before
                 found[parallel].append((wall / limit, wall, limit, cpu / count * 1e6, peak, spent, limit_cpu))
-                say(f"load {number + 1}/{pairs}, {parallel} range(s): COPY {limit:.2f} s, daemon {wall:.2f} s, "
-                    f"ratio {wall / limit:.2f}, {cpu / count * 1e6:.2f} CPU s/M, {peak >> 20} MiB")
+                say(
+                    f"load {number + 1}/{pairs}, {parallel} range(s): COPY {limit:.2f} s, daemon {wall:.2f} s, "
+                    f"ratio {wall / limit:.2f}, {cpu / count * 1e6:.2f} CPU s/M, {peak >> 20} MiB"
+                )
     bars = {1: 1.1, 2: 0.85}
-    return [[f"full load, {parallel} range(s)", f"{median(found[parallel], 2):.2f} s (COPY binary)",
-             f"{median(found[parallel], 1):.2f} s", f"{median(found[parallel], 0):.2f} (≤ {bars[parallel]})",
-             f"{median(found[parallel], 3):.2f} (≤ 0.9)", f"{int(median(found[parallel], 4)) >> 20} MiB", str(pairs)]
-            for parallel in (1, 2)]
+    return [
+        [
+            f"full load, {parallel} range(s)",
+            f"{median(found[parallel], 2):.2f} s (COPY binary)",
+            f"{median(found[parallel], 1):.2f} s",
+            f"{median(found[parallel], 0):.2f} (≤ {bars[parallel]})",
+            f"{median(found[parallel], 3):.2f} (≤ 0.9)",
+            f"{int(median(found[parallel], 4)) >> 20} MiB",
+            str(pairs),
+        ]
+        for parallel in (1, 2)
+    ]
 
 
 def median(rows, column):
@@ -156,6 +211,7 @@ def median(rows, column):
 
 
 # -- drain
+
 
 def make_backlog(server, database, changes):
     """`changes` row changes in transactions of a thousand: half inserts, a quarter updates, a quarter deletes."""
@@ -165,17 +221,23 @@ def make_backlog(server, database, changes):
             connection.execute(
                 "insert into orders select i, i %% 1000, 'new', (i %% 99999) / 7.0, now(), current_date, i %% 5, "
                 "'Clerk#' || i %% 1000, md5(i::text) || ' carefully final deposits' from generate_series(%s::bigint, %s::bigint) i",
-                (base, base + 499))
-            connection.execute("update orders set status = 'paid', total = total + 1 where id between %s and %s",
-                               (base, base + 249))
+                (base, base + 499),
+            )
+            connection.execute(
+                "update orders set status = 'paid', total = total + 1 where id between %s and %s", (base, base + 249)
+            )
             connection.execute("delete from orders where id between %s and %s", (base + 250, base + 499))
             connection.commit()
 
 
 def copy_slot(server, database, name):
     """A fresh copy of the slot that nobody consumes."""
-    server.execute(database, f"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{name}'",
-                   f"select pg_copy_logical_replication_slot('base', '{name}')", user="postgres")
+    server.execute(
+        database,
+        f"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{name}'",
+        f"select pg_copy_logical_replication_slot('base', '{name}')",
+        user="postgres",
+    )
 
 
 def time_recvlogical(server, database, publication, end):
@@ -184,13 +246,38 @@ def time_recvlogical(server, database, publication, end):
     with server.connect(database, "postgres", autocommit=True) as watcher:
         began = time.monotonic()
         process = subprocess.Popen(
-            [client_program("pg_recvlogical"), "-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres", "-d", database,
-             "--slot", "yardstick", "--start", "-o", "proto_version=1", "-o", f"publication_names={publication}",
-             "-f", "/dev/null"])
+            [
+                client_program("pg_recvlogical"),
+                "-h",
+                "127.0.0.1",
+                "-p",
+                str(server.port),
+                "-U",
+                "postgres",
+                "-d",
+                database,
+                "--slot",
+                "yardstick",
+                "--start",
+                "-o",
+                "proto_version=1",
+                "-o",
+                f"publication_names={publication}",
+                "-f",
+                "/dev/null",
+            ]
+        )
         try:
-            wait_for(lambda: watcher.execute(
-                "select sent_lsn >= %s::pg_lsn from pg_stat_replication where application_name = 'pg_recvlogical'", (end,)
-            ).fetchone() == (True,), 600, "pg_recvlogical", every=0.02)
+            wait_for(
+                lambda: watcher.execute(
+                    "select sent_lsn >= %s::pg_lsn from pg_stat_replication where application_name = 'pg_recvlogical'",
+                    (end,),
+                ).fetchone()
+                == (True,),
+                600,
+                "pg_recvlogical",
+                every=0.02,
+            )
             wall = time.monotonic() - began
             with open(f"/proc/{process.pid}/stat") as file:
                 fields = file.read().rsplit(")", 1)[1].split()
@@ -210,8 +297,11 @@ def time_drain(server, daemon, database, fresh, changes):
     copy_slot(server, database, slot)
 
     def delivered():
-        return sum(record["counts"]["inserts"] + record["counts"]["updates"] + record["counts"]["deletes"]
-                   for record in records(daemon, "checkpoint/"))
+        return sum(
+            record["counts"]["inserts"] + record["counts"]["updates"] + record["counts"]["deletes"]
+            for record in records(daemon, "checkpoint/")
+        )
+
     began = time.monotonic()
     daemon.start(ready=False)
     wait_quickly(daemon, lambda: delivered() >= changes, 600, "the drain")
@@ -224,8 +314,14 @@ def time_drain(server, daemon, database, fresh, changes):
 def bench_drain(pairs, changes):
     """Pairs of pg_recvlogical and the daemon over one retained backlog."""
     found = []
-    with Postgres(settings={"shared_buffers": "512MB", "max_slot_wal_keep_size": -1, "max_wal_size": "16GB",
-                            "checkpoint_timeout": "1h"}) as server:
+    with Postgres(
+        settings={
+            "shared_buffers": "512MB",
+            "max_slot_wal_keep_size": -1,
+            "max_wal_size": "16GB",
+            "checkpoint_timeout": "1h",
+        }
+    ) as server:
         database = server.create_database("drain")
         server.execute(database, CHANGES)
         with Daemon(server, database, ["public.orders"], task="drain", buffer={"interval": "1s"}) as daemon:
@@ -233,7 +329,9 @@ def bench_drain(pairs, changes):
             daemon.terminate()
             fresh = f"{daemon.folder}/fresh"
             shutil.copytree(daemon.state, fresh)
-            server.execute(database, "select pg_copy_logical_replication_slot('millrace_drain', 'base')", user="postgres")
+            server.execute(
+                database, "select pg_copy_logical_replication_slot('millrace_drain', 'base')", user="postgres"
+            )
             make_backlog(server, database, changes)
             end = server.execute(database, "select pg_current_wal_flush_lsn()")[0][0]
             server.execute(database, "select pg_switch_wal()", "checkpoint", user="postgres")
@@ -242,11 +340,21 @@ def bench_drain(pairs, changes):
                 limit, limit_cpu = time_recvlogical(server, database, "millrace_drain", end)
                 wall, cpu, peak = time_drain(server, daemon, database, fresh, changes)
                 found.append((limit / wall, wall, limit, cpu / changes * 1e6, peak))
-                say(f"drain {number + 1}/{pairs}: pg_recvlogical {limit:.2f} s, daemon {wall:.2f} s, rate ratio "
-                    f"{limit / wall:.2f}, {cpu / changes * 1e6:.2f} CPU s/M, {peak >> 20} MiB")
-    return [["drain into Parquet", f"{median(found, 2):.2f} s (pg_recvlogical)", f"{median(found, 1):.2f} s",
-             f"{median(found, 0):.2f} (≥ 1.1)", f"{median(found, 3):.2f} (≤ 4)", f"{int(median(found, 4)) >> 20} MiB",
-             str(pairs)]]
+                say(
+                    f"drain {number + 1}/{pairs}: pg_recvlogical {limit:.2f} s, daemon {wall:.2f} s, rate ratio "
+                    f"{limit / wall:.2f}, {cpu / changes * 1e6:.2f} CPU s/M, {peak >> 20} MiB"
+                )
+    return [
+        [
+            "drain into Parquet",
+            f"{median(found, 2):.2f} s (pg_recvlogical)",
+            f"{median(found, 1):.2f} s",
+            f"{median(found, 0):.2f} (≥ 1.1)",
+            f"{median(found, 3):.2f} (≤ 4)",
+            f"{int(median(found, 4)) >> 20} MiB",
+            str(pairs),
+        ]
+    ]
 
 
 def main():
@@ -266,11 +374,13 @@ def main():
     table = [head, ["---"] * len(head), *rows]
     text = "\n".join("| " + " | ".join(row) + " |" for row in table)
     print(f"\n{text}")
-    note = (f"# What `make bench` measured\n\n{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, "
-            f"PostgreSQL {os.environ.get('MILLRACE_TEST_PG', '15')}, load average at the end {os.getloadavg()[0]:.1f}; medians of "
-            "the pairs. A full load's ratio is wall time over the paired COPY's (below 1: faster); a drain's is the rate over "
-            "the paired `pg_recvlogical`'s (above 1: faster). Walls of the daemon count from the start of its process to the "
-            f"commit in the catalog.\n\n{text}\n")
+    note = (
+        f"# What `make bench` measured\n\n{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"PostgreSQL {os.environ.get('MILLRACE_TEST_PG', '15')}, load average at the end {os.getloadavg()[0]:.1f}; medians of "
+        "the pairs. A full load's ratio is wall time over the paired COPY's (below 1: faster); a drain's is the rate over "
+        "the paired `pg_recvlogical`'s (above 1: faster). Walls of the daemon count from the start of its process to the "
+        f"commit in the catalog.\n\n{text}\n"
+    )
     with open(arguments.write, "w") as file:
         file.write(note)
     say(f"written to {arguments.write}")

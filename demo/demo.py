@@ -41,14 +41,18 @@ def fill(server, database, shop):
         "insert into shop.order_line select o, l, gen_random_uuid(), l, (o % 5000) / 3.0, 0.5 "
         "from generate_series(100001, 180000) o, generate_series(1, 2) l",
         "insert into shop.page_view select now() - i * interval '1 second', '/p/' || i % 500, i % 1000, i / 7.0 "
-        "from generate_series(1, 60000) i", "analyze")
+        "from generate_series(1, 60000) i",
+        "analyze",
+    )
 
 
 def show_counts(server, database):
     """Rows per table at the source."""
     for schema, table, _ in TABLES:
         quoted = '"%s"."%s"' % (schema, table.replace('"', '""'))
-        print(f"      {schema + '.' + table:<32}{server.execute(database, f'select count(*) from {quoted}')[0][0]:>10,}")
+        print(
+            f"      {schema + '.' + table:<32}{server.execute(database, f'select count(*) from {quoted}')[0][0]:>10,}"
+        )
 
 
 def load(daemon):
@@ -77,11 +81,16 @@ def watch(daemon, shop, seconds, end=True):
         metrics = daemon.metrics()
         captured = metrics.get(("millrace_rows_total", "captured"), 0)
         lag = metrics.get(("millrace_source_lag_seconds",), 0)
-        progress(f"{sum(shop.done.values()):>6,} transactions at the source, {captured:>8,.0f} row changes captured, "
-                 f"{lag * 1000:4.0f} ms behind", end=False)
+        progress(
+            f"{sum(shop.done.values()):>6,} transactions at the source, {captured:>8,.0f} row changes captured, "
+            f"{lag * 1000:4.0f} ms behind",
+            end=False,
+        )
         time.sleep(min(0.5, left))
-    progress(f"{sum(shop.done.values()):,} transactions at the source, {captured:,.0f} row changes captured by this process",
-             end=end)
+    progress(
+        f"{sum(shop.done.values()):,} transactions at the source, {captured:,.0f} row changes captured by this process",
+        end=end,
+    )
 
 
 def show_results(results):
@@ -109,12 +118,17 @@ def run():
             print("".join(f"      {line}\n" for line in daemon.config_text.splitlines()), end="")
             step(4, "full load")
             load(daemon)
-            step(5, "live inserts, updates (large texts that do not change among them), deletes, key changes, rollbacks")
+            step(
+                5, "live inserts, updates (large texts that do not change among them), deletes, key changes, rollbacks"
+            )
             shop.sensor_open.set()
             shop.start(writers=3, pause=0.005)
             watch(daemon, shop, SECONDS / 2, end=False)
-            server.execute(database, "alter table shop.customer add column loyalty int",
-                           "update shop.customer set loyalty = id % 5 where id % 3 = 0")
+            server.execute(
+                database,
+                "alter table shop.customer add column loyalty int",
+                "update shop.customer set loyalty = id % 5 where id % 3 = 0",
+            )
             progress("alter table shop.customer add column loyalty int", end=True)
             watch(daemon, shop, SECONDS / 4)
             step(6, "kill -9, in the middle of it, and start again")

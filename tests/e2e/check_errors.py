@@ -120,8 +120,12 @@ def no_replication_right(server, database):
 
 
 def no_select_right(server, database):
-    server.execute(database, "create role poor login replication password '" + server.PASSWORD + "'",
-                   f"grant create on database {database} to poor", user="postgres")
+    server.execute(
+        database,
+        "create role poor login replication password '" + server.PASSWORD + "'",
+        f"grant create on database {database} to poor",
+        user="postgres",
+    )
     try:
         with Daemon(server, database, ["public.*"], user="poor") as daemon:
             for _ in range(3):
@@ -185,21 +189,42 @@ def unwritable_target(server, database):
 
 def careless_s3(server, database):
     with CarelessS3() as s3:
-        target = {"type": "s3", "bucket": "lake", "endpoint": s3.endpoint, "access-key-id": "a",
-                  "secret-access-key": {"env": "MILLRACE_S3_SECRET"}}
+        target = {
+            "type": "s3",
+            "bucket": "lake",
+            "endpoint": s3.endpoint,
+            "access-key-id": "a",
+            "secret-access-key": {"env": "MILLRACE_S3_SECRET"},
+        }
         with Daemon(server, database, ["public.*"], target=target, environment={"MILLRACE_S3_SECRET": "b"}) as daemon:
             expect(daemon, None, ["If-None-Match"])
 
 
 def unreachable_s3(server, database):
-    target = {"type": "s3", "bucket": "lake", "endpoint": f"http://127.0.0.1:{free_port()}", "access-key-id": "a",
-              "secret-access-key": {"env": "MILLRACE_S3_SECRET"}}
+    target = {
+        "type": "s3",
+        "bucket": "lake",
+        "endpoint": f"http://127.0.0.1:{free_port()}",
+        "access-key-id": "a",
+        "secret-access-key": {"env": "MILLRACE_S3_SECRET"},
+    }
     with Daemon(server, database, ["public.*"], target=target, environment={"MILLRACE_S3_SECRET": "b"}) as daemon:
         expect(daemon, None, ["127.0.0.1"])
 
 
-CASES = [wrong_port, wrong_password, wrong_database, no_replication_right, no_select_right, no_logical_wal, no_free_slot,
-         two_unknown_keys, unwritable_target, careless_s3, unreachable_s3]
+CASES = [
+    wrong_port,
+    wrong_password,
+    wrong_database,
+    no_replication_right,
+    no_select_right,
+    no_logical_wal,
+    no_free_slot,
+    two_unknown_keys,
+    unwritable_target,
+    careless_s3,
+    unreachable_s3,
+]
 
 
 def run_case(case, server):

@@ -20,14 +20,17 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-SESSION = ("set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'postgres'; set bytea_output = 'hex'; "
-           "set extra_float_digits = 1")
+SESSION = (
+    "set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'postgres'; set bytea_output = 'hex'; "
+    "set extra_float_digits = 1"
+)
 OURS = ("op", "commit_timestamp", "change_order")
 
 
 @dataclasses.dataclass
 class Result:
     """What became of one table."""
+
     table: str
     source_rows: int = 0
     lake_rows: int = 0
@@ -62,10 +65,10 @@ class Lake:
     def local(self, path):
         """Where the object can be read."""
         if path.startswith("file://"):
-            return path[len("file://"):]
+            return path[len("file://") :]
         if not path.startswith("s3://"):
             return path
-        bucket, key = path[len("s3://"):].split("/", 1)
+        bucket, key = path[len("s3://") :].split("/", 1)
         copy = os.path.join(self.mirror, bucket, key)
         if not os.path.exists(copy):
             os.makedirs(os.path.dirname(copy), exist_ok=True)
@@ -82,8 +85,10 @@ class Lake:
     def relation(self, connection, files, into="lake"):
         """Makes a DuckDB view over the data files."""
         paths = ", ".join("'" + self.local(file["path"]).replace("'", "''") + "'" for file in files)
-        connection.execute(f"create or replace view {into} as select * from read_parquet([{paths}], "
-                           "union_by_name = true, hive_partitioning = false, filename = false)")
+        connection.execute(
+            f"create or replace view {into} as select * from read_parquet([{paths}], "
+            "union_by_name = true, hive_partitioning = false, filename = false)"
+        )
 
 
 def data_files(files):
@@ -96,19 +101,25 @@ def source_columns(connection, schema, table):
     return connection.execute(
         "select attname, format_type(atttypid, atttypmod) from pg_attribute join pg_class c on c.oid = attrelid "
         "join pg_namespace n on n.oid = relnamespace where nspname = %s and relname = %s and attnum > 0 "
-        "and not attisdropped order by attnum", (schema, table)).fetchall()
+        "and not attisdropped order by attnum",
+        (schema, table),
+    ).fetchall()
 
 
 def source_key(connection, schema, table):
     """The columns that tell rows apart: the replica identity index, else an immediate primary key; with identity full
     a deferrable one too. Empty: append-only."""
-    return [row[0] for row in connection.execute(
-        "select attname from pg_index i join pg_class c on c.oid = indrelid join pg_namespace n on n.oid = relnamespace "
-        "cross join lateral unnest(indkey::int2[]) with ordinality k(att, place) "
-        "join pg_attribute a on a.attrelid = c.oid and attnum = k.att "
-        "where nspname = %s and relname = %s and case relreplident when 'i' then indisreplident "
-        "when 'f' then indisprimary when 'd' then indisprimary and indimmediate else false end order by place",
-        (schema, table)).fetchall()]
+    return [
+        row[0]
+        for row in connection.execute(
+            "select attname from pg_index i join pg_class c on c.oid = indrelid join pg_namespace n on n.oid = relnamespace "
+            "cross join lateral unnest(indkey::int2[]) with ordinality k(att, place) "
+            "join pg_attribute a on a.attrelid = c.oid and attnum = k.att "
+            "where nspname = %s and relname = %s and case relreplident when 'i' then indisreplident "
+            "when 'f' then indisprimary when 'd' then indisprimary and indimmediate else false end order by place",
+            (schema, table),
+        ).fetchall()
+    ]
 
 
 def fetch_source(connection, schema, table, columns, where=""):
@@ -116,8 +127,10 @@ def fetch_source(connection, schema, table, columns, where=""):
     connection.execute(SESSION)
     chosen = ", ".join(name(column) for column in columns)
     text = io.BytesIO()
-    with connection.cursor().copy(f"copy (select {chosen} from {name(schema)}.{name(table)} {where}) to stdout "
-                                  "(format csv, force_quote *, null '')") as copy:
+    with connection.cursor().copy(
+        f"copy (select {chosen} from {name(schema)}.{name(table)} {where}) to stdout "
+        "(format csv, force_quote *, null '')"
+    ) as copy:
         for piece in copy:
             text.write(piece)
     labels = [f"c{index}" for index in range(len(columns))]
@@ -128,8 +141,12 @@ def fetch_source(connection, schema, table, columns, where=""):
         read_options=pyarrow.csv.ReadOptions(column_names=labels, block_size=1 << 28),
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
-            column_types={label: pa.string() for label in labels}, strings_can_be_null=True,
-            quoted_strings_can_be_null=False, null_values=[""]))
+            column_types={label: pa.string() for label in labels},
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            null_values=[""],
+        ),
+    )
 
 
 def canonical(kind, source, lake):
@@ -142,12 +159,17 @@ def canonical(kind, source, lake):
     if kind in ("FLOAT", "DOUBLE", "DATE", "TIME") or kind.startswith("DECIMAL"):
         return (f"coalesce(cast(try_cast({source} as {kind}) as varchar), {source})", f"cast({lake} as varchar)")
     if kind == "TIMESTAMP":
-        return (f"coalesce(cast(epoch_us(try_cast({source} as timestamp)) as varchar), {source})",
-                f"cast(epoch_us({lake}) as varchar)")
+        return (
+            f"coalesce(cast(epoch_us(try_cast({source} as timestamp)) as varchar), {source})",
+            f"cast(epoch_us({lake}) as varchar)",
+        )
     if kind == "TIMESTAMP WITH TIME ZONE":
         utc = f"regexp_replace({source}, '[+]00$', '')"
-        return (f"case when {source} like '%+00' then coalesce(cast(epoch_us(try_cast({utc} as timestamp)) as varchar), "
-                f"{source}) else {source} end", f"cast(epoch_us({lake}) as varchar)")
+        return (
+            f"case when {source} like '%+00' then coalesce(cast(epoch_us(try_cast({utc} as timestamp)) as varchar), "
+            f"{source}) else {source} end",
+            f"cast(epoch_us({lake}) as varchar)",
+        )
     if kind.endswith("[]"):
         # The source's side comes through `canonical_list`.
         return source, f"cast(to_json({list_items(kind[:-2], lake)}) as varchar)"
@@ -214,8 +236,9 @@ def check_files(lake, files, result):
             if rows != file["rows"]:
                 result.problems.append(f"{file['path']}: {rows} rows, the manifest says {file['rows']}")
             if os.path.getsize(local) != file["bytes"]:
-                result.problems.append(f"{file['path']}: {os.path.getsize(local)} bytes, the manifest says "
-                                       f"{file['bytes']}")
+                result.problems.append(
+                    f"{file['path']}: {os.path.getsize(local)} bytes, the manifest says " f"{file['bytes']}"
+                )
         except Exception as error:  # noqa: BLE001: whatever a reader says is the finding
             result.problems.append(f"{file['path']}: does not open: {error}")
     paths = [file["path"] for file in files]
@@ -252,12 +275,15 @@ def compare_table(connection, lake, schema, table, target=None, rename=None, dro
         return result
     if key:
         listed = ", ".join(name(column) for column in key)
-        twins = duck.execute(f"select {listed}, {name(order)}, count(*) from lake group by all having count(*) > 1 "
-                             "limit 5").fetchall()
+        twins = duck.execute(
+            f"select {listed}, {name(order)}, count(*) from lake group by all having count(*) > 1 " "limit 5"
+        ).fetchall()
         for twin in twins:
             result.problems.append(f"twice: key {twin[:-2]}, change_order {twin[-2]}, {twin[-1]} rows")
-        duck.execute(f"create or replace view current as select * from lake qualify row_number() over (partition by "
-                     f"{listed} order by {name(order)} desc) = 1")
+        duck.execute(
+            f"create or replace view current as select * from lake qualify row_number() over (partition by "
+            f"{listed} order by {name(order)} desc) = 1"
+        )
         duck.execute(f"create or replace view state as select * from current where {name(op)} <> 'D'")
     else:
         duck.execute(f"create or replace view state as select * from lake where {name(op)} <> 'D'")
@@ -274,7 +300,8 @@ def check_change_files(duck, result, op, time, order):
         f"select count(*) from lake where {name(op)} is null or {name(op)} not in ('I', 'U', 'D') "
         f"or {name(order)} is null or not regexp_full_match({name(order)}, '[0-9a-f]{{40}}') "
         # A loaded row has ordinal 0 and no commit time; every change has both.
-        f"or (right({name(order)}, 8) = '00000000') <> ({name(time)} is null)").fetchone()[0]
+        f"or (right({name(order)}, 8) = '00000000') <> ({name(time)} is null)"
+    ).fetchone()[0]
     if wrong:
         result.problems.append(f"{wrong} rows with a wrong {op}, {time} or {order}")
 
@@ -315,14 +342,19 @@ def describe_differences(duck, result, targets, key, through):
     changed = [found for found in lost_by if found in extra_by] if key else []
     only_source = [found for found in lost_by if found not in extra_by]
     only_lake = [found for found in extra_by if found not in lost_by]
-    result.problems.append(f"{through}{len(lost)} rows only at the source, {len(extra)} only in the lake "
-                           f"({len(changed)} keys with other values)")
+    result.problems.append(
+        f"{through}{len(lost)} rows only at the source, {len(extra)} only in the lake "
+        f"({len(changed)} keys with other values)"
+    )
     for title, keys in (("only at the source", only_source), ("only in the lake", only_lake)):
         for found in keys[:5]:
             result.problems.append(f"{through}{title}: {dict(zip([targets[p] for p in places], found))}")
     for found in changed[:5]:
-        pairs = {column: (left, right) for column, left, right in zip(targets, lost_by[found], extra_by[found])
-                 if left != right}
+        pairs = {
+            column: (left, right)
+            for column, left, right in zip(targets, lost_by[found], extra_by[found])
+            if left != right
+        }
         result.problems.append(f"{through}key {found}, (source, lake): {pairs}")
 
 
@@ -333,8 +365,9 @@ def compare_events(duck, connection, result, audit, columns, targets, op):
     result.source_rows = connection.execute(f"select count(*) from {name(schema)}.{name(table)}").fetchone()[0]
     result.lake_rows = duck.execute("select count(*) from lake").fetchone()[0]
     for title, source_where, lake_where in (
-            ("rows that came", "where came", f"{name(op)} in ('I', 'U')"),
-            ("rows that went by a delete", "where went = 'D'", f"{name(op)} = 'D'")):
+        ("rows that came", "where came", f"{name(op)} in ('I', 'U')"),
+        ("rows that went by a delete", "where went = 'D'", f"{name(op)} = 'D'"),
+    ):
         duck.execute(f"create or replace view part as select * from lake where {lake_where}")
         source = fetch_source(connection, schema, table, columns, source_where)
         before = (result.source_rows, result.lake_rows)

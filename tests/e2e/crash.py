@@ -24,13 +24,31 @@ from servers import Postgres, wait_for  # noqa: E402
 from workload import PATTERNS, TABLES, Shop  # noqa: E402
 
 # Passed while tables load, in the order of the way.
-LOAD_POINTS = ["pg-before-slot", "pg-after-slot", "pg-load-inside-segment", "load-between-segment-and-record",
-               "load-before-commit", "load-after-commit"]
+LOAD_POINTS = [
+    "pg-before-slot",
+    "pg-after-slot",
+    "pg-load-inside-segment",
+    "load-between-segment-and-record",
+    "load-before-commit",
+    "load-after-commit",
+]
 # Passed while changes flow.
-FLOW_POINTS = ["stream-between-frames-and-mark", "stream-after-fsync", "pg-log-before-confirm", "target-during-upload",
-               "delivery-after-intent", "delivery-between-upload-and-commit", "delivery-after-commit"]
-FEW = ["pg-after-slot", "load-between-segment-and-record", "load-before-commit", "stream-between-frames-and-mark",
-       "delivery-between-upload-and-commit"]
+FLOW_POINTS = [
+    "stream-between-frames-and-mark",
+    "stream-after-fsync",
+    "pg-log-before-confirm",
+    "target-during-upload",
+    "delivery-after-intent",
+    "delivery-between-upload-and-commit",
+    "delivery-after-commit",
+]
+FEW = [
+    "pg-after-slot",
+    "load-between-segment-and-record",
+    "load-before-commit",
+    "stream-between-frames-and-mark",
+    "delivery-between-upload-and-commit",
+]
 OPTIONS = {"stream": {"retention": "2s"}}
 
 
@@ -149,7 +167,8 @@ def main():
     arguments = parser.parse_args()
     known = LOAD_POINTS + FLOW_POINTS
     points = {"all": known, "few": FEW, "none": []}.get(arguments.points) or [
-        point for point in arguments.points.split(",") if point and point != "none"]
+        point for point in arguments.points.split(",") if point and point != "none"
+    ]
     rng = random.Random(arguments.seed)
     failures = []
     say(f"seed {arguments.seed}, {len(points)} failpoints, {arguments.kills} random kills")
@@ -173,11 +192,16 @@ def main():
                 session.daemon.kill()
                 for point in [point for point in points if point in FLOW_POINTS]:
                     for times in (1, rng.randint(2, 12)):
-                        attempt(f"{point}:{times}", lambda point=point, times=times: crash_in_flow(session, point, times))
+                        attempt(
+                            f"{point}:{times}", lambda point=point, times=times: crash_in_flow(session, point, times)
+                        )
                         if not session.daemon.ended():
                             session.daemon.kill()
                 if arguments.kills:
-                    attempt(f"{arguments.kills} random kills", lambda: kill_at_random(session, arguments.kills, arguments.seed))
+                    attempt(
+                        f"{arguments.kills} random kills",
+                        lambda: kill_at_random(session, arguments.kills, arguments.seed),
+                    )
     say(f"{len(failures)} failed: {failures}" if failures else "nothing lost, nothing twice")
     return 1 if failures else 0
 

@@ -25,7 +25,8 @@ CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 def binary():
     """The program under test."""
     found = os.environ.get("MILLRACE_BIN") or os.path.join(
-        os.environ.get("CARGO_TARGET_DIR", os.path.join(CHECKOUT, "target")), "debug", "millrace")
+        os.environ.get("CARGO_TARGET_DIR", os.path.join(CHECKOUT, "target")), "debug", "millrace"
+    )
     if not os.path.exists(found):
         raise FileNotFoundError(f"{found} is not there: cargo build --features failpoints")
     return found
@@ -39,9 +40,25 @@ class Daemon:
     """One daemon with its config, state folder and local lake. It survives its process: `start` after `kill` goes on
     where the state is. One task, named `task`."""
 
-    def __init__(self, server, database, tables, *, task="shop", mode="full-load-and-cdc", target=None, buffer=None,
-                 user="cdc", port=None, options=None, minimal=False, compression=None, s3=None, source=None,
-                 environment=None):
+    def __init__(
+        self,
+        server,
+        database,
+        tables,
+        *,
+        task="shop",
+        mode="full-load-and-cdc",
+        target=None,
+        buffer=None,
+        user="cdc",
+        port=None,
+        options=None,
+        minimal=False,
+        compression=None,
+        s3=None,
+        source=None,
+        environment=None,
+    ):
         self.server, self.database, self.task, self.s3 = server, database, task, s3
         self.folder = tempfile.mkdtemp(prefix="millrace-e2e-")
         self.state, self.lake_folder = f"{self.folder}/state", f"{self.folder}/lake"
@@ -51,26 +68,43 @@ class Daemon:
         self.process, self.runs, self.logs = None, 0, []
         with open(self.password_file, "w") as file:
             file.write(Postgres.PASSWORD + "\n")
-        self.environment = {"PATH": os.environ["PATH"], "HOME": self.folder, "PGPASSWORD": Postgres.PASSWORD,
-                            "RUST_BACKTRACE": "1", "RUST_LOG": os.environ.get("RUST_LOG", "info"),
-                            **(environment or {})}
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": self.folder,
+            "PGPASSWORD": Postgres.PASSWORD,
+            "RUST_BACKTRACE": "1",
+            "RUST_LOG": os.environ.get("RUST_LOG", "info"),
+            **(environment or {}),
+        }
         buffer = buffer or {"interval": "1s"}
         if minimal:
             text = (f"task: {task}\n" if task else "") + (
-                    f"source: {server.url(database, user)}\ntarget: file://{self.lake_folder}/\n"
-                    f"tables: {json.dumps(tables, ensure_ascii=False)}\n"
-                    f"state-dir: {self.state}\nlisten: {self.listen}\n")
+                f"source: {server.url(database, user)}\ntarget: file://{self.lake_folder}/\n"
+                f"tables: {json.dumps(tables, ensure_ascii=False)}\n"
+                f"state-dir: {self.state}\nlisten: {self.listen}\n"
+            )
         else:
             lake = target or {"type": "file", "path": self.lake_folder}
             lake = {**lake, "buffer": buffer, **({"format": {"compression": compression}} if compression else {})}
-            text = self.full_form({
-                "source": {"type": "postgres", "host": "127.0.0.1", "port": port or server.port, "database": database,
-                           "user": user, "password": {"file": self.password_file}, **(source or {})},
-                "lake": lake,
-            }, {task: {"mode": mode, "source": "source", "target": "lake", "tables": tables, **(options or {})}})
+            text = self.full_form(
+                {
+                    "source": {
+                        "type": "postgres",
+                        "host": "127.0.0.1",
+                        "port": port or server.port,
+                        "database": database,
+                        "user": user,
+                        "password": {"file": self.password_file},
+                        **(source or {}),
+                    },
+                    "lake": lake,
+                },
+                {task: {"mode": mode, "source": "source", "target": "lake", "tables": tables, **(options or {})}},
+            )
         self.write_config(text)
-        self.lake = compare.Lake(lambda *arguments: self.run("catalog", *arguments), s3 and s3.client(),
-                                 f"{self.folder}/mirror")
+        self.lake = compare.Lake(
+            lambda *arguments: self.run("catalog", *arguments), s3 and s3.client(), f"{self.folder}/mirror"
+        )
 
     def full_form(self, endpoints, tasks):
         """A config of the full form; values are written as JSON, which YAML contains."""
@@ -98,8 +132,13 @@ class Daemon:
         extra = {"MILLRACE_CRASH_AT": crash_at} if crash_at else {}
         with open(self.log_file, "wb") as log:
             self.process = subprocess.Popen(
-                [binary(), "run", "--config", self.config_file], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**self.environment, **extra, **environment}, start_new_session=True)
+                [binary(), "run", "--config", self.config_file],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**self.environment, **extra, **environment},
+                start_new_session=True,
+            )
         if ready:
             wait_for(lambda: self.http("/healthz") is not None or self.ended(), 30, "the daemon's first answer")
             if self.ended() and not crash_at:
@@ -174,15 +213,23 @@ class Daemon:
 
     def command(self, *arguments, timeout=60):
         """Runs a command with our config; gives the finished process."""
-        return subprocess.run([binary(), *arguments, "--config", self.config_file], capture_output=True, text=True,
-                              timeout=timeout, env=self.environment, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            [binary(), *arguments, "--config", self.config_file],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+        )
 
     def run(self, *arguments, code=0, timeout=60):
         """Runs a command that must end with `code`; gives its output."""
         done = self.command(*arguments, timeout=timeout)
         if done.returncode != code:
-            raise Failed(f"millrace {' '.join(arguments)}: exit {done.returncode}, expected {code}\n"
-                         f"{done.stdout}{done.stderr}")
+            raise Failed(
+                f"millrace {' '.join(arguments)}: exit {done.returncode}, expected {code}\n"
+                f"{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def json(self, *arguments, code=0):
@@ -228,6 +275,7 @@ class Daemon:
 
     def wait_states(self, expected="Table completed", seconds=60, tables=None):
         """Waits until all tables (or those named) are in a state."""
+
         def there():
             if self.ended():
                 raise Failed(f"the daemon ended with {self.process.returncode}:\n{self.log()}")
@@ -238,6 +286,7 @@ class Daemon:
                 return False
             chosen = {table: state for table, state in self.seen.items() if tables is None or table in tables}
             return chosen and len(chosen) >= len(tables or [0]) and all(s == expected for s in chosen.values())
+
         try:
             wait_for(there, seconds, f"all tables in state {expected!r}", every=0.2)
         except TimeoutError as error:
@@ -251,8 +300,11 @@ class Daemon:
 
     def confirmed_lsn(self):
         """`confirmed_flush_lsn` of our slot as a number, None without a slot."""
-        row = self.server.execute(self.database, "select confirmed_flush_lsn - '0/0'::pg_lsn from pg_replication_slots "
-                                  f"where slot_name like 'millrace_{self.task.replace('-', '_')}%' and not temporary")
+        row = self.server.execute(
+            self.database,
+            "select confirmed_flush_lsn - '0/0'::pg_lsn from pg_replication_slots "
+            f"where slot_name like 'millrace_{self.task.replace('-', '_')}%' and not temporary",
+        )
         return int(row[0][0]) if row and row[0][0] is not None else None
 
     def wait_confirmed(self, seconds=60):
@@ -284,8 +336,10 @@ class Daemon:
             if time.monotonic() > deadline:
                 text = self.log() if self.runs else ""
                 raise compare.Difference(
-                    "source and lake differ:\n" + "\n".join(str(result) for _, result in waiting)
-                    + f"\n--- the daemon's log ({self.folder})\n{text}")
+                    "source and lake differ:\n"
+                    + "\n".join(str(result) for _, result in waiting)
+                    + f"\n--- the daemon's log ({self.folder})\n{text}"
+                )
             todo = [arguments for arguments, _ in waiting]
             time.sleep(0.5)
 

@@ -15,8 +15,10 @@ from daemon import Daemon  # noqa: E402
 from servers import Postgres, wait_for  # noqa: E402
 
 BUDGET = 512 << 20
-ROW = ("i as id, md5(i::text) as name, (i % 100)::numeric(12,2) as price, now() as at, i % 7 as kind, "
-       "repeat(md5(i::text), 2) as note")
+ROW = (
+    "i as id, md5(i::text) as name, (i % 100)::numeric(12,2) as price, now() as at, i % 7 as kind, "
+    "repeat(md5(i::text), 2) as note"
+)
 
 
 def say(text):
@@ -28,8 +30,13 @@ def measure(server, database, tables, title):
     with Daemon(server, database, tables, buffer={"interval": "60s"}) as daemon:
         daemon.start_and_load(seconds=900)
         peak_of_load = daemon.peak_rss()
-        names = [row[0] for row in server.execute(database, "select relname from pg_class where relkind = 'r' and relnamespace "
-                                                            "= 'public'::regnamespace")]
+        names = [
+            row[0]
+            for row in server.execute(
+                database,
+                "select relname from pg_class where relkind = 'r' and relnamespace " "= 'public'::regnamespace",
+            )
+        ]
         with server.connect(database) as connection:
             for name in names:
                 connection.execute(f"update {name} set note = 'x' where id % 10 = 1")
@@ -37,8 +44,10 @@ def measure(server, database, tables, title):
         began = time.monotonic()
         wait_for(lambda: daemon.metrics().get(("millrace_buffer_bytes",)) == 0, 180, "delivery")
         peak = daemon.peak_rss()
-        say(f"{title}: {peak_of_load / 2**20:.0f} MiB after the load, {peak / 2**20:.0f} MiB after the changes "
-            f"(delivered in {time.monotonic() - began:.0f} s)")
+        say(
+            f"{title}: {peak_of_load / 2**20:.0f} MiB after the load, {peak / 2**20:.0f} MiB after the changes "
+            f"(delivered in {time.monotonic() - began:.0f} s)"
+        )
         return peak
 
 
@@ -51,8 +60,12 @@ def main():
     with Postgres(settings={"max_locks_per_transaction": 1024}) as server:
         for rows in map(int, arguments.rows.split(",")):
             database = server.create_database(f"rows_{rows}")
-            server.execute(database, f"create table big as select {ROW} from generate_series(1, {rows}) i",
-                           "alter table big add primary key (id)", "vacuum analyze big")
+            server.execute(
+                database,
+                f"create table big as select {ROW} from generate_series(1, {rows}) i",
+                "alter table big add primary key (id)",
+                "vacuum analyze big",
+            )
             peaks.append(measure(server, database, ["public.*"], f"{rows} rows in 1 table"))
             server.execute("postgres", f"drop database {database} with (force)", user="postgres")
         database = server.create_database("many")

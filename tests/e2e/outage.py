@@ -34,10 +34,24 @@ def main():
         server.create_database("shop")
         shop = Shop(server, "shop", arguments.seed)
         shop.create()
-        target = {"type": "s3", "bucket": s3.bucket, "prefix": "shop/", "endpoint": f"http://127.0.0.1:{proxy.port}",
-                  "access-key-id": s3.KEY, "secret-access-key": {"env": "MILLRACE_S3_SECRET"}}
-        with Daemon(server, "shop", PATTERNS, target=target, s3=s3, options={"stream": {"retention": arguments.retention}},
-                    buffer={"interval": "1s"}, environment={"MILLRACE_S3_SECRET": s3.SECRET}) as daemon:
+        target = {
+            "type": "s3",
+            "bucket": s3.bucket,
+            "prefix": "shop/",
+            "endpoint": f"http://127.0.0.1:{proxy.port}",
+            "access-key-id": s3.KEY,
+            "secret-access-key": {"env": "MILLRACE_S3_SECRET"},
+        }
+        with Daemon(
+            server,
+            "shop",
+            PATTERNS,
+            target=target,
+            s3=s3,
+            options={"stream": {"retention": arguments.retention}},
+            buffer={"interval": "1s"},
+            environment={"MILLRACE_S3_SECRET": s3.SECRET},
+        ) as daemon:
             daemon.start_and_load()
             shop.sensor_open.set()
             shop.start(writers=2, pause=0.01)
@@ -51,8 +65,10 @@ def main():
                 memory.append(daemon.rss())
                 if len(positions) % 5 == 1:
                     head = int(server.execute("shop", "select pg_current_wal_lsn() - '0/0'::pg_lsn")[0][0])
-                    say(f"{elapsed:4.0f} s: confirmed {positions[-1]:>12} ({(head - positions[-1]) / 1e6:6.1f} MB behind), "
-                        f"{memory[-1] / 2**20:5.0f} MiB resident, {sum(shop.done.values())} commits")
+                    say(
+                        f"{elapsed:4.0f} s: confirmed {positions[-1]:>12} ({(head - positions[-1]) / 1e6:6.1f} MB behind), "
+                        f"{memory[-1] / 2**20:5.0f} MiB resident, {sum(shop.done.values())} commits"
+                    )
                 time.sleep(1)
             proxy.heal()
             say("the target is back")
@@ -63,15 +79,17 @@ def main():
             for start in range(0, len(positions) - window, window):
                 if positions[start + window] <= positions[start]:
                     problems.append(f"confirmed_flush_lsn stood still from second {start} to {start + window}")
-            early = max(memory[:len(memory) // 3])
+            early = max(memory[: len(memory) // 3])
             if max(memory) > early + GROWTH_MAX:
                 problems.append(f"memory grew from {early >> 20} to {max(memory) >> 20} MiB")
             results = daemon.compare(TABLES, seconds=180)
             wait_for(lambda: daemon.metrics().get(("millrace_unaccounted_rows",)) == 0, 20, "unaccounted = 0")
             for problem in problems:
                 say(f"FAILED: {problem}")
-            say(f"{sum(result.lake_rows for result in results)} rows identical, {sum(shop.done.values())} commits, "
-                f"memory {min(memory) >> 20} to {max(memory) >> 20} MiB")
+            say(
+                f"{sum(result.lake_rows for result in results)} rows identical, {sum(shop.done.values())} commits, "
+                f"memory {min(memory) >> 20} to {max(memory) >> 20} MiB"
+            )
             return 1 if problems else 0
 
 

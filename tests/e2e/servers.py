@@ -105,11 +105,23 @@ class Postgres:
         if not self.programs:
             raise FileNotFoundError(f"no PostgreSQL {self.major}: run `tests/setup.sh {self.major}`")
         self.settings = {
-            "wal_level": "logical", "max_replication_slots": 20, "max_wal_senders": 20, "max_connections": 100,
-            "fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB", "max_wal_size": "4GB",
-            "listen_addresses": "127.0.0.1", "log_min_messages": "warning", "timezone": "Europe/Paris",
-            "datestyle": "'SQL, DMY'", "intervalstyle": "iso_8601", "bytea_output": "escape",
-            "extra_float_digits": 0, "max_slot_wal_keep_size": "8GB", **(settings or {}),
+            "wal_level": "logical",
+            "max_replication_slots": 20,
+            "max_wal_senders": 20,
+            "max_connections": 100,
+            "fsync": "off",
+            "full_page_writes": "off",
+            "shared_buffers": "128MB",
+            "max_wal_size": "4GB",
+            "listen_addresses": "127.0.0.1",
+            "log_min_messages": "warning",
+            "timezone": "Europe/Paris",
+            "datestyle": "'SQL, DMY'",
+            "intervalstyle": "iso_8601",
+            "bytea_output": "escape",
+            "extra_float_digits": 0,
+            "max_slot_wal_keep_size": "8GB",
+            **(settings or {}),
         }
         self.process = None
 
@@ -128,8 +140,25 @@ class Postgres:
         self.data = f"{self.folder}/data"
         self.environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": self.folder}
         made = subprocess.run(
-            [f"{self.programs}/initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C",
-             "--no-sync"], cwd=self.folder, env=self.environment, capture_output=True, text=True, **self._user())
+            [
+                f"{self.programs}/initdb",
+                "-D",
+                self.data,
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            **self._user(),
+        )
         if made.returncode != 0:
             raise RuntimeError(f"initdb: {made.stdout}{made.stderr}")
         with open(f"{self.data}/pg_hba.conf", "w") as hba:
@@ -149,8 +178,14 @@ class Postgres:
         self.log = open(f"{self.folder}/log", "ab")
         self.process = subprocess.Popen(
             [f"{self.programs}/postgres", "-D", self.data, "-p", str(self.port), "-k", self.folder, *options],
-            cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-            start_new_session=True, **self._user())
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+            **self._user(),
+        )
         wait_for(self._answers, 60, f"PostgreSQL {self.major}, log in {self.folder}/log")
 
     def _answers(self):
@@ -173,8 +208,9 @@ class Postgres:
 
     def connect(self, database, user="shop", **options):
         """A client connection."""
-        return psycopg.connect(host="127.0.0.1", port=self.port, dbname=database, user=user, connect_timeout=10,
-                               **options)
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, dbname=database, user=user, connect_timeout=10, **options
+        )
 
     def create_database(self, name):
         """An empty database owned by `shop`, in which `cdc` may create publications."""
@@ -227,7 +263,11 @@ class MotoS3:
         self.log = open(f"{self.folder}/log", "wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
-            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True)
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
         self.endpoint = f"http://127.0.0.1:{self.port}"
         wait_for(lambda: port_answers(self.port), 60, "moto")
         self.client().create_bucket(Bucket=self.bucket)
@@ -236,8 +276,14 @@ class MotoS3:
     def client(self):
         """boto3's client for it."""
         import boto3
-        return boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", aws_access_key_id=self.KEY,
-                            aws_secret_access_key=self.SECRET)
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.KEY,
+            aws_secret_access_key=self.SECRET,
+        )
 
     def __exit__(self, *_):
         stop_process(self.process)
@@ -281,8 +327,12 @@ class CarelessS3:
 
             def do_GET(self):
                 if "list-type" in self.path:
-                    return self.answer(200, b'<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated>'
-                                            b"</ListBucketResult>", Content_Type="application/xml")
+                    return self.answer(
+                        200,
+                        b'<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated>'
+                        b"</ListBucketResult>",
+                        Content_Type="application/xml",
+                    )
                 if self.key() not in objects:
                     return self.answer(404, b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>')
                 self.answer(200, objects[self.key()], ETag='"0"', Last_Modified="Mon, 23 Nov 2026 00:00:00 GMT")

@@ -21,6 +21,7 @@ def test_unaccounted_rows_are_zero_all_the_time(server, database, daemon):
             if value is not None:
                 seen.append(value)
             time.sleep(0.05)
+
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     shop.start(writers=2, pause=0.01)
@@ -39,7 +40,9 @@ def test_unaccounted_rows_are_zero_all_the_time(server, database, daemon):
     done.set()
     thread.join()
     assert seen and set(seen) == {0.0}, sorted(set(seen))
-    rows = {key[1]: value for key, value in running.metrics().items() if key[0] == "millrace_rows_total" and len(key) > 1}
+    rows = {
+        key[1]: value for key, value in running.metrics().items() if key[0] == "millrace_rows_total" and len(key) > 1
+    }
     assert rows, "rows by stage"
     wait_for(lambda: running.metrics().get(("millrace_buffer_bytes",)) == 0, 20, "nothing in flight")
 
@@ -47,7 +50,11 @@ def test_unaccounted_rows_are_zero_all_the_time(server, database, daemon):
 def test_tables_counts_agree_with_what_was_done(daemon, sql):
     sql("create table t (id int primary key, v text)", "insert into t select i, 'x' from generate_series(1, 100) i")
     running = daemon(["public.t"]).start_and_load()
-    sql("insert into t select i, 'y' from generate_series(101, 150) i", "update t set v = 'z' where id <= 20", "delete from t where id > 140")
+    sql(
+        "insert into t select i, 'y' from generate_series(101, 150) i",
+        "update t set v = 'z' where id <= 20",
+        "delete from t where id > 140",
+    )
     running.compare([("public", "t")])
     record = running.tables()[("public", "t")]
     found = {name: record.get(name) for name in ("inserts", "updates", "deletes")}

@@ -44,8 +44,9 @@ def torn_transfers(running):
     """Commits of which the lake holds one half: a transfer updates two accounts."""
     duck = duckdb.connect()
     running.lake.relation(duck, running.lake.files("shop", "account"))
-    return duck.execute("select left(change_order, 32), count(*) from lake where \"Op\" = 'U' group by 1 "
-                        "having count(*) % 2 = 1").fetchall()
+    return duck.execute(
+        "select left(change_order, 32), count(*) from lake where \"Op\" = 'U' group by 1 " "having count(*) % 2 = 1"
+    ).fetchall()
 
 
 def test_one_transaction_tells_its_story_in_order(daemon, sql, server, database):
@@ -61,36 +62,51 @@ def test_one_transaction_tells_its_story_in_order(daemon, sql, server, database)
     duck = duckdb.connect()
     running.lake.relation(duck, running.lake.files("public", "t"))
     rows = duck.execute('select "Op", id, v, change_order from lake order by change_order').fetchall()
-    assert [(op, id) for op, id, _, _ in rows] == [
-        ("I", 1), ("I", 2), ("U", 1), ("D", 1), ("I", 1), ("D", 2), ("I", 3)]
+    assert [(op, id) for op, id, _, _ in rows] == [("I", 1), ("I", 2), ("U", 1), ("D", 1), ("I", 1), ("D", 2), ("I", 3)]
     ordinals = [int(order[32:], 16) for *_, order in rows]
     assert len({order[:32] for *_, order in rows}) == 1 and ordinals == sorted(set(ordinals)) and ordinals[0] >= 1
 
 
 def test_unchanged_toast_is_filled_and_key_changes_keep_it(daemon, sql):
     big = "string_agg(md5(random()::text || i), '')"
-    sql("create table t (id int primary key, n int, a text, b bytea, j jsonb, l text[])",
+    sql(
+        "create table t (id int primary key, n int, a text, b bytea, j jsonb, l text[])",
         "alter table t alter a set storage external, alter b set storage external",
         f"insert into t select k, 0, (select {big} from generate_series(1, 1000) i where k > 0), "
         f"(select {big}::bytea from generate_series(1, 500) i where k > 0), "
         f"(select to_jsonb({big}) from generate_series(1, 500) i where k > 0), "
-        f"array[(select {big} from generate_series(1, 500) i where k > 0), null] from generate_series(1, 40) k")
+        f"array[(select {big} from generate_series(1, 500) i where k > 0), null] from generate_series(1, 40) k",
+    )
     running = daemon(["public.t"]).start_and_load()
-    sql("update t set n = n + 1", "update t set id = id + 1000 where id <= 20", "update t set n = n + 1 where id % 2 = 0",
-        "update t set a = 'short' where id = 21", "update t set n = 9 where id = 21", "update t set a = null where id = 22",
-        "delete from t where id = 23", "begin; update t set n = 5 where id = 24; update t set id = 5024 where id = 24; commit")
+    sql(
+        "update t set n = n + 1",
+        "update t set id = id + 1000 where id <= 20",
+        "update t set n = n + 1 where id % 2 = 0",
+        "update t set a = 'short' where id = 21",
+        "update t set n = 9 where id = 21",
+        "update t set a = null where id = 22",
+        "delete from t where id = 23",
+        "begin; update t set n = 5 where id = 24; update t set id = 5024 where id = 24; commit",
+    )
     running.compare([("public", "t")])
     duck = duckdb.connect()
     running.lake.relation(duck, running.lake.files("public", "t"))
     # Every row in a file is whole, not only the newest of its key.
-    assert duck.execute("select count(*) from lake where \"Op\" in ('I', 'U') and (b is null or j is null or l is null)"
-                        ).fetchone()[0] == 0
+    assert (
+        duck.execute(
+            "select count(*) from lake where \"Op\" in ('I', 'U') and (b is null or j is null or l is null)"
+        ).fetchone()[0]
+        == 0
+    )
 
 
 def test_updates_after_a_value_was_read_late(daemon, sql, server, database):
     """The lookup happens after the change: a row whose key is gone by then is superseded, not lost and not stuck."""
-    sql("create table t (id int primary key, n int, a text)", "alter table t alter a set storage external",
-        "insert into t select i, 0, repeat(md5(i::text), 400) from generate_series(1, 50) i")
+    sql(
+        "create table t (id int primary key, n int, a text)",
+        "alter table t alter a set storage external",
+        "insert into t select i, 0, repeat(md5(i::text), 400) from generate_series(1, 50) i",
+    )
     running = daemon(["public.t"]).start_and_load()
     with server.connect(database) as connection:
         for round in range(20):
@@ -106,17 +122,31 @@ def test_updates_after_a_value_was_read_late(daemon, sql, server, database):
 
 
 def test_replica_identities(daemon, sql):
-    sql("create table by_index (a int not null, b text not null, c text)", "create unique index on by_index (b)",
+    sql(
+        "create table by_index (a int not null, b text not null, c text)",
+        "create unique index on by_index (b)",
         "alter table by_index replica identity using index by_index_b_idx",
-        "create table by_full (id int primary key, v text)", "alter table by_full replica identity full",
-        "create table deferred (id int primary key deferrable, v text)", "alter table deferred replica identity full",
-        "insert into by_index values (1, 'x', 'c'), (2, 'y', 'd')", "insert into by_full values (1, 'a'), (2, 'b')",
-        "insert into deferred values (1, 'a'), (2, 'b'), (3, 'c')")
+        "create table by_full (id int primary key, v text)",
+        "alter table by_full replica identity full",
+        "create table deferred (id int primary key deferrable, v text)",
+        "alter table deferred replica identity full",
+        "insert into by_index values (1, 'x', 'c'), (2, 'y', 'd')",
+        "insert into by_full values (1, 'a'), (2, 'b')",
+        "insert into deferred values (1, 'a'), (2, 'b'), (3, 'c')",
+    )
     running = daemon(["public.*"]).start_and_load()
-    sql("update by_index set c = 'new' where a = 1", "update by_index set b = 'z' where a = 2", "insert into by_index values (3, 'y', 'e')",
-        "delete from by_index where a = 1", "update by_full set v = 'c' where id = 1", "update by_full set id = 9 where id = 2",
-        "delete from by_full where id = 1", "update deferred set id = 3 - id where id < 3",
-        "update deferred set id = (id % 3) + 1", "delete from deferred where id = 2")
+    sql(
+        "update by_index set c = 'new' where a = 1",
+        "update by_index set b = 'z' where a = 2",
+        "insert into by_index values (3, 'y', 'e')",
+        "delete from by_index where a = 1",
+        "update by_full set v = 'c' where id = 1",
+        "update by_full set id = 9 where id = 2",
+        "delete from by_full where id = 1",
+        "update deferred set id = 3 - id where id < 3",
+        "update deferred set id = (id % 3) + 1",
+        "delete from deferred where id = 2",
+    )
     running.compare([("public", "by_index"), ("public", "by_full"), ("public", "deferred")])
     duck = duckdb.connect()
     running.lake.relation(duck, running.lake.files("public", "by_full"))
@@ -126,10 +156,18 @@ def test_replica_identities(daemon, sql):
 
 def test_the_application_is_never_broken(daemon, sql):
     """Tables whose identity cannot carry updates are published for inserts only, so the application's UPDATE works."""
-    sql("create table nokey (v text)", "create table deferred (id int primary key deferrable)",
-        "create table nothing (id int primary key, v text)", "alter table nothing replica identity nothing")
+    sql(
+        "create table nokey (v text)",
+        "create table deferred (id int primary key deferrable)",
+        "create table nothing (id int primary key, v text)",
+        "alter table nothing replica identity nothing",
+    )
     running = daemon(["public.*"]).start_and_load()
-    sql("insert into nokey values ('a'), ('a'), ('b')", "insert into deferred values (1)", "insert into nothing values (1, 'x')")
+    sql(
+        "insert into nokey values ('a'), ('a'), ('b')",
+        "insert into deferred values (1)",
+        "insert into nothing values (1, 'x')",
+    )
     running.wait_confirmed()
     running.compare([("public", "nokey"), ("public", "deferred"), ("public", "nothing")])
     sql("update nokey set v = 'c'", "delete from deferred", "update nothing set v = 'y'")
@@ -142,9 +180,12 @@ def test_a_large_transaction(daemon, sql):
     """More rows than a batch, a pull and a frame hold, in one commit; and one that rolls back."""
     sql("create table t (id int primary key, v text)")
     running = daemon(["public.t"]).start_and_load()
-    sql("begin; insert into t select i, 'gone' from generate_series(1, 100000) i; rollback",
-        "insert into t select i, md5(i::text) from generate_series(1, 200000) i", "update t set v = 'x' where id % 2 = 0",
-        "delete from t where id % 3 = 0")
+    sql(
+        "begin; insert into t select i, 'gone' from generate_series(1, 100000) i; rollback",
+        "insert into t select i, md5(i::text) from generate_series(1, 200000) i",
+        "update t set v = 'x' where id % 2 = 0",
+        "delete from t where id % 3 = 0",
+    )
     running.compare([("public", "t")])
 
 
@@ -186,6 +227,7 @@ def test_nothing_is_read_twice_after_a_restart(daemon, sql):
 def test_the_source_goes_away_and_comes_back(daemon, sql, server, database):
     """Connection cut, server restarted: the task goes on by itself."""
     from servers import Proxy
+
     sql("create table t (id int primary key, v text)", "insert into t select i, 'x' from generate_series(1, 100) i")
     with Proxy(server.port) as proxy:
         running = daemon(["public.t"], port=proxy.port).start_and_load()

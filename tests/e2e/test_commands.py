@@ -11,9 +11,14 @@ from servers import wait_for
 
 @pytest.fixture
 def running(daemon, sql):
-    sql("create table a (id int primary key, v text)", "create table b (id int primary key, v text)", "create table c (v text)",
-        "insert into a select i, 'a' from generate_series(1, 500) i", "insert into b select i, 'b' from generate_series(1, 500) i",
-        "insert into c select 'c' from generate_series(1, 500)")
+    sql(
+        "create table a (id int primary key, v text)",
+        "create table b (id int primary key, v text)",
+        "create table c (v text)",
+        "insert into a select i, 'a' from generate_series(1, 500) i",
+        "insert into b select i, 'b' from generate_series(1, 500) i",
+        "insert into c select 'c' from generate_series(1, 500)",
+    )
     return daemon(["public.*"]).start_and_load()
 
 
@@ -81,8 +86,11 @@ def test_reload_of_one_table_while_the_others_go_on(running, sql):
 
 
 def test_readers_see_the_old_table_until_the_new_one_is_whole(daemon, sql):
-    sql("create table t (id int primary key, v text)",
-        "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 20000) i", "analyze t")
+    sql(
+        "create table t (id int primary key, v text)",
+        "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 20000) i",
+        "analyze t",
+    )
     running = daemon(["public.t"], options={"full-load": {"rate-limit": "4MiB"}}).start_and_load()
     running.compare([("public", "t")])
     running.run("reload", "shop", "public.t")
@@ -116,15 +124,30 @@ def test_a_task_that_vanished_from_the_config_is_an_error(running):
     assert done.returncode == 2 and "shop" in done.stdout + done.stderr and "removed" in done.stdout + done.stderr
     running.write_config(text + "    removed: true\n")
     running.start()
-    wait_for(lambda: running.server.execute(running.database, "select count(*) from pg_replication_slots where database "
-             "= current_database()") == [(0,)], 20, "the slot's end")
+    wait_for(
+        lambda: running.server.execute(
+            running.database, "select count(*) from pg_replication_slots where database " "= current_database()"
+        )
+        == [(0,)],
+        20,
+        "the slot's end",
+    )
     running.terminate()
 
 
 def test_looking_works_while_stopped_and_running_alike(running):
     running.compare(ALL)
-    looks = [("status",), ("tables",), ("tables", "shop"), ("events",), ("catalog", "databases"), ("catalog", "tables", "public"),
-             ("catalog", "files", "public.a"), ("dead-letter", "list"), ("plan",)]
+    looks = [
+        ("status",),
+        ("tables",),
+        ("tables", "shop"),
+        ("events",),
+        ("catalog", "databases"),
+        ("catalog", "tables", "public"),
+        ("catalog", "files", "public.a"),
+        ("dead-letter", "list"),
+        ("plan",),
+    ]
     for look in looks:
         assert running.run(*look).strip() or look[0] in ("dead-letter", "events")
         running.json(*look)
@@ -144,8 +167,13 @@ def test_looking_works_while_stopped_and_running_alike(running):
 
 
 def test_unknown_names_are_answered(running):
-    for arguments in (("pause", "nobody"), ("reload", "shop", "public.nothing"), ("tables", "nobody"),
-                      ("catalog", "files", "public.nothing"), ("delete", "nobody")):
+    for arguments in (
+        ("pause", "nobody"),
+        ("reload", "shop", "public.nothing"),
+        ("tables", "nobody"),
+        ("catalog", "files", "public.nothing"),
+        ("delete", "nobody"),
+    ):
         done = running.command(*arguments)
         assert done.returncode not in (0, 101), f"{arguments}: {done.stdout}{done.stderr}"
         assert arguments[-1].split(".")[-1] in done.stdout + done.stderr
@@ -183,6 +211,7 @@ def test_http_surface(running):
 
 def test_readyz_names_a_task_that_cannot_work(daemon, sql, server):
     from servers import free_port
+
     sql("create table a (id int primary key)")
     running = daemon(["public.*"], port=free_port())
     done = running.command("run", timeout=60)

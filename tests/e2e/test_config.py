@@ -23,14 +23,18 @@ def test_two_unknown_keys_at_once(daemon, sql):
             assert wrong in said and right in said and f"millrace.yaml:{line}" in said, said
 
 
-@pytest.mark.parametrize("change,word", [
-    ((lambda text: text.replace('"full-load-and-cdc"', '"fulload"')), "full-load"),
-    ((lambda text: text.replace('"interval": "1s"', '"interval": "1"')), "interval"),
-    ((lambda text: text.replace("source: \"source\"", "source: \"sauce\"")), "sauce"),
-    ((lambda text: text.replace("tables: [", "tables: [\"nodot\", ")), "nodot"),
-    ((lambda text: text + "  : {"), "millrace.yaml"),
-    ((lambda text: text.replace("listen: 127.0.0.1:", "listen: 0.0.0.0:")), "listen"),
-], ids=["mode", "unit", "endpoint", "table", "syntax", "open listener"])
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        ((lambda text: text.replace('"full-load-and-cdc"', '"fulload"')), "full-load"),
+        ((lambda text: text.replace('"interval": "1s"', '"interval": "1"')), "interval"),
+        ((lambda text: text.replace("source: \"source\"", "source: \"sauce\"")), "sauce"),
+        ((lambda text: text.replace("tables: [", "tables: [\"nodot\", ")), "nodot"),
+        ((lambda text: text + "  : {"), "millrace.yaml"),
+        ((lambda text: text.replace("listen: 127.0.0.1:", "listen: 0.0.0.0:")), "listen"),
+    ],
+    ids=["mode", "unit", "endpoint", "table", "syntax", "open listener"],
+)
 def test_one_thing_wrong(daemon, change, word):
     running = daemon(["public.*"])
     changed = change(running.config_text)
@@ -55,8 +59,12 @@ def test_a_broken_file_changes_nothing_at_sighup(daemon, sql):
 
 
 def test_sighup_takes_a_new_table_and_leaves_other_tasks_alone(daemon, sql):
-    sql("create table t (id int primary key, v text)", "create table u (id int primary key, v text)",
-        "insert into t values (1, 'x')", "insert into u values (1, 'x')")
+    sql(
+        "create table t (id int primary key, v text)",
+        "create table u (id int primary key, v text)",
+        "insert into t values (1, 'x')",
+        "insert into u values (1, 'x')",
+    )
     running = daemon(["public.t"]).start_and_load()
     running.compare([("public", "t")])
     before = running.lake.files("public", "t")
@@ -66,7 +74,7 @@ def test_sighup_takes_a_new_table_and_leaves_other_tasks_alone(daemon, sql):
     running.wait_states()
     sql("insert into u values (2, 'y')", "update t set v = 'y'")
     running.compare([("public", "t"), ("public", "u")])
-    assert running.lake.files("public", "t")[:len(before)] == before, "the first table was loaded again"
+    assert running.lake.files("public", "t")[: len(before)] == before, "the first table was loaded again"
 
 
 def test_sighup_takes_a_table_away(daemon, sql):
@@ -81,7 +89,11 @@ def test_sighup_takes_a_table_away(daemon, sql):
 
 
 def test_a_second_task_at_sighup(daemon, sql):
-    sql("create table t (id int primary key, v text)", "create table u (id int primary key, v text)", "insert into u values (1, 'x')")
+    sql(
+        "create table t (id int primary key, v text)",
+        "create table u (id int primary key, v text)",
+        "insert into u values (1, 'x')",
+    )
     running = daemon(["public.t"]).start_and_load()
     second = "  second:\n    source: source\n    target: lake\n    tables: [public.u]\n"
     running.write_config(running.config_text + second)
@@ -89,14 +101,18 @@ def test_a_second_task_at_sighup(daemon, sql):
     wait_for(lambda: '"second"' in running.run("status", "--json"), 20, "the second task")
     sql("insert into t values (1, 'x')", "insert into u values (2, 'y')")
     running.compare([("public", "t"), ("public", "u")])
-    assert sql("select count(*) from pg_replication_slots where database = current_database() and not temporary") == [(2,)]
+    assert sql("select count(*) from pg_replication_slots where database = current_database() and not temporary") == [
+        (2,)
+    ]
     running.run("delete", "second")
     running.write_config(running.config_text.replace(second, ""))
     running.process.send_signal(signal.SIGHUP)
     time.sleep(1)
     sql("insert into t values (2, 'x')")
     running.compare([("public", "t")])
-    assert sql("select count(*) from pg_replication_slots where database = current_database() and not temporary") == [(1,)]
+    assert sql("select count(*) from pg_replication_slots where database = current_database() and not temporary") == [
+        (1,)
+    ]
 
 
 def test_the_examples_are_valid(daemon):

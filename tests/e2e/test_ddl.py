@@ -8,15 +8,24 @@ ADDED = "public", "t"
 
 @pytest.fixture
 def running(daemon, sql):
-    sql("create table t (id int primary key, v text, n int)", "create table bystander (id int primary key, v text)",
-        "insert into t select i, 'v' || i, i from generate_series(1, 200) i")
+    sql(
+        "create table t (id int primary key, v text, n int)",
+        "create table bystander (id int primary key, v text)",
+        "insert into t select i, 'v' || i, i from generate_series(1, 200) i",
+    )
     return daemon(["public.*"]).start_and_load()
 
 
 def test_added_columns_are_applied(running, sql):
-    sql("insert into t values (1001, 'before', 0)", "alter table t add column w text", "insert into t values (1002, 'after', 0, 'w')",
-        "update t set w = 'filled' where id = 5", "alter table t add column x numeric(9,2), add column y timestamptz",
-        "update t set x = 1.5, y = now() where id = 6", "delete from t where id = 7")
+    sql(
+        "insert into t values (1001, 'before', 0)",
+        "alter table t add column w text",
+        "insert into t values (1002, 'after', 0, 'w')",
+        "update t set w = 'filled' where id = 5",
+        "alter table t add column x numeric(9,2), add column y timestamptz",
+        "update t set x = 1.5, y = now() where id = 6",
+        "delete from t where id = 7",
+    )
     running.compare([ADDED])
     assert running.states()[ADDED] == "Table completed"
     table = next(row for row in running.catalog_tables("public") if row["name"] == "t")
@@ -25,16 +34,23 @@ def test_added_columns_are_applied(running, sql):
 
 def test_a_column_added_while_the_daemon_is_down(running, sql):
     running.kill()
-    sql("insert into t values (1001, 'before', 0)", "alter table t add column w int", "insert into t values (1002, 'after', 0, 9)",
-        "update t set w = 3 where id = 9")
+    sql(
+        "insert into t values (1001, 'before', 0)",
+        "alter table t add column w int",
+        "insert into t values (1002, 'after', 0, 9)",
+        "update t set w = 3 where id = 9",
+    )
     running.start()
     running.compare([ADDED])
     assert running.states()[ADDED] == "Table completed"
 
 
 def test_a_column_added_during_a_load(daemon, sql):
-    sql("create table t (id int primary key, v text)",
-        "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 20000) i", "analyze t")
+    sql(
+        "create table t (id int primary key, v text)",
+        "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 20000) i",
+        "analyze t",
+    )
     running = daemon(["public.t"], options={"full-load": {"rate-limit": "4MiB"}})
     running.start()
     wait_for(lambda: running.states_or_none().get(ADDED) == "Full load", 20, "the load's beginning")
@@ -96,8 +112,11 @@ def test_truncate_of_two_tables_with_a_bystander(running, sql):
     sql("insert into bystander values (1, 'x')", "create table third (id int primary key references bystander)")
     running.wait_confirmed()
     sql("truncate t, bystander, third")
-    wait_for(lambda: {running.states()[ADDED], running.states()[("public", "bystander")]} == {"Table error"}, 30,
-             "both suspended")
+    wait_for(
+        lambda: {running.states()[ADDED], running.states()[("public", "bystander")]} == {"Table error"},
+        30,
+        "both suspended",
+    )
     running.run("reload", "shop")
     running.wait_states(tables=[ADDED, ("public", "bystander")], seconds=40)
     sql("insert into t values (1, 'x', 1)")

@@ -6,22 +6,34 @@ from servers import wait_for
 
 # (column type, literal, word that the reason should hold)
 POISON = [
-    ("date", "'infinity'", "infin"), ("date", "'-infinity'", "infin"), ("date", "'0044-03-15 BC'", None),
-    ("timestamp", "'infinity'", "infin"), ("timestamp", "'0001-12-31 23:59:59 BC'", None),
-    ("timestamptz", "'-infinity'", "infin"), ("timestamptz", "'4713-01-01 00:00:00+00 BC'", None),
-    ("time", "'24:00:00'", "24:00"), ("numeric(9,2)", "'NaN'", "NaN"), ("int[]", "'{{1,2},{3,4}}'", None),
-    ("int[]", "'[0:1]={1,2}'", None), ("date[]", "'{infinity}'", "infin"), ("numeric(9,2)[]", "'{NaN}'", "NaN"),
+    ("date", "'infinity'", "infin"),
+    ("date", "'-infinity'", "infin"),
+    ("date", "'0044-03-15 BC'", None),
+    ("timestamp", "'infinity'", "infin"),
+    ("timestamp", "'0001-12-31 23:59:59 BC'", None),
+    ("timestamptz", "'-infinity'", "infin"),
+    ("timestamptz", "'4713-01-01 00:00:00+00 BC'", None),
+    ("time", "'24:00:00'", "24:00"),
+    ("numeric(9,2)", "'NaN'", "NaN"),
+    ("int[]", "'{{1,2},{3,4}}'", None),
+    ("int[]", "'[0:1]={1,2}'", None),
+    ("date[]", "'{infinity}'", "infin"),
+    ("numeric(9,2)[]", "'{NaN}'", "NaN"),
 ]
 
 
 def test_poison_in_a_load_and_in_changes(daemon, sql):
     for number, (kind, literal, _) in enumerate(POISON):
-        sql(f"create table t{number} (id int primary key, v {kind}, note text)",
-            f"insert into t{number} values (1, null, 'good'), (2, {literal}, 'bad in the load'), (3, null, 'good')")
+        sql(
+            f"create table t{number} (id int primary key, v {kind}, note text)",
+            f"insert into t{number} values (1, null, 'good'), (2, {literal}, 'bad in the load'), (3, null, 'good')",
+        )
     running = daemon(["public.*"]).start_and_load()
     for number, (kind, literal, _) in enumerate(POISON):
-        sql(f"insert into t{number} values (4, {literal}, 'bad insert'), (5, null, 'good')",
-            f"update t{number} set v = {literal}, note = 'bad update' where id = 3")
+        sql(
+            f"insert into t{number} values (4, {literal}, 'bad insert'), (5, null, 'good')",
+            f"update t{number} set v = {literal}, note = 'bad update' where id = 3",
+        )
     # Rows 2, 3 and 4 are stale or missing in the lake; the others are there.
     wait_for(lambda: len(running.dead_letters()) == 3 * len(POISON), 30, "the dead letters")
     letters = running.dead_letters()
@@ -33,8 +45,11 @@ def test_poison_in_a_load_and_in_changes(daemon, sql):
     for note in ("bad in the load", "bad insert", "bad update"):
         assert text.count(note) >= len(POISON), f"the source's bytes of {note!r} are kept"
     for number, (_, _, word) in enumerate(POISON):
-        reasons = " ".join(letter["reason"] for letters in [by_table[t] for t in by_table if t.endswith(f"t{number}") or f"'t{number}'" in t]
-                           for letter in letters)
+        reasons = " ".join(
+            letter["reason"]
+            for letters in [by_table[t] for t in by_table if t.endswith(f"t{number}") or f"'t{number}'" in t]
+            for letter in letters
+        )
         assert reasons and (word is None or word.lower() in reasons.lower()), (number, reasons)
     for number in range(len(POISON)):
         record = running.tables()[("public", f"t{number}")]

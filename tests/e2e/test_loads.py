@@ -13,15 +13,24 @@ def test_a_commit_that_waits_for_a_standby_while_a_load_starts(sql, server, data
     """A transaction that waits for a synchronous standby is in the log and not yet visible: its change must not be lost
     between a snapshot that does not see it and a position that is behind it."""
     sql("create table t (id int primary key, v text)", "insert into t select i, 'old' from generate_series(1, 100) i")
-    server.execute(database, "alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()",
-                   user="postgres")
+    server.execute(
+        database, "alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()", user="postgres"
+    )
     try:
         time.sleep(0.3)
         writer = server.connect(database, autocommit=True)
         thread = threading.Thread(target=lambda: writer.execute("update t set v = 'new' where id = 7"), daemon=True)
         thread.start()
-        wait_for(lambda: server.execute(database, "set synchronous_commit = local",
-                 "select 1 from pg_stat_activity where wait_event = 'SyncRep'", user="postgres"), 10, "the wait")
+        wait_for(
+            lambda: server.execute(
+                database,
+                "set synchronous_commit = local",
+                "select 1 from pg_stat_activity where wait_event = 'SyncRep'",
+                user="postgres",
+            ),
+            10,
+            "the wait",
+        )
         # Other sessions must not wait; the daemon makes publications, which commit.
         server.execute(database, "alter role cdc set synchronous_commit = local", user="postgres")
         running = daemon(["public.t"])
@@ -31,8 +40,13 @@ def test_a_commit_that_waits_for_a_standby_while_a_load_starts(sql, server, data
         except TimeoutError:
             # A slot waits for the transactions that run while it is made; this one is one of them.
             pass
-        server.execute(database, "set synchronous_commit = local", "alter system reset synchronous_standby_names",
-                       "select pg_reload_conf()", user="postgres")
+        server.execute(
+            database,
+            "set synchronous_commit = local",
+            "alter system reset synchronous_standby_names",
+            "select pg_reload_conf()",
+            user="postgres",
+        )
         thread.join(20)
         assert not thread.is_alive()
         running.wait_states()
@@ -40,26 +54,38 @@ def test_a_commit_that_waits_for_a_standby_while_a_load_starts(sql, server, data
         duck = duckdb.connect()
         assert duck.execute(f"select v from ({running.lake.view('public', 't')}) where id = 7").fetchone() == ("new",)
     finally:
-        server.execute(database, "set synchronous_commit = local", "alter system reset synchronous_standby_names",
-                       "select pg_reload_conf()", "alter role cdc reset synchronous_commit", user="postgres")
+        server.execute(
+            database,
+            "set synchronous_commit = local",
+            "alter system reset synchronous_standby_names",
+            "select pg_reload_conf()",
+            "alter role cdc reset synchronous_commit",
+            user="postgres",
+        )
 
 
 @pytest.mark.parametrize("statement", ["vacuum full t", "cluster t using t_pkey"])
 def test_a_rewrite_in_the_middle_of_a_load(daemon, sql, server, database, statement):
     """VACUUM FULL gives every row another place, and later ctid ranges of an older snapshot would come back empty. The
     load's lock holds it off, or the load notices and starts again; nothing is lost either way."""
-    sql("create table t (id int primary key, v text)",
+    sql(
+        "create table t (id int primary key, v text)",
         "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 30000) i",
-        "delete from t where id <= 15000", "analyze t")
+        "delete from t where id <= 15000",
+        "analyze t",
+    )
     running = daemon(["public.t"], options={"full-load": {"parallel": 2, "rate-limit": "4MiB"}})
     running.start()
-    wait_for(lambda: running.states_or_none().get(("public", "t")) == "Full load", 20, "the load's beginning", every=0.02)
+    wait_for(
+        lambda: running.states_or_none().get(("public", "t")) == "Full load", 20, "the load's beginning", every=0.02
+    )
 
     def rewrite():
         try:
             sql(statement)
         except psycopg.errors.LockNotAvailable:
             pass
+
     threads = [threading.Thread(target=rewrite, daemon=True)]
     threads[0].start()
     sql("insert into t values (99999, 'late')")
@@ -71,8 +97,11 @@ def test_a_rewrite_in_the_middle_of_a_load(daemon, sql, server, database, statem
 
 def test_a_rewrite_between_two_runs_of_a_load(daemon, sql):
     """Segments that a crash left are worth nothing once the table has other storage."""
-    sql("create table t (id int primary key, v text)",
-        "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 30000) i", "analyze t")
+    sql(
+        "create table t (id int primary key, v text)",
+        "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 30000) i",
+        "analyze t",
+    )
     running = daemon(["public.t"], options={"full-load": {"parallel": 1, "rate-limit": "4MiB"}})
     running.start()
     wait_for(lambda: running.states_or_none().get(("public", "t")) == "Full load", 20, "the load's beginning")
@@ -86,8 +115,11 @@ def test_a_rewrite_between_two_runs_of_a_load(daemon, sql):
 @pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "keyless"])
 def test_a_load_that_is_killed_goes_on(daemon, sql, keyed):
     """Rows change between the two runs: keyed tables keep finished segments, tables without a key start again."""
-    sql(f"create table t (id int {'primary key' if keyed else ''}, v text)",
-        "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 40000) i", "analyze t")
+    sql(
+        f"create table t (id int {'primary key' if keyed else ''}, v text)",
+        "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 40000) i",
+        "analyze t",
+    )
     running = daemon(["public.t"], options={"full-load": {"parallel": 2, "rate-limit": "6MiB"}})
     running.start()
     for round in range(3):
@@ -95,9 +127,14 @@ def test_a_load_that_is_killed_goes_on(daemon, sql, keyed):
         time.sleep(0.8)
         running.kill()
         if keyed:
-            sql(f"update t set v = 'round {round}' where id % 10 = {round}", f"delete from t where id % 100 = {round + 50}",
-                f"update t set id = id + 100000 where id % 1000 = {round}")
-        sql(f"insert into t select i, 'new {round}' from generate_series({50000 + round * 100}, {50050 + round * 100}) i")
+            sql(
+                f"update t set v = 'round {round}' where id % 10 = {round}",
+                f"delete from t where id % 100 = {round + 50}",
+                f"update t set id = id + 100000 where id % 1000 = {round}",
+            )
+        sql(
+            f"insert into t select i, 'new {round}' from generate_series({50000 + round * 100}, {50050 + round * 100}) i"
+        )
         running.start()
     running.wait_states(seconds=90)
     sql("insert into t values (77777, 'last')")
@@ -106,8 +143,12 @@ def test_a_load_that_is_killed_goes_on(daemon, sql, keyed):
 
 def test_changes_flow_while_a_long_load_runs(daemon, sql):
     """The slot's confirmed position moves on during a load: a long load never makes the source keep its log."""
-    sql("create table big (id int primary key, v text)", "create table other (id int primary key, v text)",
-        "insert into big select i, repeat(md5(i::text), 30) from generate_series(1, 30000) i", "analyze big")
+    sql(
+        "create table big (id int primary key, v text)",
+        "create table other (id int primary key, v text)",
+        "insert into big select i, repeat(md5(i::text), 30) from generate_series(1, 30000) i",
+        "analyze big",
+    )
     running = daemon(["public.big", "public.other"], options={"full-load": {"rate-limit": "2MiB"}})
     running.start()
     wait_for(lambda: running.states_or_none().get(("public", "big")) == "Full load", 20, "the load's beginning")
@@ -143,6 +184,7 @@ def test_a_server_without_logical_wal(tmp_path):
     """`wal_level = replica`: told by check, and healed by what check says."""
     with Postgres(settings={"wal_level": "replica"}) as server:
         from daemon import Daemon
+
         server.create_database("shop")
         server.execute("shop", "create table t (id int primary key)", "insert into t values (1)")
         with Daemon(server, "shop", ["public.t"]) as running:

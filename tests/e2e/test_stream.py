@@ -9,10 +9,20 @@ from servers import Proxy, wait_for
 from test_s3 import ENVIRONMENT, target
 from workload import PATTERNS, TABLES, Shop
 
+# Rows of about a kilobyte that does not compress.
+BURST = (
+    "insert into t select i, (select string_agg(md5(random()::text || i || j), '') from generate_series(1, 30) j) "
+    "from generate_series({}, {}) i"
+)
+
 
 def stream_bytes(running):
     """Bytes of the streams on disk."""
-    return sum(os.path.getsize(path) for path in glob.glob(f"{running.state}/streams/**", recursive=True) if os.path.isfile(path))
+    return sum(
+        os.path.getsize(path)
+        for path in glob.glob(f"{running.state}/streams/**", recursive=True)
+        if os.path.isfile(path)
+    )
 
 
 @pytest.mark.parametrize("shards,compress", [(1, False), (4, True)])
@@ -31,17 +41,22 @@ def test_shards_and_compression(server, database, daemon, shards, compress):
 def test_retention_lets_delivered_segments_go_and_no_others(daemon, sql, s3):
     """Retention of a second: what is delivered goes; what the target does not take stays, for as long as it takes."""
     sql("create table t (id bigint primary key, v text)")
-    burst = "insert into t select i, (select string_agg(md5(random()::text || i || j), '') from generate_series(1, 30) j) from generate_series({}, {}) i"
     with Proxy(s3.port) as proxy:
-        running = daemon(["public.t"], target=target(s3, "retention/", proxy.port), s3=s3, environment=ENVIRONMENT,
-                         options={"stream": {"retention": "1s"}}).start_and_load()
+        running = daemon(
+            ["public.t"],
+            target=target(s3, "retention/", proxy.port),
+            s3=s3,
+            environment=ENVIRONMENT,
+            options={"stream": {"retention": "1s"}},
+        ).start_and_load()
         proxy.cut()
         for number in range(3):
-            sql(burst.format(number * 40000, number * 40000 + 39999))
+            sql(BURST.format(number * 40000, number * 40000 + 39999))
         running.wait_confirmed()
         held = stream_bytes(running)
         assert held > 50 << 20, "several segments wait"
         import time
+
         time.sleep(4)
         assert stream_bytes(running) >= held * 0.9, "retention took what was not delivered"
         proxy.heal()
@@ -54,14 +69,19 @@ def test_retention_lets_delivered_segments_go_and_no_others(daemon, sql, s3):
 def test_at_the_disk_bound_the_reader_waits(daemon, sql, s3):
     """The stream's bound is real: the reader slows down, the source keeps its log, nothing is lost."""
     sql("create table t (id bigint primary key, v text)")
-    burst = "insert into t select i, (select string_agg(md5(random()::text || i || j), '') from generate_series(1, 30) j) from generate_series({}, {}) i"
     with Proxy(s3.port) as proxy:
-        running = daemon(["public.t"], target=target(s3, "bound/", proxy.port), s3=s3, environment=ENVIRONMENT,
-                         options={"stream": {"retention": "1s", "disk-bound": "40MiB", "compress": False}}).start_and_load()
+        running = daemon(
+            ["public.t"],
+            target=target(s3, "bound/", proxy.port),
+            s3=s3,
+            environment=ENVIRONMENT,
+            options={"stream": {"retention": "1s", "disk-bound": "40MiB", "compress": False}},
+        ).start_and_load()
         proxy.cut()
         for number in range(8):
-            sql(burst.format(number * 10000, number * 10000 + 9999))
+            sql(BURST.format(number * 10000, number * 10000 + 9999))
         import time
+
         time.sleep(6)
         assert stream_bytes(running) < 140 << 20, "the bound and one segment at most"
         proxy.heal()
@@ -71,6 +91,7 @@ def test_at_the_disk_bound_the_reader_waits(daemon, sql, s3):
 def test_a_state_folder_from_yesterday_is_refused(daemon, sql):
     """A restored backup is behind what was confirmed: what lies between is gone, and that is said, not skipped."""
     import shutil
+
     sql("create table t (id int primary key)", "insert into t values (1)")
     running = daemon(["public.t"]).start_and_load()
     running.compare([("public", "t")])
@@ -99,10 +120,20 @@ def test_a_slot_that_was_made_again_is_refused(daemon, sql, server):
     running.compare([("public", "t")])
     running.kill()
     sql("insert into t values (2)")
-    wait_for(lambda: server.execute("postgres", "select active from pg_replication_slots where slot_name = 'millrace_shop'",
-             user="postgres") == [(False,)], 20, "the slot to be free")
+    wait_for(
+        lambda: server.execute(
+            "postgres", "select active from pg_replication_slots where slot_name = 'millrace_shop'", user="postgres"
+        )
+        == [(False,)],
+        20,
+        "the slot to be free",
+    )
     sql("select pg_drop_replication_slot('millrace_shop')", user="postgres")
-    sql("insert into t values (3)", "select pg_create_logical_replication_slot('millrace_shop', 'pgoutput')", user="postgres")
+    sql(
+        "insert into t values (3)",
+        "select pg_create_logical_replication_slot('millrace_shop', 'pgoutput')",
+        user="postgres",
+    )
     running.start(ready=False)
     wait_for(lambda: running.ended() or "LOST" in running.log(), 30, "a refusal")
     assert "LOST" in running.log(20000)

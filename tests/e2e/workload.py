@@ -53,9 +53,21 @@ create trigger note after insert or update or delete on shop.sensor for each row
 """
 
 # (schema, table, audit): what `compare.compare_table` is asked for. `sensor` has no key and REPLICA IDENTITY FULL.
-TABLES = [("shop", table, None) for table in
-          ("customer", "orders", "order_line", "product", "document", "account", "seat", "ledger", "page_view",
-           "Select")] + [("shop", "sensor", ("audit", "sensor")), (ODD_SCHEMA, ODD_TABLE, None)]
+TABLES = [
+    ("shop", table, None)
+    for table in (
+        "customer",
+        "orders",
+        "order_line",
+        "product",
+        "document",
+        "account",
+        "seat",
+        "ledger",
+        "page_view",
+        "Select",
+    )
+] + [("shop", "sensor", ("audit", "sensor")), (ODD_SCHEMA, ODD_TABLE, None)]
 # What a config selects for all of them.
 PATTERNS = ["shop.*", f"{ODD_SCHEMA}.*"]
 ACCOUNTS, CENTS, SEATS = 50, 100_000, 40
@@ -88,23 +100,39 @@ class Shop:
                 connection.execute(
                     "insert into shop.customer (id, email, full_name, country, balance, tags, letter) "
                     "values (%s, %s, %s, %s, %s, %s, %s)",
-                    (id, f"c{id}@example.org", f"Customer \t{id}\nÆ", "dk", rng.randint(0, 10**6) / 100,
-                     ["a", None, 'q"x'] if id % 3 else [], letter))
+                    (
+                        id,
+                        f"c{id}@example.org",
+                        f"Customer \t{id}\nÆ",
+                        "dk",
+                        rng.randint(0, 10**6) / 100,
+                        ["a", None, 'q"x'] if id % 3 else [],
+                        letter,
+                    ),
+                )
             connection.execute("select setval(pg_get_serial_sequence('shop.customer', 'id'), %s)", (10**6,))
             for _ in range(self.scale // 5):
                 self._product(connection, rng)
             for number in range(self.scale // 5):
-                connection.execute("insert into shop.document values (%s, %s, %s, 1, localtimestamp, '1 day 2 hours')",
-                                   (f"/d/{number}", f"Title {number}", noise(rng, *self.large)))
+                connection.execute(
+                    "insert into shop.document values (%s, %s, %s, 1, localtimestamp, '1 day 2 hours')",
+                    (f"/d/{number}", f"Title {number}", noise(rng, *self.large)),
+                )
             for id in range(1, self.scale * 2 + 1):
                 self._order(connection, rng, id)
-            connection.execute("insert into shop.account select i, 'owner ' || i, %s from generate_series(1, %s) i",
-                               (CENTS, ACCOUNTS))
-            connection.execute("insert into shop.seat select i, 'holder ' || i, null from generate_series(1, %s) i",
-                               (SEATS,))
-            connection.execute("insert into shop.page_view select now(), '/p/' || i, i, i / 3.0 "
-                               "from generate_series(1, %s) i", (self.scale,))
-            connection.execute("""insert into shop."Select" select i, 'f' || i, 'op', null from generate_series(1, 20) i""")
+            connection.execute(
+                "insert into shop.account select i, 'owner ' || i, %s from generate_series(1, %s) i", (CENTS, ACCOUNTS)
+            )
+            connection.execute(
+                "insert into shop.seat select i, 'holder ' || i, null from generate_series(1, %s) i", (SEATS,)
+            )
+            connection.execute(
+                "insert into shop.page_view select now(), '/p/' || i, i, i / 3.0 " "from generate_series(1, %s) i",
+                (self.scale,),
+            )
+            connection.execute(
+                """insert into shop."Select" select i, 'f' || i, 'op', null from generate_series(1, 20) i"""
+            )
             connection.execute(f"insert into {self.odd} select 'k' || i, i, null from generate_series(1, %s) i", (20,))
             # None of this belongs to a replication slot, so let the log go.
         self.server.execute(self.database, "analyze")
@@ -150,11 +178,13 @@ class Shop:
     def check_ledger(self, found):
         """What is wrong with the (writer, seq) pairs found in the lake: lost ones and ones that nobody wrote."""
         found = set(found)
-        lost = [(writer, seq) for writer, seqs in self.acknowledged.items() for seq in seqs
-                if (writer, seq) not in found]
+        lost = [
+            (writer, seq) for writer, seqs in self.acknowledged.items() for seq in seqs if (writer, seq) not in found
+        ]
         phantom = [pair for pair in found if pair[1] >= self.attempted.get(pair[0], 0)]
         return [f"acknowledged and lost: {lost[:5]} ({len(lost)})"] * bool(lost) + [
-            f"never written: {phantom[:5]} ({len(phantom)})"] * bool(phantom)
+            f"never written: {phantom[:5]} ({len(phantom)})"
+        ] * bool(phantom)
 
     def _write(self, number, pause):
         rng = random.Random(f"{self.seed}/{number}")
@@ -198,34 +228,65 @@ class Shop:
     def _product(self, connection, rng):
         connection.execute(
             "insert into shop.product values (%s, %s, %s, %s, %s, %s, %s, %s)",
-            (uuid.UUID(int=rng.getrandbits(128)), noise(rng, 4, 30), noise(rng, *self.large), rng.randbytes(5000),
-             rng.randint(1, 10**5) / 100, rng.randint(0, 99), '{"size": %d, "ü": [1, null]}' % rng.randint(1, 9),
-             rng.random() * 10 ** rng.randint(-20, 20)))
+            (
+                uuid.UUID(int=rng.getrandbits(128)),
+                noise(rng, 4, 30),
+                noise(rng, *self.large),
+                rng.randbytes(5000),
+                rng.randint(1, 10**5) / 100,
+                rng.randint(0, 99),
+                '{"size": %d, "ü": [1, null]}' % rng.randint(1, 9),
+                rng.random() * 10 ** rng.randint(-20, 20),
+            ),
+        )
 
     def _order(self, connection, rng, id=None):
         id = id or rng.getrandbits(62)
-        connection.execute("insert into shop.orders values (%s, %s, %s, %s, now(), current_date, %s, %s)",
-                           (id, rng.randint(1, self.scale), rng.choice(["new", "paid"]), rng.randint(0, 10**8) / 100,
-                            rng.choice([True, False, None]), rng.choice([None, "", "\\N", "\\.", "a\\b", "NULL"])))
+        connection.execute(
+            "insert into shop.orders values (%s, %s, %s, %s, now(), current_date, %s, %s)",
+            (
+                id,
+                rng.randint(1, self.scale),
+                rng.choice(["new", "paid"]),
+                rng.randint(0, 10**8) / 100,
+                rng.choice([True, False, None]),
+                rng.choice([None, "", "\\N", "\\.", "a\\b", "NULL"]),
+            ),
+        )
         for line in range(rng.randint(1, 4)):
-            connection.execute("insert into shop.order_line values (%s, %s, %s, %s, %s, %s)",
-                               (id, line, uuid.UUID(int=rng.getrandbits(128)), rng.randint(1, 9),
-                                rng.randint(1, 10**5) / 100, rng.random()))
+            connection.execute(
+                "insert into shop.order_line values (%s, %s, %s, %s, %s, %s)",
+                (
+                    id,
+                    line,
+                    uuid.UUID(int=rng.getrandbits(128)),
+                    rng.randint(1, 9),
+                    rng.randint(1, 10**5) / 100,
+                    rng.random(),
+                ),
+            )
 
     def _some(self, connection, rng, table, columns, rows=1):
         """Keys of a few rows, near a random place, so that a choice costs no scan."""
         key = columns.split(",")[0]
         if table in ("shop.customer",):
-            return connection.execute(f"select {columns} from {table} where {key} >= %s order by {key} limit %s",
-                                      (rng.randint(1, self.scale), rows)).fetchall()
-        return connection.execute(f"select {columns} from {table} offset %s limit %s", (rng.randint(0, 60), rows)).fetchall()
+            return connection.execute(
+                f"select {columns} from {table} where {key} >= %s order by {key} limit %s",
+                (rng.randint(1, self.scale), rows),
+            ).fetchall()
+        return connection.execute(
+            f"select {columns} from {table} offset %s limit %s", (rng.randint(0, 60), rows)
+        ).fetchall()
 
     def _update_without_text(self, connection, rng):
         """The large texts do not change and are not sent."""
         for (path,) in self._some(connection, rng, "shop.document", "path", 3):
-            connection.execute("update shop.document set revision = revision + 1, changed = localtimestamp "
-                               "where path = %s", (path,))
-        connection.execute("update shop.customer set balance = balance + 1 where id = %s", (rng.randint(1, self.scale),))
+            connection.execute(
+                "update shop.document set revision = revision + 1, changed = localtimestamp " "where path = %s", (path,)
+            )
+        connection.execute(
+            "update shop.customer set balance = balance + 1 where id = %s", (rng.randint(1, self.scale),)
+        )
         for (id,) in self._some(connection, rng, "shop.product", "id", 2):
             connection.execute("update shop.product set stock = stock - 1 where id = %s", (id,))
 
@@ -236,17 +297,23 @@ class Shop:
 
     def _change_key(self, connection, rng):
         for (path,) in self._some(connection, rng, "shop.document", "path"):
-            connection.execute("update shop.document set path = %s where path = %s", (f"/m/{rng.getrandbits(40)}", path))
+            connection.execute(
+                "update shop.document set path = %s where path = %s", (f"/m/{rng.getrandbits(40)}", path)
+            )
         for (id,) in self._some(connection, rng, "shop.product", "id"):
-            connection.execute("update shop.product set id = %s, stock = stock where id = %s",
-                               (uuid.UUID(int=rng.getrandbits(128)), id))
+            connection.execute(
+                "update shop.product set id = %s, stock = stock where id = %s",
+                (uuid.UUID(int=rng.getrandbits(128)), id),
+            )
 
     def _swap_seats(self, connection, rng):
         """Two keys swapped in one statement: the primary key is deferrable, the identity full."""
         one, two = rng.sample(range(1, SEATS + 1), 2)
         connection.execute("set constraints all deferred")
-        connection.execute("update shop.seat set id = case id when %s then %s::int else %s end, note = %s "
-                           "where id in (%s, %s)", (one, two, one, noise(rng, 2, 20), one, two))
+        connection.execute(
+            "update shop.seat set id = case id when %s then %s::int else %s end, note = %s " "where id in (%s, %s)",
+            (one, two, one, noise(rng, 2, 20), one, two),
+        )
 
     def _transfer(self, connection, rng):
         one, two = sorted(rng.sample(range(1, ACCOUNTS + 1), 2))
@@ -271,8 +338,10 @@ class Shop:
         if rng.random() < 0.2:
             for (path,) in self._some(connection, rng, "shop.document", "path"):
                 connection.execute("delete from shop.document where path = %s", (path,))
-                connection.execute("insert into shop.document (path, title, body) values (%s, 'again', %s)",
-                                   (path, noise(rng, *self.large)))
+                connection.execute(
+                    "insert into shop.document (path, title, body) values (%s, 'again', %s)",
+                    (path, noise(rng, *self.large)),
+                )
 
     def _no_key(self, connection, rng):
         row = "insert into shop.page_view values (now(), %s, %s, %s)"
@@ -282,8 +351,10 @@ class Shop:
     def _sensor(self, connection, rng):
         """A table without a key whose identity is full: rows come, change and go, twins among them."""
         for _ in range(rng.randint(1, 5)):
-            connection.execute("insert into shop.sensor values (%s, %s, now(), %s)",
-                               (f"s{rng.randint(1, 5)}", rng.random(), rng.randint(1, 3)))
+            connection.execute(
+                "insert into shop.sensor values (%s, %s, now(), %s)",
+                (f"s{rng.randint(1, 5)}", rng.random(), rng.randint(1, 3)),
+            )
         if rng.random() < 0.5:
             connection.execute("update shop.sensor set n = n + 1 where name = %s and n = 1", (f"s{rng.randint(1, 5)}",))
         if rng.random() < 0.3:
@@ -295,19 +366,40 @@ class Shop:
                 copy.write_row((rng.getrandbits(62), rng.randint(1, self.scale), "copied"))
 
     def _names(self, connection, rng):
-        connection.execute(f'insert into {self.odd} values (%s, %s, %s) on conflict ("Key Col.") do update set '
-                           '"välue" = excluded."välue"', (f"k{rng.randint(1, 60)}", rng.randint(1, 9), "x"))
-        connection.execute('update shop."Select" set "from" = %s, "Op" = \'D\' where "Order" = %s',
-                           (noise(rng, 2, 9), rng.randint(1, 20)))
+        connection.execute(
+            f'insert into {self.odd} values (%s, %s, %s) on conflict ("Key Col.") do update set '
+            '"välue" = excluded."välue"',
+            (f"k{rng.randint(1, 60)}", rng.randint(1, 9), "x"),
+        )
+        connection.execute(
+            'update shop."Select" set "from" = %s, "Op" = \'D\' where "Order" = %s',
+            (noise(rng, 2, 9), rng.randint(1, 20)),
+        )
 
     def _customer(self, connection, rng):
-        connection.execute("insert into shop.customer (email, full_name, limits) values (%s, %s, %s)",
-                           (noise(rng, 5, 20), None, rng.choice([None, "NaN", "1e-20", "12345678901234567890.5"])))
+        connection.execute(
+            "insert into shop.customer (email, full_name, limits) values (%s, %s, %s)",
+            (noise(rng, 5, 20), None, rng.choice([None, "NaN", "1e-20", "12345678901234567890.5"])),
+        )
 
     def _empty(self, connection, rng):
         """Nothing but the ledger's row."""
 
 
-KINDS = [(Shop._product, 1), (Shop._order, 6), (Shop._update_without_text, 6), (Shop._update_text, 2),
-         (Shop._change_key, 3), (Shop._swap_seats, 2), (Shop._transfer, 4), (Shop._savepoints, 3), (Shop._delete, 3),
-         (Shop._no_key, 3), (Shop._sensor, 2), (Shop._copy, 1), (Shop._names, 2), (Shop._customer, 2), (Shop._empty, 1)]
+KINDS = [
+    (Shop._product, 1),
+    (Shop._order, 6),
+    (Shop._update_without_text, 6),
+    (Shop._update_text, 2),
+    (Shop._change_key, 3),
+    (Shop._swap_seats, 2),
+    (Shop._transfer, 4),
+    (Shop._savepoints, 3),
+    (Shop._delete, 3),
+    (Shop._no_key, 3),
+    (Shop._sensor, 2),
+    (Shop._copy, 1),
+    (Shop._names, 2),
+    (Shop._customer, 2),
+    (Shop._empty, 1),
+]

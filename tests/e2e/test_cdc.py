@@ -27,6 +27,43 @@ def test_a_busy_shop(server, database, daemon):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+def test_every_published_state_is_made_of_whole_transactions(server, database, daemon):
+    """At any moment, one table alone shows whole transactions, and all of them do at the smallest `complete_through`."""
+    shop = Shop(server, database, SEED, scale=100)
+    shop.create()
+    running = daemon(PATTERNS, buffer={"interval": "300ms", "size": "200KB"}).start_and_load()
+    shop.start(writers=3, pause=0.002)
+    seen = set()
+    for _ in range(12):
+        assert balance(running) == CENTS * ACCOUNTS
+        seen.add(orphans_at_the_smallest_cut(running))
+        time.sleep(0.2)
+    shop.stop()
+    assert {count for count, _ in seen} == {0}
+    assert len({cut for _, cut in seen}) > 3, "the cut moves on"
+
+
+def orphans_at_the_smallest_cut(running):
+    """(order lines without their order, the cut), all tables cut where the slowest is complete."""
+    through = {row["name"]: row["complete_through"] for row in running.catalog_tables("shop")}
+    cut = min(lsn_digits(through[table]) for table in ("orders", "order_line"))
+    duck = duckdb.connect()
+    for table, key in (("orders", "id"), ("order_line", "order_id, line")):
+        running.lake.relation(duck, running.lake.files("shop", table), f"all_{table}")
+        duck.execute(
+            f"create view {table} as select * from (select * from all_{table} where left(change_order, 32) < '{cut}' "
+            f"qualify row_number() over (partition by {key} order by change_order desc) = 1) where \"Op\" <> 'D'"
+        )
+    orphans = duck.execute("select count(*) from order_line where order_id not in (select id from orders)").fetchone()[0]
+    return orphans, cut
+
+
+def lsn_digits(position):
+    """`X/Y`, or the state's hexadecimal, as the 32 digits that a `change_order` begins with."""
+    high, _, low = position.rpartition("/")
+    return f"{(int(high or '0', 16) << 32) + int(low, 16):032x}"
+
+
 def ledger(running):
     """The (writer, seq) pairs in the lake."""
     duck = duckdb.connect()

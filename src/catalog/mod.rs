@@ -1,14 +1,32 @@
 //! The catalog, in Glue's model: databases, tables, versions, and for every table the manifest of its files.
+//!
+//! It reads the state, and adds to commits that others make, so that files, checkpoints and table versions change
+//! together or not at all. A commit writes as much as changed: the shape of a table, how far it is, and every file are
+//! records of their own.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod glue;
+mod own_names;
+mod view;
 
-use millrace_core::{Position, Result, Table, TableName};
-use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use millrace_core::{ColumnType, Error, Kind, Position, Result, Table, TableName, error::Context};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    state::{Put, StateStore},
+    state::{
+        Put, StateStore,
+        keys::{catalog as keys, garbage},
+        read, read_all,
+    },
     stream::LogPosition,
 };
+
+pub use own_names::OwnNames;
 
 /// Database and table as the catalog names them: lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,6 +42,18 @@ impl CatalogName {
     pub fn of(table: &TableName) -> Self {
         Self { database: table.schema.to_lowercase(), table: table.name.to_lowercase() }
     }
+
+    /// `database.table`, split at the first dot as operators write it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (database, table) = text.split_once('.')?;
+        Some(Self { database: database.to_lowercase(), table: table.to_lowercase() })
+    }
+}
+
+impl std::fmt::Display for CatalogName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.database, self.table)
+    }
 }
 
 /// A column with its Hive type.
@@ -33,8 +63,10 @@ pub struct CatalogColumn {
     pub name: String,
     /// Its Hive type.
     pub r#type: String,
-    /// The source's type.
+    /// The source's type; empty for our own columns.
     pub comment: String,
+    /// Its type in the files, which Hive's does not always tell.
+    pub exact: ColumnType,
 }
 
 /// A file of a table.
@@ -83,12 +115,50 @@ pub struct CatalogTable {
     pub complete_through: Position,
     /// The same as a place in the task's stream.
     pub complete_through_log: LogPosition,
+    /// Files of the current generation, without dead letters.
+    pub files: u64,
+    /// Rows in them.
+    pub rows: u64,
+    /// Their size.
+    pub bytes: u64,
+}
+
+/// One version of a table's shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableVersion {
+    /// Its number; the first is 1.
+    pub version: u32,
+    /// Its columns, ours included, in file order.
+    pub columns: Vec<CatalogColumn>,
+    /// When it was made (microseconds since 1970-01-01 UTC).
+    pub created_us: i64,
+}
+
+/// The part of a table that changes with its shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Shape {
+    name: CatalogName,
+    location: String,
+    version: u32,
+    columns: Vec<CatalogColumn>,
+    parameters: BTreeMap<String, String>,
+}
+
+/// The part of a table that changes with every round.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Progress {
+    generation: u32,
+    complete_through: Position,
+    complete_through_log: LogPosition,
+    files: u64,
+    rows: u64,
+    bytes: u64,
+    dead_letters: u64,
 }
 
 /// Reads the catalog, and adds to commits that others make.
 #[derive(Clone)]
 pub struct Catalog {
-    #[allow(dead_code)]
     state: Arc<dyn StateStore>,
 }
 
@@ -100,32 +170,182 @@ impl Catalog {
 
     /// Registers the table with the shape of `table` (which has target names), or makes a new version where the columns
     /// differ. Does nothing where nothing changed.
-    pub fn define(&self, _puts: &mut Vec<Put>, _task: &str, _table: &Table, _location: &str) -> Result<()> {
-        todo!()
+    pub fn define(&self, puts: &mut Vec<Put>, task: &str, table: &Table, location: &str) -> Result<()> {
+        let name = CatalogName::of(&table.name);
+        let known: Option<Shape> = self.pending(puts, &keys::table(&name))?;
+        let mut shape = Shape {
+            location: location.into(),
+            version: 1,
+            columns: glue::columns(table),
+            parameters: glue::parameters(task, table),
+            name: name.clone(),
+        };
+        if let Some(known) = &known {
+            shape.version = known.version + u32::from(known.columns != shape.columns);
+            if *known == shape {
+                return Ok(());
+            }
+        }
+        if known.as_ref().is_none_or(|known| known.version != shape.version) {
+            let version = TableVersion { version: shape.version, columns: shape.columns.clone(), created_us: now_us() };
+            puts.push(Put::set(keys::version(&name, shape.version), &version));
+        }
+        puts.push(Put::set(keys::table(&name), &shape));
+        if known.is_none() {
+            puts.push(Put::set(keys::database(&name.database), &name.database));
+            let progress = self.pending::<Progress>(puts, &keys::progress(&name))?.unwrap_or_default();
+            puts.push(Put::set(keys::progress(&name), &progress));
+        }
+        Ok(())
     }
 
-    /// Adds files to the table's current generation and moves `complete_through`.
+    /// What our own columns are called in the table's files; `None` for a table that is not registered.
+    pub fn own_names(&self, table: &TableName) -> Result<Option<OwnNames>> {
+        let shape: Option<Shape> = read(&*self.state, &keys::table(&CatalogName::of(table)))?;
+        Ok(shape.map(|shape| glue::own_names(&shape.parameters)))
+    }
+
+    /// Adds files to the table's current generation and moves `complete_through`. The table must be defined, in this
+    /// commit or an earlier one; only dead letters may come before its shape is known.
     pub fn add_files(
         &self,
-        _puts: &mut Vec<Put>,
-        _table: &TableName,
-        _files: &[DataFile],
-        _complete: (Position, LogPosition),
+        puts: &mut Vec<Put>,
+        table: &TableName,
+        files: &[DataFile],
+        complete: (Position, LogPosition),
     ) -> Result<()> {
-        todo!()
+        let name = CatalogName::of(table);
+        let known = self.pending::<Progress>(puts, &keys::progress(&name))?;
+        if known.is_none() && files.is_empty() {
+            return Ok(());
+        }
+        if known.is_none() && files.iter().any(|file| file.kind != FileKind::DeadLetters) {
+            return Err(Error::new(Kind::Internal, format!("adding files to {name}, which is not in the catalog")));
+        }
+        let mut progress = known.unwrap_or_default();
+        for file in files {
+            puts.push(Put::set(progress.key_of_next(&name, file), file));
+        }
+        (progress.complete_through, progress.complete_through_log) = complete;
+        puts.push(Put::set(keys::progress(&name), &progress));
+        Ok(())
     }
 
     /// Replaces what the manifest held by these files: a new generation. Gives the files that left it, to be deleted
-    /// after a grace period (they are recorded as garbage in the same commit).
+    /// after a grace period (they are recorded as garbage in the same commit). Dead letters among the files are added to
+    /// those that are there.
     pub fn replace_files(
         &self,
-        _puts: &mut Vec<Put>,
-        _task: &str,
-        _table: &Table,
-        _location: &str,
-        _files: &[DataFile],
-        _complete: (Position, LogPosition),
+        puts: &mut Vec<Put>,
+        task: &str,
+        table: &Table,
+        location: &str,
+        files: &[DataFile],
+        complete: (Position, LogPosition),
     ) -> Result<Vec<DataFile>> {
-        todo!()
+        self.define(puts, task, table, location)?;
+        let name = CatalogName::of(&table.name);
+        let before = self.pending::<Progress>(puts, &keys::progress(&name))?.unwrap_or_default();
+        let left: Vec<(String, DataFile)> = read_all(&*self.state, &keys::files(&name, before.generation))?;
+        let since_us = now_us();
+        for (number, file) in &left {
+            puts.push(Put::delete(format!("{}{number}", keys::files(&name, before.generation))));
+            let record = garbage::Garbage { key: file.key.clone(), since_us };
+            puts.push(Put::set(garbage::key(task, since_us, &file.key), &record));
+        }
+        let next =
+            Progress { generation: before.generation + 1, dead_letters: before.dead_letters, ..Progress::default() };
+        puts.push(Put::set(keys::progress(&name), &next));
+        self.add_files(puts, &table.name, files, complete)?;
+        Ok(left.into_iter().map(|(_, file)| file).collect())
     }
+
+    /// All databases.
+    pub fn databases(&self) -> Result<Vec<String>> {
+        let names: Vec<(String, String)> = read_all(&*self.state, keys::DATABASES)?;
+        Ok(names.into_iter().map(|(_, name)| name).collect())
+    }
+
+    /// All tables of a database.
+    pub fn tables(&self, database: &str) -> Result<Vec<CatalogTable>> {
+        let shapes: Vec<(String, Shape)> = read_all(&*self.state, &keys::tables(&database.to_lowercase()))?;
+        shapes.into_iter().map(|(_, shape)| self.complete(shape)).collect()
+    }
+
+    /// One table.
+    pub fn table(&self, name: &CatalogName) -> Result<Option<CatalogTable>> {
+        let shape: Option<Shape> = read(&*self.state, &keys::table(name))?;
+        shape.map(|shape| self.complete(shape)).transpose()
+    }
+
+    /// All versions of a table, oldest first.
+    pub fn versions(&self, name: &CatalogName) -> Result<Vec<TableVersion>> {
+        Ok(read_all(&*self.state, &keys::versions(name))?.into_iter().map(|(_, version)| version).collect())
+    }
+
+    /// The files that make up the table: those of its load, then changes as they were delivered.
+    pub fn files(&self, name: &CatalogName) -> Result<Vec<DataFile>> {
+        let progress: Progress = read(&*self.state, &keys::progress(name))?.unwrap_or_default();
+        let files = read_all(&*self.state, &keys::files(name, progress.generation))?;
+        Ok(files.into_iter().map(|(_, file)| file).collect())
+    }
+
+    /// The table's dead letters, oldest first.
+    pub fn dead_letters(&self, name: &CatalogName) -> Result<Vec<DataFile>> {
+        Ok(read_all(&*self.state, &keys::dead_letters(name))?.into_iter().map(|(_, file)| file).collect())
+    }
+
+    /// DuckDB's SQL for the table's current state: a query that can be run, or wrapped in `CREATE VIEW … AS`. `None` for
+    /// a table that is not there.
+    pub fn view_sql(&self, name: &CatalogName) -> Result<Option<String>> {
+        let Some(table) = self.table(name)? else { return Ok(None) };
+        Ok(Some(view::sql(&table, &self.files(name)?)))
+    }
+
+    /// The table as Glue's `GetTable` shows it.
+    pub fn glue_table(&self, table: &CatalogTable) -> serde_json::Value {
+        glue::table(table)
+    }
+
+    fn complete(&self, shape: Shape) -> Result<CatalogTable> {
+        let progress: Progress = read(&*self.state, &keys::progress(&shape.name))?.unwrap_or_default();
+        Ok(CatalogTable {
+            name: shape.name,
+            location: shape.location,
+            version: shape.version,
+            columns: shape.columns,
+            parameters: shape.parameters,
+            generation: progress.generation,
+            complete_through: progress.complete_through,
+            complete_through_log: progress.complete_through_log,
+            files: progress.files,
+            rows: progress.rows,
+            bytes: progress.bytes,
+        })
+    }
+
+    /// A record as it will be once the commit is made.
+    fn pending<T: DeserializeOwned>(&self, puts: &[Put], key: &str) -> Result<Option<T>> {
+        let Some(put) = puts.iter().rev().find(|put| put.key == key) else { return read(&*self.state, key) };
+        let parse = |json: &String| serde_json::from_str(json).context(Kind::Internal, || format!("re-reading {key}"));
+        put.value.as_ref().map(parse).transpose()
+    }
+}
+
+impl Progress {
+    /// Counts a file and gives the key of its record.
+    fn key_of_next(&mut self, name: &CatalogName, file: &DataFile) -> String {
+        if file.kind == FileKind::DeadLetters {
+            self.dead_letters += 1;
+            return keys::dead_letter(name, self.dead_letters);
+        }
+        self.files += 1;
+        self.rows += file.rows;
+        self.bytes += file.bytes;
+        keys::file(name, self.generation, self.files)
+    }
+}
+
+fn now_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }

@@ -1,10 +1,60 @@
 //! The durable stream of one task: Kinesis's shards over one shared log.
+//!
+//! The log is a row of segments (files); a segment is a row of frames; a frame holds rows of one table, or a commit mark,
+//! which makes everything before it readable. An append is encoded on the caller's task (`draft`, `column_frame`) and
+//! written by one thread (`writer`), which fsyncs once for everybody who waits. Opening cuts off what no mark covers
+//! (`recovery`); retention takes whole segments (`retention`).
+//!
+//! What it holds (DESIGN section 5): nothing is acknowledged before it is fsynced, and nothing is read before it is
+//! acknowledged; [`Durable`] is made here only. A position never goes back. Nothing is taken before its time, and
+//! nothing undelivered ever.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+mod column_frame;
+mod cursor;
+mod draft;
+mod frame;
+mod json;
+mod mark;
+mod reader;
+mod recovery;
+mod retention;
+mod segment;
+pub mod shard;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod writer;
 
-use millrace_core::{ChangeBatch, Changes, Ddl, Durable, Order, Position, Reject, Result, TableName};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use millrace_core::{
+    Change, ChangeBatch, Changes, Ddl, Durable, Error, Kind as ErrorKind, Order, Position, Reject, Result, TableName,
+};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::reader::{Reader, Wanted};
+use self::{
+    draft::Drafting,
+    recovery::Recovered,
+    segment::{Disk, RealDisk},
+    shard::{SHARDS_MAX, Shards},
+    shared::{Job, Shared, Work},
+    writer::Writer,
+};
+
+/// As many appends may wait for the writer.
+const QUEUE_JOBS_MAX: usize = 64;
+/// Appends up to this size are encoded without leaving the caller's thread: well under a millisecond.
+const DRAFT_INLINE_BYTES_MAX: usize = 256 << 10;
 
 /// A place in a stream's log: bytes since the log's birth, over all its segments. Never goes back, never reused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -136,68 +186,161 @@ pub struct Usage {
 }
 
 /// The log of one task. One writer appends; any number of readers read what is durable.
+///
+/// Dropping it ends its writer, and waits for that. A stream is open once at a time; readers outlive it.
 #[derive(Debug)]
-pub struct Stream {}
+pub struct Stream {
+    shared: Arc<Shared>,
+    queue: Option<mpsc::Sender<Job>>,
+    writer: Option<JoinHandle<()>>,
+    /// Held against a second writer in this process or another one.
+    _lock: File,
+}
 
 impl Stream {
     /// Opens or makes the stream: cuts off everything behind the last mark, checks every frame's header, and refuses
-    /// ([`millrace_core::Kind::Storage`]) when a damaged frame is followed by whole ones.
-    pub fn open(_options: StreamOptions) -> Result<Self> {
-        todo!()
+    /// ([`millrace_core::Kind::Storage`]) when a damaged frame is followed by whole ones, or when a segment carries a
+    /// higher epoch than ours. [`millrace_core::Kind::LogBusy`] while the stream is still open elsewhere. Blocking.
+    pub fn open(options: StreamOptions) -> Result<Self> {
+        Self::open_on(options, Arc::new(RealDisk))
+    }
+
+    fn open_on(options: StreamOptions, disk: Arc<dyn Disk>) -> Result<Self> {
+        let folder = options.folder.clone();
+        let lock = lock_folder(&folder)?;
+        let recovered = match recovery::recover(&folder, options.epoch)? {
+            Some(recovered) => recovered,
+            None => Recovered::new(options.shards),
+        };
+        let Some(shards) = Shards::new(recovered.shards) else {
+            let doing = format!("opening the stream in {} with {} shards", folder.display(), recovered.shards);
+            return Err(Error::new(ErrorKind::Config, doing).fix(format!("a stream has 1 to {SHARDS_MAX} shards")));
+        };
+        let drafting = Drafting { shards, compress: options.compress };
+        let shared = Shared::new(options, drafting, &recovered);
+        let writer = Writer::new(shared.clone(), disk, &recovered)?;
+        let (queue, jobs) = mpsc::channel(QUEUE_JOBS_MAX);
+        let writer = thread::Builder::new()
+            .name("stream-writer".into())
+            .spawn(move || writer.run(jobs))
+            .map_err(|e| Error::new(ErrorKind::Internal, "starting the thread that writes the stream").with(e))?;
+        Ok(Self { shared, queue: Some(queue), writer: Some(writer), _lock: lock })
     }
 
     /// The last durable mark; `None` if there never was one.
     pub fn last_mark(&self) -> Option<Mark> {
-        todo!()
+        self.shared.durable.borrow().clone()
     }
 
     /// The last durable mark, as it moves.
     pub fn marks(&self) -> watch::Receiver<Option<Mark>> {
-        todo!()
+        self.shared.durable.subscribe()
     }
 
     /// Writes the changes, and a mark where `changes.upto` is given, and waits for the fsync that covers them.
     /// `None` where no mark was written: inside a huge transaction, or for a position without changes less than 10 s
-    /// after the last mark. Appends of one stream are made one after the other; while one waits for its fsync the next
-    /// may already be encoded.
-    pub async fn append(&self, _append: Append) -> Result<Option<Durable<Position>>> {
+    /// after the last mark (what such an append counted goes into the next mark). Appends of one stream are made one
+    /// after the other; while one waits for its fsync the next may already be encoded.
+    ///
+    /// After an error the log stands at [`Self::last_mark`], and the source must be read again from there; all appends
+    /// that were in flight fail with it. [`millrace_core::Kind::DiskFull`] may be followed by another try; where
+    /// frames of a huge transaction precede it, and after any other error of the disk, appends fail until the stream is
+    /// opened again. The same holds once an append was dropped before it was answered, because nobody knows whether it
+    /// was written.
+    pub async fn append(&self, append: Append) -> Result<Option<Durable<Position>>> {
+        let ticket = self.shared.enter()?;
+        let Append { changes, captured, filtered } = append;
+        let (reply, answer) = oneshot::channel();
+        let (upto, newest_commit_us) = (changes.upto, changes.newest_commit_us);
+        let work = draft(&self.shared, changes);
+        let job = Job { work, captured, filtered, upto, newest_commit_us, reply };
+        let sent = match &self.queue {
+            Some(queue) => queue.send(job).await.is_ok(),
+            None => false,
+        };
+        let answered = if sent { answer.await.ok() } else { None };
+        ticket.answered();
+        answered.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "appending to a stream whose writer has ended")))
+    }
+
+    /// Cuts off everything behind the last mark, and lets appends through again after one failed: from a failed append
+    /// until this is called every append fails, because a later one's mark would cover what is missing.
+    pub async fn rewind(&self) -> Result<()> {
         todo!()
     }
 
     /// Reads from `from` (a mark's `at`, or 0) to `to` (a mark's `at`). Blocking. Frames of tables for which `wanted`
-    /// is false (given the table and the place of the frame) are passed over undecoded.
-    pub fn read(
-        &self,
-        _from: LogPosition,
-        _to: LogPosition,
-        _wanted: Box<dyn Fn(&TableName, LogPosition) -> bool + Send>,
-    ) -> Result<Reader> {
-        todo!()
+    /// is false (given the table and the place of the frame) are passed over undecoded. Refused with
+    /// [`millrace_core::Kind::Internal`] where `to` is not durable yet or retention has taken what is at `from`.
+    pub fn read(&self, from: LogPosition, to: LogPosition, wanted: Wanted) -> Result<Reader> {
+        Reader::new(self.shared.clone(), from, to, wanted)
     }
 
-    /// Nothing from here on may be taken by retention.
-    pub fn set_pin(&self, _pin: LogPosition) {
-        todo!()
+    /// Nothing from here on may be taken by retention. Until it is called nothing at all is taken.
+    pub fn set_pin(&self, pin: LogPosition) {
+        self.shared.pin.store(pin.0, Ordering::Release);
     }
 
     /// Takes segments whose retention has passed and which are delivered; called now and then. Blocking.
     pub fn retain(&self) -> Result<()> {
-        todo!()
+        retention::retain(&self.shared)
     }
 
     /// Space and age.
     pub fn usage(&self) -> Usage {
-        todo!()
+        let segments = self.shared.segments();
+        Usage {
+            bytes: shared::bytes_on_disk(&segments),
+            bytes_max: self.shared.options.disk_bytes_max,
+            oldest: LogPosition(segments.first().map_or(0, |oldest| oldest.base)),
+            segments: segments.len() as u64,
+        }
     }
 }
 
-/// Reads a range of a stream in log order.
-#[derive(Debug)]
-pub struct Reader {}
-
-impl Reader {
-    /// The next entry, or `None` at the end of the range. Blocking.
-    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
-        todo!()
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.queue = None;
+        self.shared.close();
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!(folder = %self.shared.options.folder.display(), "the thread that wrote the stream panicked");
+        }
     }
+}
+
+/// Makes the folder if it is not there, and takes the lock that one writer holds.
+fn lock_folder(folder: &Path) -> Result<File> {
+    if !folder.is_dir() {
+        fs::create_dir_all(folder).map_err(|e| segment::disk_error(e, "making the folder", folder))?;
+        if let Some(parent) = folder.parent() {
+            segment::sync_folder(parent)?;
+        }
+    }
+    let lock = File::open(folder).map_err(|e| segment::disk_error(e, "opening the folder", folder))?;
+    let doing = || format!("locking the stream's folder {}", folder.display());
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Error::new(ErrorKind::LogBusy, format!("{}: it is still open", doing()))),
+        Err(TryLockError::Error(error)) => Err(Error::new(ErrorKind::Storage, doing()).with(error)),
+    }
+}
+
+/// Makes the frames: at once where that is quick, else on a thread for such work.
+fn draft(shared: &Arc<Shared>, changes: Changes) -> Work {
+    let size = |item: &Change| match item {
+        Change::Rows(batch) => batch.after.byte_size(),
+        Change::Rejected(_) | Change::Truncate { .. } | Change::Ddl(_) => 0,
+    };
+    if changes.items.iter().map(size).sum::<usize>() <= DRAFT_INLINE_BYTES_MAX {
+        return Work::Ready(shared.drafting.draft(&changes, shared.take_buffer()));
+    }
+    let (done, pending) = oneshot::channel();
+    let shared = shared.clone();
+    tokio::task::spawn_blocking(move || {
+        // Nobody waits for it where the append was abandoned.
+        let _ = done.send(shared.drafting.draft(&changes, shared.take_buffer()));
+    });
+    Work::Pending(pending)
 }

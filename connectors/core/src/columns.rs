@@ -22,6 +22,25 @@ pub struct Bitmap {
 }
 
 impl Bitmap {
+    /// Takes over packed bits; `None` if there are not exactly as many bytes as `len` bits need. Unused bits are cleared.
+    pub fn from_bytes(bytes: Vec<u8>, len: usize) -> Option<Self> {
+        if bytes.len() != len.div_ceil(8) {
+            return None;
+        }
+        let mut bits = Self { bytes, len };
+        if !len.is_multiple_of(8)
+            && let Some(last) = bits.bytes.last_mut()
+        {
+            *last &= (1 << (len % 8)) - 1;
+        }
+        Some(bits)
+    }
+
+    /// Number of set bits.
+    pub fn count_ones(&self) -> usize {
+        self.bytes.iter().map(|byte| byte.count_ones() as usize).sum()
+    }
+
     /// Number of bits.
     pub fn len(&self) -> usize {
         self.len
@@ -146,8 +165,8 @@ impl ColumnVec {
     pub fn from_parts(ty: &ColumnType, len: usize, validity: Option<Bitmap>, values: Values) -> Option<Self> {
         let (validity, null_count) = match validity {
             Some(bits) if bits.len() == len => {
-                let ones: usize = bits.bytes.iter().map(|byte| byte.count_ones() as usize).sum();
-                (bits, len - ones)
+                let nulls = len - bits.count_ones();
+                (bits, nulls)
             }
             Some(_) => return None,
             None => (Bitmap::default(), 0),
@@ -687,6 +706,14 @@ mod tests {
         assert!(ColumnVec::from_parts(&ty, 2, None, bytes(vec![0, 1, 2], "é".as_bytes())).is_none());
         assert!(ColumnVec::from_parts(&ty, 1, None, bytes(vec![0, 3], b"ab")).is_none());
         assert!(ColumnVec::from_parts(&ty, 1, None, bytes(vec![0, 2], b"\xff\xff")).is_none());
+    }
+
+    #[test]
+    fn packed_bits_are_taken_over() {
+        let bits = Bitmap::from_bytes(vec![0b1010_0101, 0xff], 11).unwrap();
+        assert_eq!((bits.len(), bits.count_ones(), bits.get(10), bits.get(11)), (11, 7, true, false));
+        assert_eq!(bits.as_bytes(), [0b1010_0101, 0b111]);
+        assert!(Bitmap::from_bytes(vec![0], 9).is_none() && Bitmap::from_bytes(vec![0, 0], 8).is_none());
     }
 
     #[test]

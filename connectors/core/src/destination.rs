@@ -66,12 +66,13 @@ pub trait Destination: Send + Sync {
     /// Begins an object. Blocking: called from a thread that may wait for the disk.
     fn stage(&self, spec: ObjectSpec) -> Result<Box<dyn ObjectWriter>>;
 
-    /// Makes a staged object visible, whole, durable and only if its key is free. An object that is already there with
-    /// the same rows and metadata counts as done; another one is [`crate::Kind::TargetConflict`].
-    async fn publish(&self, staged: Staged) -> Result<Published>;
+    /// Stages a small object of bytes. Blocking, as [`Self::stage`] is.
+    fn stage_bytes(&self, key: &str, bytes: &[u8]) -> Result<Staged>;
 
-    /// The same for a small object of bytes; one that is already there must be equal.
-    async fn publish_bytes(&self, key: &str, bytes: Vec<u8>) -> Result<Published>;
+    /// Makes a staged object visible, whole, durable and only if its key is free. An object that is already there with
+    /// the same rows and metadata (of a small object of bytes: the same bytes) counts as done; another one is
+    /// [`crate::Kind::TargetConflict`]. The staged file is gone when this succeeds; after an error it is the caller's.
+    async fn publish(&self, staged: Staged) -> Result<Published>;
 
     /// Deletes an object; one that is not there counts as deleted.
     async fn delete(&self, key: &str) -> Result<()>;

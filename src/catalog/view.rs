@@ -1,0 +1,64 @@
+//! The SQL, in DuckDB's dialect, that shows a table as it is now in the files.
+//!
+//! A keyed table: per key the row with the greatest order, unless it was deleted. A table without a key: the inserted
+//! rows less the deleted ones, as multisets. An empty row set of the newest shape is united with the files, so that a
+//! column that no file has yet, and a table without files, have their types.
+
+use millrace_core::ColumnType;
+
+use super::{CatalogTable, DataFile, glue};
+
+/// A query without a final semicolon.
+pub fn sql(table: &CatalogTable, files: &[DataFile]) -> String {
+    let own = glue::own_names(&table.parameters);
+    let ours = [&own.op, &own.commit_timestamp, &own.change_order];
+    let theirs: Vec<String> =
+        table.columns.iter().map(|column| &column.name).filter(|name| !ours.contains(name)).map(|n| quote(n)).collect();
+    let select = format!("SELECT {}\nFROM {}", theirs.join(", "), rows(table, files));
+    let (op, order) = (quote(&own.op), quote(&own.change_order));
+    let key: Vec<String> =
+        table.parameters.get(glue::KEY_COLUMNS).and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
+    if key.is_empty() {
+        return format!("{select}\nWHERE {op} <> 'D'\nEXCEPT ALL\n{select}\nWHERE {op} = 'D'");
+    }
+    let key: Vec<String> = key.iter().map(|name| quote(name)).collect();
+    let key = key.join(", ");
+    format!("{select}\nQUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order} DESC) = 1 AND {op} <> 'D'")
+}
+
+fn rows(table: &CatalogTable, files: &[DataFile]) -> String {
+    let typed = |c: &super::CatalogColumn| format!("CAST(NULL AS {}) AS {}", duckdb(&c.exact), quote(&c.name));
+    let shape: Vec<String> = table.columns.iter().map(typed).collect();
+    let shape = format!("SELECT {} WHERE false", shape.join(", "));
+    if files.is_empty() {
+        return format!("({shape}) AS shape");
+    }
+    let paths: Vec<String> = files.iter().map(|file| format!("'{}'", file.path.replace('\'', "''"))).collect();
+    format!(
+        "(\n  {shape}\n  UNION ALL BY NAME\n  SELECT * FROM read_parquet([\n    {}\n  ], union_by_name = true)\n) AS rows",
+        paths.join(",\n    ")
+    )
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn duckdb(ty: &ColumnType) -> String {
+    match ty {
+        ColumnType::Boolean => "BOOLEAN".into(),
+        ColumnType::Int16 => "SMALLINT".into(),
+        ColumnType::Int32 => "INTEGER".into(),
+        ColumnType::Int64 => "BIGINT".into(),
+        ColumnType::Float32 => "FLOAT".into(),
+        ColumnType::Float64 => "DOUBLE".into(),
+        ColumnType::Decimal { precision, scale } => format!("DECIMAL({precision},{scale})"),
+        ColumnType::Text => "VARCHAR".into(),
+        ColumnType::Binary => "BLOB".into(),
+        ColumnType::Date => "DATE".into(),
+        ColumnType::Time => "TIME".into(),
+        ColumnType::Timestamp => "TIMESTAMP".into(),
+        ColumnType::TimestampTz => "TIMESTAMPTZ".into(),
+        ColumnType::List(item) => format!("{}[]", duckdb(item)),
+    }
+}

@@ -1,0 +1,241 @@
+//! What the writer, the readers, retention and the callers of one stream share.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result};
+use tokio::sync::{oneshot, watch};
+
+use super::{
+    LogPosition, Mark, StreamOptions,
+    draft::{Drafting, Drafts},
+    recovery::Recovered,
+    segment::SegmentInfo,
+};
+
+/// Buffers of finished appends that are kept for later ones, and their greatest size.
+const POOL_BUFFERS_MAX: usize = 4;
+const POOL_BUFFER_BYTES_MAX: usize = 16 << 20;
+
+/// What an append is answered with.
+pub(super) type Answer = Result<Option<Durable<Position>>>;
+
+/// An append on its way to the writer.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) work: Work,
+    pub(super) captured: u64,
+    pub(super) filtered: BTreeMap<String, u64>,
+    pub(super) upto: Option<Position>,
+    pub(super) newest_commit_us: Option<i64>,
+    pub(super) reply: oneshot::Sender<Answer>,
+}
+
+/// The frames of an append.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// They are made, or could not be.
+    Ready(Result<Drafts>),
+    /// They are being made on another thread.
+    Pending(oneshot::Receiver<Result<Drafts>>),
+}
+
+/// See the module's doc.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) options: StreamOptions,
+    pub(super) drafting: Drafting,
+    /// When the stream was made (seconds since 1970-01-01 UTC).
+    pub(super) born_s: u64,
+    /// All segments, rising and without gaps; the last one is being written.
+    segments: Mutex<Vec<SegmentInfo>>,
+    /// Signalled when segments went, and when the stream is closed.
+    space: Condvar,
+    pub(super) durable: watch::Sender<Option<Mark>>,
+    /// See [`super::Stream::set_pin`].
+    pub(super) pin: AtomicU64,
+    /// The newest time that the stream's clock showed.
+    clock_us: AtomicI64,
+    closing: AtomicBool,
+    gate: Mutex<Gate>,
+    pool: Mutex<Vec<Vec<u8>>>,
+}
+
+/// Lets appends in, and keeps the log without gaps when one of them fails.
+#[derive(Debug, Default)]
+struct Gate {
+    in_flight: usize,
+    failure: Option<Failure>,
+    was_abandoned: bool,
+}
+
+/// Why appends are refused.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    kind: ErrorKind,
+    text: String,
+    fix: String,
+    /// Until the stream is opened again; otherwise until all appends that were in flight are answered.
+    is_final: bool,
+}
+
+impl Failure {
+    pub(super) fn new(error: &Error, is_final: bool) -> Self {
+        Self { kind: error.kind, text: error.to_string(), fix: error.fix.clone(), is_final }
+    }
+
+    pub(super) fn error(&self) -> Error {
+        Error::new(self.kind, self.text.clone()).fix(self.fix.clone())
+    }
+}
+
+/// One append in flight.
+#[derive(Debug)]
+pub(super) struct Ticket<'a> {
+    shared: &'a Shared,
+    is_answered: bool,
+}
+
+impl Ticket<'_> {
+    pub(super) fn answered(mut self) {
+        self.is_answered = true;
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut gate = lock(&self.shared.gate);
+        gate.in_flight -= 1;
+        gate.was_abandoned |= !self.is_answered;
+    }
+}
+
+impl Shared {
+    pub(super) fn new(options: StreamOptions, drafting: Drafting, recovered: &Recovered) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            drafting,
+            born_s: recovered.born_s,
+            segments: Mutex::new(recovered.segments.clone()),
+            space: Condvar::new(),
+            durable: watch::Sender::new(recovered.mark.clone()),
+            pin: AtomicU64::new(0),
+            clock_us: AtomicI64::new(recovered.clock_us),
+            closing: AtomicBool::new(false),
+            gate: Mutex::default(),
+            pool: Mutex::default(),
+        })
+    }
+
+    /// Lets one append in. After a failure nothing is let in before everything that was in flight has failed too: what
+    /// follows a gap must not be written.
+    pub(super) fn enter(&self) -> Result<Ticket<'_>> {
+        let mut gate = lock(&self.gate);
+        if gate.was_abandoned {
+            let doing = "appending to a stream of which an earlier append was abandoned before it was answered";
+            return Err(
+                Error::new(ErrorKind::Internal, doing).fix("open the stream again and read on from its last mark")
+            );
+        }
+        match &gate.failure {
+            Some(failure) if failure.is_final || gate.in_flight > 0 => return Err(failure.error()),
+            _ => gate.failure = None,
+        }
+        gate.in_flight += 1;
+        Ok(Ticket { shared: self, is_answered: false })
+    }
+
+    pub(super) fn failure(&self) -> Option<Failure> {
+        lock(&self.gate).failure.clone()
+    }
+
+    pub(super) fn fail(&self, failure: Failure) {
+        lock(&self.gate).failure = Some(failure);
+    }
+
+    pub(super) fn segments(&self) -> MutexGuard<'_, Vec<SegmentInfo>> {
+        lock(&self.segments)
+    }
+
+    /// The newest durable mark's place.
+    pub(super) fn durable_at(&self) -> LogPosition {
+        self.durable.borrow().as_ref().map_or(LogPosition(0), |mark| mark.at)
+    }
+
+    /// Microseconds since 1970-01-01 UTC; stands still while the system's clock is behind.
+    pub(super) fn now_us(&self) -> i64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let now = i64::try_from(since.as_micros()).unwrap_or(i64::MAX);
+        self.clock_us.fetch_max(now, Ordering::Relaxed).max(now)
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_clock_ahead(&self, us: i64) {
+        self.clock_us.fetch_max(us, Ordering::Relaxed);
+    }
+
+    /// Whether `bytes` more fit the bound. An empty log always takes an append, else one larger than the bound would
+    /// wait for ever.
+    pub(super) fn has_space(&self, bytes: u64) -> bool {
+        has_space(&self.segments(), self.options.disk_bytes_max, bytes)
+    }
+
+    /// Blocks until `bytes` more fit the bound; false if the stream is closed meanwhile.
+    pub(super) fn wait_for_space(&self, bytes: u64) -> bool {
+        let mut segments = self.segments();
+        while !has_space(&segments, self.options.disk_bytes_max, bytes) {
+            if self.closing.load(Ordering::Relaxed) {
+                return false;
+            }
+            // The timeout covers a signal between the check of `closing` and the wait.
+            let woken = self.space.wait_timeout(segments, Duration::from_millis(500));
+            segments = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Wakes the writer: space was freed.
+    pub(super) fn space_freed(&self) {
+        self.space.notify_all();
+    }
+
+    /// Nothing waits for space any more.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        self.space.notify_all();
+    }
+
+    /// An empty buffer, used before if there is one.
+    pub(super) fn take_buffer(&self) -> Vec<u8> {
+        lock(&self.pool).pop().unwrap_or_default()
+    }
+
+    pub(super) fn give_buffer(&self, mut buffer: Vec<u8>) {
+        let mut pool = lock(&self.pool);
+        if pool.len() < POOL_BUFFERS_MAX && buffer.capacity() <= POOL_BUFFER_BYTES_MAX {
+            buffer.clear();
+            pool.push(buffer);
+        }
+    }
+}
+
+/// Bytes of all segments, without the zeros ahead of the last one.
+pub(super) fn bytes_on_disk(segments: &[SegmentInfo]) -> u64 {
+    segments.iter().map(|segment| segment.end - segment.base).sum()
+}
+
+fn has_space(segments: &[SegmentInfo], bytes_max: u64, bytes: u64) -> bool {
+    let is_empty = matches!(segments, [only] if only.end == only.content);
+    is_empty || bytes_on_disk(segments).saturating_add(bytes) <= bytes_max
+}
+
+/// A panic while a lock is held is a crash of its own; what the lock guards is consistent at every point.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

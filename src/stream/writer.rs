@@ -1,0 +1,485 @@
+//! The one thread that writes a stream's log: it takes what waits in its queue, writes it at once, makes it durable with
+//! one fsync, publishes the newest mark and answers everybody.
+//!
+//! What can go wrong, and what then holds:
+//! - The disk is full when frames are written: nothing of the append is acknowledged, the file is cut back to the last
+//!   mark, everything in flight fails, and later appends may succeed. Inside a huge transaction frames without a mark
+//!   precede it; then nothing more is taken until the stream is opened again, which cuts them off.
+//! - Any other failing write, and any failing fsync: final. Pages may be marked clean that never reached the disk, so
+//!   the file is cut back to what an earlier fsync covered, lest a restart read them from memory and believe them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result, TableName};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    LogPosition, Mark, Totals,
+    draft::{Draft, Drafts},
+    frame::{Encoding, Header, Kind, Run},
+    json::Shape,
+    mark::{self, Carry},
+    recovery::Recovered,
+    segment::{self, Disk, SegmentHeader, SegmentInfo, disk_error},
+    shared::{Answer, Failure, Job, Shared, Work},
+};
+
+/// A position without changes is marked at most as often.
+const IDLE_MARK_US: i64 = 10_000_000;
+/// Frames are handed to the file system in pieces of about this size.
+const BUFFER_BYTES: usize = 4 << 20;
+/// As many appends share one fsync at most.
+const GROUP_JOBS_MAX: usize = 1024;
+/// Room that is reckoned for the frames around an append's own bytes: mark, shapes, header of a new segment.
+const OVERHEAD_BYTES: u64 = 4096;
+/// A segment is closed when a 24th of the retention has passed, within these bounds, so that little is kept longer than
+/// was asked for where little is written.
+const AGE_MIN: Duration = Duration::from_secs(60);
+const AGE_MAX: Duration = Duration::from_secs(3600);
+/// A segment is given no more at once.
+const PREALLOCATE_BYTES_MAX: u64 = 1 << 30;
+
+/// What the log has counted so far.
+#[derive(Debug, Clone)]
+struct State {
+    /// The newest mark that was written.
+    mark: Option<Mark>,
+    totals: Totals,
+    newest_commit_us: i64,
+    /// The next sequence counter of every shard.
+    counters: Vec<u64>,
+    /// Whether frames follow the newest mark: a huge transaction is being written.
+    is_unmarked: bool,
+    /// Shapes in the segment.
+    shape_count: u32,
+}
+
+/// Writes the log.
+#[derive(Debug)]
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    disk: Arc<dyn Disk>,
+    file: File,
+    path: PathBuf,
+    segment: SegmentInfo,
+    created_us: i64,
+    /// Frames that are not in the file yet; they begin at the end of `segment`.
+    buffer: Vec<u8>,
+    /// Up to here an fsync has covered the log.
+    synced: u64,
+    state: State,
+    /// The state when everything was marked and durable, if that is so at `synced`.
+    clean: Option<State>,
+    shape_numbers: HashMap<TableName, Vec<(Shape, u32)>>,
+    /// Appends that wait for the fsync, with the position that was marked.
+    waiting: Vec<(oneshot::Sender<Answer>, Option<Position>)>,
+    has_new_mark: bool,
+}
+
+impl Writer {
+    /// Begins a new segment behind what was recovered, so that ours is the epoch that any other daemon finds there.
+    pub(super) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, recovered: &Recovered) -> Result<Self> {
+        // An empty segment is replaced by ours at the same place, which keeps restarts from piling up files.
+        let last = recovered.segments.last();
+        let base = last.map_or(0, |last| if last.end == last.content { last.base } else { last.end });
+        let mark = recovered.mark.clone();
+        let state = State {
+            totals: mark.as_ref().map(|mark| mark.totals.clone()).unwrap_or_default(),
+            newest_commit_us: mark.as_ref().map_or(0, |mark| mark.newest_commit_us),
+            mark,
+            counters: recovered.counters.clone(),
+            is_unmarked: false,
+            shape_count: 0,
+        };
+        let (file, segment) = begin_segment(&shared, &*disk, base, &state)?;
+        let mut segments = shared.segments();
+        segments.retain(|old| old.base < base);
+        segments.push(segment.clone());
+        drop(segments);
+        Ok(Self {
+            disk,
+            file,
+            path: segment::path(&shared.options.folder, base),
+            created_us: segment.last_arrival_us,
+            synced: segment.end,
+            segment,
+            buffer: vec![],
+            clean: Some(state.clone()),
+            state,
+            shape_numbers: HashMap::new(),
+            waiting: vec![],
+            has_new_mark: false,
+            shared,
+        })
+    }
+
+    /// Until the stream is dropped.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        while let Some(first) = queue.blocking_recv() {
+            self.take(first);
+            while self.buffer.len() < BUFFER_BYTES && self.waiting.len() < GROUP_JOBS_MAX {
+                let Ok(job) = queue.try_recv() else { break };
+                self.take(job);
+            }
+            self.commit_or_fail();
+        }
+    }
+
+    fn take(&mut self, job: Job) {
+        let drafts = self.receive(job.work);
+        if let Some(failure) = self.shared.failure() {
+            return answer(job.reply, Err(failure.error()));
+        }
+        let sound = drafts.and_then(|drafts| self.check_position(job.upto, &drafts).map(|()| drafts));
+        let drafts = match sound {
+            Ok(drafts) => drafts,
+            Err(error) => {
+                // What came before it is whole; what comes behind it would follow a gap.
+                self.commit_or_fail();
+                if self.shared.failure().is_none() {
+                    self.shared.fail(Failure::new(&error, self.state.is_unmarked));
+                }
+                return answer(job.reply, Err(error));
+            }
+        };
+        let counts = Counts { captured: job.captured, filtered: job.filtered, newest_commit_us: job.newest_commit_us };
+        let staged = self.stage(&drafts, job.upto, counts);
+        self.shared.give_buffer(drafts.bytes);
+        match staged {
+            Ok(marked) => self.waiting.push((job.reply, marked)),
+            Err(error) => {
+                self.waiting.push((job.reply, None));
+                self.fail(error);
+            }
+        }
+    }
+
+    fn receive(&mut self, work: Work) -> Result<Drafts> {
+        match work {
+            Work::Ready(drafts) => drafts,
+            Work::Pending(mut pending) => pending.try_recv().unwrap_or_else(|_| {
+                // Nobody waits for the work of somebody else.
+                self.commit_or_fail();
+                let lost = |e| Err(Error::new(ErrorKind::Internal, "encoding an append").with(e));
+                pending.blocking_recv().unwrap_or_else(lost)
+            }),
+        }
+    }
+
+    /// Invariant A5.2: a position never goes back.
+    fn check_position(&self, upto: Option<Position>, drafts: &Drafts) -> Result<()> {
+        match (upto, &self.state.mark) {
+            (Some(upto), Some(mark)) if upto < mark.source && !drafts.frames.is_empty() => {
+                let doing = format!("appending changes up to {upto} to a stream that stands at {}", mark.source);
+                Err(Error::new(ErrorKind::Internal, doing))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts an append behind what is written; gives the position that it marks. What it counts is added behind its
+    /// frames, so that it is not counted where they could not be written.
+    fn stage(&mut self, drafts: &Drafts, upto: Option<Position>, counts: Counts) -> Result<Option<Position>> {
+        let has_frames = !drafts.frames.is_empty();
+        let marked = upto.filter(|upto| has_frames || self.is_worth_a_mark(*upto));
+        if has_frames || marked.is_some() {
+            self.wait_for_space(drafts.bytes.len() as u64 + OVERHEAD_BYTES)?;
+            self.roll_if_due(drafts.frames.first().map_or(0, |first| first.stored.len() as u64))?;
+        }
+        for draft in &drafts.frames {
+            self.put_draft(draft, &drafts.bytes)?;
+            self.state.is_unmarked = true;
+        }
+        self.state.count(counts, drafts);
+        if let Some(position) = marked {
+            if cfg!(feature = "failpoints") && has_frames {
+                self.write_buffer()?;
+                fail::fail_point!("stream-between-frames-and-mark");
+            }
+            self.put_mark(position)?;
+        }
+        Ok(marked)
+    }
+
+    /// Whether a position without changes is marked.
+    fn is_worth_a_mark(&self, upto: Position) -> bool {
+        let Some(mark) = &self.state.mark else { return true };
+        self.state.is_unmarked || upto > mark.source && self.shared.now_us() - mark.arrival_us >= IDLE_MARK_US
+    }
+
+    fn position(&self) -> u64 {
+        self.segment.end + self.buffer.len() as u64
+    }
+
+    fn put_draft(&mut self, draft: &Draft, bytes: &[u8]) -> Result<()> {
+        let stored = bytes.get(draft.stored.clone()).unwrap_or_default();
+        self.roll_if_due(stored.len() as u64)?;
+        let shape = match &draft.shape {
+            Some(shape) => self.number_shape(shape)?,
+            None => 0,
+        };
+        let mut runs = Vec::with_capacity(draft.runs.len());
+        for &(shard, rows) in &draft.runs {
+            if let Some(counter) = self.state.counters.get_mut(shard as usize) {
+                runs.push(Run { shard, first: *counter, rows });
+                *counter += u64::from(rows);
+            }
+        }
+        let (kind, encoding) = (draft.kind, draft.encoding);
+        let header = Header {
+            lz4: draft.lz4,
+            shard_width: draft.shard_width,
+            raw_len: draft.raw_len,
+            payload_crc: draft.payload_crc,
+            rows: draft.rows,
+            shape,
+            runs,
+            ..self.header(kind, encoding, stored.len())
+        };
+        self.put_frame(&header, stored)
+    }
+
+    /// The number of the shape in this segment; written down before its first use.
+    fn number_shape(&mut self, shape: &Shape) -> Result<u32> {
+        let known = self.shape_numbers.get(shape.name()).into_iter().flatten();
+        if let Some((_, number)) = known.rev().find(|(known, _)| known.is(shape)) {
+            return Ok(*number);
+        }
+        let payload = shape
+            .encode()
+            .map_err(|e| Error::new(ErrorKind::Internal, "writing a table's shape to the stream").with(e))?;
+        let header = self.header(Kind::Shape, Encoding::Json, payload.len());
+        let header = Header { payload_crc: crc32c::crc32c(&payload), ..header };
+        self.segment.shapes.push((header.position, shape.clone()));
+        self.put_frame(&header, &payload)?;
+        let number = self.state.shape_count;
+        self.state.shape_count += 1;
+        self.shape_numbers.entry(shape.name().clone()).or_default().push((shape.clone(), number));
+        Ok(number)
+    }
+
+    fn put_mark(&mut self, source: Position) -> Result<()> {
+        let mut mark = Mark {
+            at: LogPosition(0),
+            source,
+            arrival_us: 0,
+            newest_commit_us: self.state.newest_commit_us,
+            totals: self.state.totals.clone(),
+        };
+        let mut payload = vec![];
+        mark::encode(&mark, &mut payload);
+        let header = self.header(Kind::Mark, Encoding::Mark, payload.len());
+        let header = Header { payload_crc: crc32c::crc32c(&payload), ..header };
+        self.put_frame(&header, &payload)?;
+        mark.at = LogPosition(self.position());
+        mark.arrival_us = header.arrival_us;
+        self.state.mark = Some(mark);
+        self.state.is_unmarked = false;
+        self.has_new_mark = true;
+        Ok(())
+    }
+
+    /// A header for a frame at the end of the log whose payload is not compressed.
+    fn header(&mut self, kind: Kind, encoding: Encoding, len: usize) -> Header {
+        let arrival_us = self.shared.now_us();
+        self.segment.last_arrival_us = arrival_us;
+        Header {
+            kind,
+            encoding,
+            lz4: false,
+            shard_width: 0,
+            stored_len: len as u32,
+            raw_len: len as u32,
+            payload_crc: 0,
+            rows: 0,
+            shape: 0,
+            position: self.position(),
+            synced: self.synced,
+            arrival_us,
+            runs: vec![],
+        }
+    }
+
+    fn put_frame(&mut self, header: &Header, stored: &[u8]) -> Result<()> {
+        assert_eq!(header.position, self.position(), "a frame is written where its header says it stands");
+        header.encode(&mut self.buffer);
+        self.buffer.extend_from_slice(stored);
+        if self.buffer.len() >= BUFFER_BYTES { self.write_buffer() } else { Ok(()) }
+    }
+
+    fn write_buffer(&mut self) -> Result<()> {
+        let offset = self.segment.end - self.segment.base;
+        self.disk.write(&self.file, &self.buffer, offset).map_err(|e| disk_error(e, "writing", &self.path))?;
+        self.segment.end += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn commit_or_fail(&mut self) {
+        if let Err(error) = self.commit(false) {
+            self.fail(error);
+        }
+    }
+
+    /// Writes what is staged, makes it durable if there is a mark (or `always`), publishes it and answers.
+    fn commit(&mut self, always: bool) -> Result<()> {
+        self.write_buffer()?;
+        if self.has_new_mark || always {
+            // A full disk that only shows here is no different from any other failed fsync.
+            self.disk
+                .sync(&self.file)
+                .map_err(|e| Error::new(ErrorKind::Storage, format!("fsyncing {}", self.path.display())).with(e))?;
+            fail::fail_point!("stream-after-fsync");
+            self.synced = self.segment.end;
+        }
+        if let Some(segment) = self.shared.segments().last_mut() {
+            segment.end = self.segment.end;
+            segment.last_arrival_us = self.segment.last_arrival_us;
+            segment.shapes.extend_from_slice(self.segment.shapes.get(segment.shapes.len()..).unwrap_or_default());
+        }
+        if std::mem::take(&mut self.has_new_mark) {
+            self.shared.durable.send_replace(self.state.mark.clone());
+        }
+        self.clean = (!self.state.is_unmarked).then(|| self.state.clone());
+        for (reply, marked) in self.waiting.drain(..) {
+            answer(reply, Ok(marked.map(Durable::from_fsync)));
+        }
+        Ok(())
+    }
+
+    /// Everything in flight fails.
+    fn fail(&mut self, error: Error) {
+        let is_final = error.kind != ErrorKind::DiskFull || !self.restore();
+        let failure = Failure::new(&error, is_final);
+        if is_final {
+            // Best effort; the process is about to end or to open the stream anew.
+            let _ = self.file.set_len(self.synced - self.segment.base);
+            tracing::error!(error = %error, "the stream takes no more changes until it is opened again");
+        } else {
+            tracing::warn!(error = %error, "an append to the stream failed and was taken back");
+        }
+        self.buffer.clear();
+        self.has_new_mark = false;
+        self.shared.fail(failure.clone());
+        for (reply, _) in self.waiting.drain(..) {
+            answer(reply, Err(failure.error()));
+        }
+    }
+
+    /// Takes back everything behind the last mark; false if that cannot be done.
+    fn restore(&mut self) -> bool {
+        let Some(clean) = self.clean.clone() else { return false };
+        let len = self.synced - self.segment.base;
+        // Durably, so that nothing of it comes back behind what will be written in its place.
+        if self.file.set_len(len).and_then(|()| self.file.sync_all()).is_err() {
+            return false;
+        }
+        self.segment.end = self.synced;
+        self.segment.shapes.truncate(clean.shape_count as usize);
+        for numbers in self.shape_numbers.values_mut() {
+            numbers.retain(|(_, number)| *number < clean.shape_count);
+        }
+        self.state = clean;
+        true
+    }
+
+    fn roll_if_due(&mut self, bytes: u64) -> Result<()> {
+        let len = self.position() - self.segment.base;
+        let age = Duration::from_micros(self.shared.now_us().abs_diff(self.created_us));
+        let is_full = len + bytes > self.shared.options.segment_bytes;
+        let is_old = age > (self.shared.options.retention / 24).clamp(AGE_MIN, AGE_MAX);
+        let has_content = self.position() > self.segment.content;
+        if has_content && (is_full || is_old) { self.roll() } else { Ok(()) }
+    }
+
+    /// Closes the segment and begins the next one.
+    fn roll(&mut self) -> Result<()> {
+        self.commit(true)?;
+        let close = self.file.set_len(self.segment.end - self.segment.base).and_then(|()| self.file.sync_all());
+        close.map_err(|e| Error::new(ErrorKind::Storage, format!("closing {}", self.path.display())).with(e))?;
+        let (file, segment) = begin_segment(&self.shared, &*self.disk, self.segment.end, &self.state)?;
+        self.file = file;
+        self.path = segment::path(&self.shared.options.folder, segment.base);
+        self.created_us = segment.last_arrival_us;
+        self.synced = segment.end;
+        self.shape_numbers.clear();
+        self.state.shape_count = 0;
+        self.clean = (!self.state.is_unmarked).then(|| self.state.clone());
+        self.shared.segments().push(segment.clone());
+        self.segment = segment;
+        Ok(())
+    }
+
+    /// Waits at the disk bound until retention has freed enough for `bytes` more.
+    fn wait_for_space(&mut self, bytes: u64) -> Result<()> {
+        let published = self.shared.segments().last().map_or(0, |last| last.end);
+        if self.shared.has_space(self.position() - published + bytes) {
+            return Ok(());
+        }
+        // What is staged is answered first, and what is written is closed, so that retention may take it.
+        self.commit(false)?;
+        if self.position() > self.segment.content {
+            self.roll()?;
+        }
+        if self.shared.has_space(bytes) {
+            return Ok(());
+        }
+        let folder = self.shared.options.folder.display();
+        let bytes_max = self.shared.options.disk_bytes_max;
+        tracing::warn!(%folder, bytes_max, "the stream is at its disk bound and waits for retention to free space");
+        if !self.shared.wait_for_space(bytes) {
+            return Err(Error::new(ErrorKind::DiskFull, "closing a stream that waits at its disk bound"));
+        }
+        tracing::info!(%folder, "the stream is below its disk bound again");
+        Ok(())
+    }
+}
+
+/// What an append counts besides its rows.
+#[derive(Debug)]
+struct Counts {
+    captured: u64,
+    filtered: BTreeMap<String, u64>,
+    newest_commit_us: Option<i64>,
+}
+
+impl State {
+    fn count(&mut self, counts: Counts, drafts: &Drafts) {
+        for (reason, rows) in counts.filtered {
+            *self.totals.filtered.entry(reason).or_default() += rows;
+        }
+        self.totals.captured += counts.captured;
+        self.totals.rows += drafts.rows;
+        self.totals.bytes += drafts.raw_bytes;
+        if let Some(newest) = counts.newest_commit_us.or(drafts.newest_commit_us) {
+            self.newest_commit_us = newest;
+        }
+    }
+}
+
+/// Makes the segment that begins at `base`, which carries on from `state`.
+fn begin_segment(shared: &Shared, disk: &dyn Disk, base: u64, state: &State) -> Result<(File, SegmentInfo)> {
+    let header = SegmentHeader {
+        shards: shared.drafting.shards.count(),
+        epoch: shared.options.epoch,
+        base,
+        created_us: shared.now_us(),
+        born_s: shared.born_s,
+    };
+    let carry = Carry { mark: state.mark.clone(), counters: state.counters.clone() };
+    let bytes_wanted = shared.options.segment_bytes.min(PREALLOCATE_BYTES_MAX);
+    let (file, len) = segment::create(&shared.options.folder, &header, &carry, bytes_wanted, disk)?;
+    let end = base + len;
+    Ok((file, SegmentInfo { base, end, content: end, last_arrival_us: header.created_us, shapes: vec![] }))
+}
+
+fn answer(reply: oneshot::Sender<Answer>, answer: Answer) {
+    // Nobody listens where the append was abandoned; its ticket has seen to that.
+    let _ = reply.send(answer);
+}

@@ -12,7 +12,7 @@ use millrace_core::{
     batch::Cell,
     source::{Budget, Rows, Source},
 };
-use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, wire};
+use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, types::render, wire};
 
 #[allow(dead_code)]
 #[path = "../src/test_server.rs"]
@@ -261,4 +261,42 @@ async fn by_pgoutput() {
         let (columns, rejects) = &came[&table(case)];
         compare(case, &printed[case], columns, rejects);
     }
+}
+
+/// What is decoded and rendered here is what the server prints, for many values of the types whose text is made here.
+#[tokio::test]
+async fn many_values_read_as_the_server_prints_them() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let mut session = server.session().await;
+    let make = "select setseed(0.5); create table r as select g::bigint as id, \
+        round((random() - 0.5)::numeric * power(10::numeric, (random() * 60 - 30)::int), (random() * 40)::int) as n, \
+        ((random() - 0.5)::numeric * power(10::numeric, (random() * 20)::int))::numeric(30,8) as d, \
+        make_interval((random() * 20 - 10)::int, (random() * 20 - 10)::int, 0, (random() * 20 - 10)::int, \
+            (random() * 20 - 10)::int, (random() * 20 - 10)::int, random() * 20 - 10) as i, \
+        (random() - 0.5) * power(10, (random() * 600 - 300)::int) as f8, \
+        ((random() - 0.5) * power(10, (random() * 60 - 30)::int))::real as f4, \
+        timestamp '2000-01-01' + make_interval(0, 0, 0, (random() * 700000)::int, 0, 0, random() * 86400) as ts, \
+        date '0001-01-01' + (random() * 3000000)::int as day, time '00:00' + random() * interval '1 day' as t, \
+        gen_random_uuid() as u, decode(md5(random()::text), 'hex') as b from generate_series(1, 20000) g; \
+        update r set f8 = round(f8), n = trunc(n), f4 = (id % 3000000)::real where id % 10 = 0; vacuum full r";
+    for statement in make.split("; ") {
+        session.execute(statement).await.unwrap();
+    }
+    let source = PostgresSource::new(server.config("postgres"), "types", Options::default());
+    let name = TableName::new("public", "r");
+    let snapshot = source.snapshot(std::slice::from_ref(&name), false).await.unwrap();
+    let load = snapshot.open(&name, 1, None).await.unwrap();
+    let mut rows = load.rows(0).await.unwrap();
+    let printed = session.query("select * from r order by ctid").await.unwrap();
+    let mut at = 0;
+    while let Some(batch) = rows.next().await.unwrap() {
+        assert!(batch.rejects.is_empty());
+        for row in 0..batch.columns.rows() {
+            for (index, column) in batch.columns.columns().iter().enumerate() {
+                assert_eq!(render::cell(column, row), printed[at][index], "{}", load.table().columns[index].name);
+            }
+            at += 1;
+        }
+    }
+    assert_eq!(at, 20_000);
 }

@@ -89,6 +89,11 @@ pub async fn named(connection: &mut Connection, names: &[TableName]) -> Result<V
     read(connection, &format!("(n.nspname, c.relname) IN ({})", pairs.join(","))).await
 }
 
+/// The table with this OID, whatever its name is by now.
+pub async fn by_oid(connection: &mut Connection, oid: u64) -> Result<Option<Shape>> {
+    Ok(read(connection, &format!("c.oid = {oid}")).await?.pop())
+}
+
 /// Tables that are none of the server's own.
 pub const USER_TABLE: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
 

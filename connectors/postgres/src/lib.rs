@@ -16,12 +16,14 @@ pub mod discover;
 pub mod fence;
 pub mod load;
 pub mod log;
+pub mod lookup;
 pub mod publication;
 pub mod slot;
 pub mod snapshot;
 #[cfg(test)]
 mod test_server;
 pub mod types;
+pub mod waiting;
 pub mod wire;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -111,7 +113,9 @@ impl Source for PostgresSource {
 
     async fn prepare(&self, tables: &[Arc<Table>]) -> Result<()> {
         let mut connection = self.shared.catalog().await?;
-        publication::prepare(&mut connection, &self.shared.names, tables).await?;
+        let process_id = connection.process_id();
+        let preparing = publication::prepare(&mut connection, &self.shared.names, tables);
+        waiting::watch(&self.shared.config, process_id, "altering the publications", preparing).await?;
         self.shared.give_back(connection);
         Ok(())
     }

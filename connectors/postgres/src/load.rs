@@ -18,7 +18,7 @@ use crate::{
     snapshot::{BlockRange, lock_table},
     types::{
         PgType,
-        binary::{Malformed, Tuple, TupleDecoder, bytes_wanted, fields, strip_header},
+        binary::{HEADER_BYTES, Malformed, Tuple, TupleDecoder, bytes_wanted, fields, strip_header},
         render,
     },
     wire::{Connection, CopyOut, Mode},
@@ -226,8 +226,7 @@ impl SegmentRows {
             let Some(mut piece) = copy.next().await? else { break };
             if *sink.phase == Phase::Header {
                 pending.extend_from_slice(piece);
-                // Signature, flags, length of the extension, which no version of the server sends.
-                if pending.len() >= 19 {
+                if pending.len() >= HEADER_BYTES {
                     let rest = strip_header(pending).ok_or(Malformed).map_err(&wrong)?.len();
                     *taken = pending.len() - rest;
                     *sink.phase = Phase::Tuples;

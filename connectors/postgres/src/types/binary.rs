@@ -129,6 +129,9 @@ pub fn bytes_wanted(bytes: &[u8]) -> usize {
     bytes.len() - rest.len()
 }
 
+/// Bytes of COPY's file header without an extension, which no version of the server sends.
+pub const HEADER_BYTES: usize = 19;
+
 /// Cuts COPY's file header off the first message: signature, flags, and an extension that is skipped.
 pub fn strip_header(message: &[u8]) -> Option<&[u8]> {
     let rest = message.strip_prefix(b"PGCOPY\n\xff\r\n\0")?;
@@ -357,7 +360,42 @@ fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128, Trouble> {
         }
         _ => {}
     }
-    const TOO_LARGE: Trouble = Trouble::Unfit("it has more digits than its decimal type");
+    let value = match short_magnitude(&header, scale)? {
+        Some(value) => value,
+        None => magnitude(&header, scale)?,
+    };
+    let limit = power(i32::from(precision)).ok_or(TOO_LARGE)?;
+    if value >= limit {
+        return Err(TOO_LARGE);
+    }
+    Ok(if header.sign == NumericHeader::SIGN_NEGATIVE { -value } else { value })
+}
+
+const TOO_LARGE: Trouble = Trouble::Unfit("it has more digits than its decimal type");
+
+/// The absolute unscaled value of a numeric of at most four groups, in 64 bits: the usual case, and the 128-bit
+/// divisions of [`magnitude`] cost as much as all the rest of it. `None` where that does not do.
+fn short_magnitude(header: &NumericHeader<'_>, scale: u8) -> Result<Option<i128>, Trouble> {
+    const SMALL_POWERS: [u64; 4] = [1, 10, 100, 1_000];
+    let count = header.groups.len() / 2;
+    if count > 4 {
+        return Ok(None);
+    }
+    let mut value = 0_u64;
+    for group in header.groups() {
+        value = value * 10_000 + u64::from(group.ok_or(Trouble::Malformed)?);
+    }
+    // The lowest power of ten in the last group, counted from the column's last digit.
+    let exponent = 4 * (header.weight - count as i32 + 1) + i32::from(scale);
+    if exponent >= 0 {
+        return Ok(power(exponent).and_then(|power| i128::from(value).checked_mul(power)));
+    }
+    let divisor = usize::try_from(-exponent).ok().and_then(|exponent| SMALL_POWERS.get(exponent));
+    Ok(divisor.filter(|&&divisor| value.is_multiple_of(divisor)).map(|divisor| i128::from(value / divisor)))
+}
+
+/// The absolute unscaled value of any numeric.
+fn magnitude(header: &NumericHeader<'_>, scale: u8) -> Result<i128, Trouble> {
     // The lowest power of ten in the group, counted from the column's last digit.
     let mut exponent = 4 * header.weight + i32::from(scale);
     let mut value: i128 = 0;
@@ -383,11 +421,7 @@ fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128, Trouble> {
     if left > 0 && value != 0 {
         value = power(left).and_then(|power| value.checked_mul(power)).ok_or(TOO_LARGE)?;
     }
-    let limit = power(i32::from(precision)).ok_or(TOO_LARGE)?;
-    if value >= limit {
-        return Err(TOO_LARGE);
-    }
-    Ok(if header.sign == NumericHeader::SIGN_NEGATIVE { -value } else { value })
+    Ok(value)
 }
 
 /// Days since 1970 from days since 2000.
@@ -485,7 +519,7 @@ mod tests {
         #[test]
         fn decimals_round_trip(value in -(POWERS[38] - 1)..POWERS[38], scale in 0u8..=38) {
             let mut digits = format!("{:039}", value.abs());
-            digits.insert_str(39 - usize::from(scale), ".");
+            digits.insert(39 - usize::from(scale), '.');
             let (whole, fraction) = digits.split_once('.').unwrap();
             let whole = format!("{whole:0>width$}", width = whole.len().div_ceil(4) * 4);
             let fraction = format!("{fraction:0<width$}", width = fraction.len().div_ceil(4) * 4);

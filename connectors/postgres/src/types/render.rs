@@ -1,9 +1,11 @@
-//! Binary values as the text that the server prints, with TimeZone UTC, DateStyle ISO, IntervalStyle postgres and
-//! bytea_output hex: for columns that keep the text, for keys and for dead letters.
+//! Values as the text that the server prints, with TimeZone UTC, DateStyle ISO, IntervalStyle postgres and bytea_output
+//! hex: binary ones for columns that keep the text and for dead letters, those of columns for keys.
 //!
 //! Sources: the `*_out` functions in `src/backend/utils/adt` (`numeric.c`, `datetime.c`, `float.c`, `arrayfuncs.c`).
 
 use std::fmt::Write;
+
+use millrace_core::{ColumnType, ColumnVec, Values};
 
 use super::{
     PgType, Scalar,
@@ -34,11 +36,15 @@ pub fn scalar(ty: Scalar, bytes: &[u8], out: &mut String) -> Result<(), Malforme
         Scalar::Int8 => write!(out, "{}", i64::from_be_bytes(fixed(bytes)?))?,
         Scalar::Float4 => {
             let float = f32::from_be_bytes(fixed(bytes)?);
-            floating(f64::from(float), &format!("{float:e}"), 6, out)?;
+            let same = |text: &str| text.parse() == Ok(float.abs());
+            let rounded = |digits: usize| format!("{:.digits$e}", float.abs());
+            floating(f64::from(float), &shortest(format!("{:e}", float.abs()), rounded, same), 6, out)?;
         }
         Scalar::Float8 => {
             let float = f64::from_be_bytes(fixed(bytes)?);
-            floating(float, &format!("{float:e}"), 15, out)?;
+            let same = |text: &str| text.parse() == Ok(float.abs());
+            let rounded = |digits: usize| format!("{:.digits$e}", float.abs());
+            floating(float, &shortest(format!("{:e}", float.abs()), rounded, same), 15, out)?;
         }
         Scalar::Decimal { .. } | Scalar::Numeric => numeric(bytes, out)?,
         Scalar::Text | Scalar::Char | Scalar::Other => out.push_str(std::str::from_utf8(bytes).map_err(|_| Malformed)?),
@@ -58,6 +64,57 @@ pub fn scalar(ty: Scalar, bytes: &[u8], out: &mut String) -> Result<(), Malforme
         Scalar::Interval => interval(fixed(bytes)?, out)?,
     }
     Ok(())
+}
+
+/// The text of a cell, which the server reads back as the same value; `None` if it is null.
+pub fn cell(column: &ColumnVec, row: usize) -> Option<String> {
+    if column.is_null(row) || row >= column.len() {
+        return None;
+    }
+    let mut out = String::new();
+    match (column.values(), column.ty()) {
+        (Values::Decimal(unscaled), ColumnType::Decimal { scale, .. }) => {
+            decimal(*unscaled.get(row)?, usize::from(*scale), &mut out);
+        }
+        (Values::Int32(days), ColumnType::Date) => {
+            let suffix = calendar(i64::from(*days.get(row)?), &mut out).ok()?;
+            out.push_str(suffix);
+        }
+        (Values::Int64(us), ColumnType::Time) => time(*us.get(row)?, &mut out).ok()?,
+        (Values::Int64(us), ColumnType::Timestamp) => moment(*us.get(row)?, 0, "", &mut out).ok()?,
+        (Values::Int64(us), ColumnType::TimestampTz) => moment(*us.get(row)?, 0, "+00", &mut out).ok()?,
+        (Values::Boolean(bits), _) => out.push(if bits.get(row) { 't' } else { 'f' }),
+        (Values::Float32(values), _) => scalar(Scalar::Float4, &values.get(row)?.to_be_bytes(), &mut out).ok()?,
+        (Values::Float64(values), _) => scalar(Scalar::Float8, &values.get(row)?.to_be_bytes(), &mut out).ok()?,
+        (Values::List { offsets, items }, _) => {
+            let (start, end) =
+                (usize::try_from(*offsets.get(row)?).ok()?, usize::try_from(*offsets.get(row + 1)?).ok()?);
+            out.push('{');
+            for item in start..end {
+                if item > start {
+                    out.push(',');
+                }
+                match cell(items, item) {
+                    Some(text) => array_item(&text, &mut out),
+                    None => out.push_str("NULL"),
+                }
+            }
+            out.push('}');
+        }
+        _ => return column.cell_text(row),
+    }
+    Some(out)
+}
+
+fn decimal(unscaled: i128, scale: usize, out: &mut String) {
+    let mut digits = format!("{:0>width$}", unscaled.unsigned_abs(), width = scale + 1);
+    if scale > 0 {
+        digits.insert(digits.len() - scale, '.');
+    }
+    if unscaled < 0 {
+        out.push('-');
+    }
+    out.push_str(&digits);
 }
 
 fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Malformed> {
@@ -132,26 +189,48 @@ fn numeric_digits(header: &NumericHeader<'_>, out: &mut String) -> Result<(), Ma
     Ok(())
 }
 
-/// `float8out`: the shortest digits that give the value back, with an exponent below 1e-4 and from `digits` digits on.
+/// The shortest digits that lie strictly nearer to the value than to its neighbours. Rust's own shortest digits may lie
+/// exactly between two values (and be read back as the even one), which PostgreSQL avoids (`d2s.c`, `acceptBounds`).
+fn shortest(shortest: String, rounded: impl Fn(usize) -> String, same: impl Fn(&str) -> bool) -> String {
+    // More digits than any value half-way between two doubles has.
+    const NUDGE_DIGITS: usize = 800;
+    let digits_of = |text: &str| text.split('e').next().map_or(0, |mantissa| mantissa.replace('.', "").len());
+    let is_inside = |text: &str| {
+        let Some((mantissa, exponent)) = text.split_once('e') else { return true };
+        let (Ok(digits), Ok(exponent)) = (mantissa.replace('.', "").parse::<u64>(), exponent.parse::<i64>()) else {
+            return true;
+        };
+        let exponent = exponent - digits_of(text) as i64 + 1;
+        let above = format!("{digits}.{}1e{exponent}", "0".repeat(NUDGE_DIGITS));
+        let below = format!("{}.{}e{exponent}", digits.saturating_sub(1), "9".repeat(NUDGE_DIGITS));
+        digits == 0 || (same(&above) && same(&below))
+    };
+    // As many digits as Rust's, but to even where two decimals are equally near; and more where those are at the edge.
+    let count = digits_of(&shortest).saturating_sub(1);
+    let found = (count..17).map(rounded).find(|text| same(text) && is_inside(text));
+    found.unwrap_or(shortest)
+}
+
+/// `float8out`: an exponent below 1e-4 and from `digits` digits on. `shortest` has no sign.
 fn floating(value: f64, shortest: &str, digits: i32, out: &mut String) -> Result<(), Malformed> {
     if value.is_nan() {
         out.push_str("NaN");
         return Ok(());
     }
+    if value.is_sign_negative() {
+        out.push('-');
+    }
     if value.is_infinite() {
-        out.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" });
+        out.push_str("Infinity");
         return Ok(());
     }
     let (mantissa, exponent) = shortest.split_once('e').ok_or(Malformed)?;
     let exponent: i32 = exponent.parse().map_err(|_| Malformed)?;
     if (-4..digits).contains(&exponent) {
-        let unsigned = mantissa.trim_start_matches('-').replace('.', "");
-        if mantissa.starts_with('-') {
-            out.push('-');
-        }
+        let unsigned = mantissa.replace('.', "");
         let point = exponent + 1;
         match usize::try_from(point) {
-            Ok(point) if point == 0 => write!(out, "0.{unsigned}")?,
+            Ok(0) => write!(out, "0.{unsigned}")?,
             Ok(point) if point >= unsigned.len() => write!(out, "{unsigned:0<point$}")?,
             Ok(point) => {
                 let (whole, fraction) = unsigned.split_at(point);
@@ -228,14 +307,18 @@ fn timestamp(us: i64, zone: &str, out: &mut String) -> Result<(), Malformed> {
     match us {
         i64::MAX => out.push_str("infinity"),
         i64::MIN => out.push_str("-infinity"),
-        _ => {
-            let suffix = calendar(us.div_euclid(DAY_US) + i64::from(EPOCH_DAYS), out)?;
-            out.push(' ');
-            time(us.rem_euclid(DAY_US), out)?;
-            out.push_str(zone);
-            out.push_str(suffix);
-        }
+        _ => moment(us, EPOCH_DAYS, zone, out)?,
     }
+    Ok(())
+}
+
+/// Microseconds since an epoch that is so many days after 1970-01-01.
+fn moment(us: i64, epoch_days: i32, zone: &str, out: &mut String) -> Result<(), Malformed> {
+    let suffix = calendar(us.div_euclid(DAY_US) + i64::from(epoch_days), out)?;
+    out.push(' ');
+    time(us.rem_euclid(DAY_US), out)?;
+    out.push_str(zone);
+    out.push_str(suffix);
     Ok(())
 }
 
@@ -379,6 +462,11 @@ mod tests {
         ] {
             assert_eq!(text(Scalar::Float8, &f64::to_be_bytes(value)), expected);
         }
+        assert_eq!(
+            text(Scalar::Float4, &236_157_792_f32.to_be_bytes()),
+            "2.3615779e+08",
+            "not the even neighbour's edge"
+        );
         assert_eq!(text(Scalar::Float4, &1e6_f32.to_be_bytes()), "1e+06");
         assert_eq!(text(Scalar::Float4, &123_456_f32.to_be_bytes()), "123456");
     }

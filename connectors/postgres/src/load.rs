@@ -18,7 +18,7 @@ use crate::{
     snapshot::{BlockRange, lock_table},
     types::{
         PgType,
-        binary::{HEADER_BYTES, Malformed, TOO_LONG, Tuple, TupleDecoder, bytes_wanted, fields, strip_header},
+        binary::{HEADER_BYTES, Malformed, Tuple, TupleDecoder, bytes_wanted, fields, strip_header},
         render,
     },
     wire::{Connection, CopyOut, Mode},
@@ -182,10 +182,7 @@ impl TupleSink<'_> {
                 }
                 Tuple::Unfit { bytes: count, column, reason } => {
                     let tuple = rest.get(..count).unwrap_or_default();
-                    let reason = match reason {
-                        TOO_LONG => format!("{TOO_LONG} ({} bytes)", self.decoder.value_bytes_max()),
-                        reason => reason.into(),
-                    };
+                    let reason = self.decoder.explain(reason);
                     self.batch.rejects.push(reject(self.table, self.types, self.order, tuple, column, reason));
                     at += count;
                     self.batch.bytes += count;

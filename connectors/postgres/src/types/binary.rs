@@ -17,8 +17,8 @@ pub(super) const DAY_US: i64 = 86_400_000_000;
 /// Days from 1970-01-01 to 0001-01-01.
 const FIRST_DAY: i32 = -719_162;
 
-/// The reason for which a value that is too long is refused; who shows it adds the limit.
-pub const TOO_LONG: &str = "it is longer than max-value";
+/// The reason for which a value that is too long is refused.
+const TOO_LONG: &str = "it is longer than max-value";
 
 /// Why a value was not taken. The sentences are those of [`super::text`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,9 +68,9 @@ impl TupleDecoder {
         Self { types, value_bytes_max, scratch: String::new() }
     }
 
-    /// The longest value that fits, in bytes.
-    pub fn value_bytes_max(&self) -> usize {
-        self.value_bytes_max
+    /// The sentence for people, with the limit where that is the reason.
+    pub fn explain(&self, reason: &str) -> String {
+        if reason == TOO_LONG { format!("{reason} ({} bytes)", self.value_bytes_max) } else { reason.into() }
     }
 
     /// Adds the row of the tuple at the front of the bytes to the columns, or nothing of it.

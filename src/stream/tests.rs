@@ -358,6 +358,12 @@ async fn only_what_is_durable_can_be_read() {
         assert_eq!(error.kind, ErrorKind::Internal);
     }
     assert!(entries_between(&stream, at, at).is_empty());
+    // A caller who is wrong about a place is told so; the disk is not blamed.
+    for (from, to) in [(LogPosition(0), LogPosition(at.0 - 1)), (LogPosition(at.0 - 1), at)] {
+        let mut reader = stream.read(from, to, Box::new(|_, _| true)).unwrap();
+        let error = std::iter::from_fn(|| reader.next_entry().transpose()).find_map(Result::err).unwrap();
+        assert_eq!(error.kind, ErrorKind::Internal, "{error}");
+    }
     let mut marks = stream.marks();
     marks.mark_unchanged();
     stream.append(rows(2, 99..100)).await.unwrap();
@@ -514,6 +520,7 @@ async fn retention_takes_old_segments_that_are_delivered() {
     let before = stream.usage();
     stream.retain().unwrap();
     assert_eq!(stream.usage(), before, "without a pin nothing goes");
+    let mut slow = stream.read(LogPosition(0), marks[19].at, Box::new(|_, _| true)).unwrap();
     stream.set_pin(marks[9].at);
     stream.retain().unwrap();
     let after = stream.usage();
@@ -521,6 +528,7 @@ async fn retention_takes_old_segments_that_are_delivered() {
     assert_eq!(segment_paths(&options.folder).len() as u64, after.segments);
     let error = stream.read(LogPosition(0), marks[19].at, Box::new(|_, _| true)).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Internal);
+    assert_eq!(slow.next_entry().unwrap_err().kind, ErrorKind::Internal, "a range that went while it was read");
     let rest = ids_of(&entries_between(&stream, marks[9].at, marks[19].at));
     assert_eq!(rest, all(100..200));
 

@@ -1,16 +1,33 @@
 //! Replication tasks, in DMS's sense: full load, then change data capture.
+//!
+//! A task is three loops over one stream, each with its own retries, so that none stops another: [`capture`] (source →
+//! stream), [`full_load`] (source → target) and delivery (stream → target). `session` runs them, `task` runs sessions.
 
+pub mod capture;
+pub mod fill;
+pub mod full_load;
+mod reload;
 pub mod rules;
+mod session;
+pub mod tables;
+mod task;
 
 use std::{path::PathBuf, sync::Arc};
 
-use millrace_core::{Finding, Result, TableName, destination::Destination, source::Source};
+use millrace_core::{
+    Error, Finding, Kind, Result, Severity, TableName, destination::Destination, source::Scope, source::Source,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 
 use crate::{
     config::{Buffer, TaskConfig},
     state::StateStore,
     telemetry::metrics::Metrics,
 };
+use rules::Rules;
 
 /// What a task needs to run.
 #[derive(Clone)]
@@ -33,49 +50,100 @@ pub struct Wiring {
     pub epoch: u64,
 }
 
+/// What an operator asks of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Delivery waits, capture goes on.
+    Pause,
+    /// Ends a pause or a stop.
+    Resume,
+    /// Ends capture and delivery.
+    Stop,
+    /// Loads one table, or all, anew.
+    Reload(Option<TableName>),
+    /// Removes the task.
+    Delete,
+    /// The daemon ends. With `drain`, what is in the stream is delivered first.
+    ShutDown {
+        /// Whether to deliver what is in the stream.
+        drain: bool,
+    },
+}
+
+/// A command and where its answer goes.
+pub(crate) type Request = (Command, oneshot::Sender<Result<Vec<String>>>);
+
 /// A task that was started.
 #[derive(Debug)]
-pub struct TaskHandle {}
+pub struct TaskHandle {
+    name: String,
+    requests: mpsc::Sender<Request>,
+    running: JoinHandle<()>,
+}
 
 /// Starts a task: it checks its endpoints, and goes on from where it was. A task that an operator stopped waits.
-pub fn start(_wiring: Wiring) -> TaskHandle {
-    todo!()
+pub fn start(wiring: Wiring) -> TaskHandle {
+    let name = wiring.config.name.clone();
+    let (requests, received) = mpsc::channel(16);
+    let running = tokio::spawn(task::run(wiring, received));
+    TaskHandle { name, requests, running }
 }
 
 impl TaskHandle {
+    async fn ask(&self, command: Command) -> Result<Vec<String>> {
+        let ended = || Error::new(Kind::Internal, format!("asking task {}: it has ended", self.name));
+        let (answer, answered) = oneshot::channel();
+        self.requests.send((command, answer)).await.map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?
+    }
+
     /// Delivery waits, capture goes on.
     pub async fn pause(&self) -> Result<Vec<String>> {
-        todo!()
+        self.ask(Command::Pause).await
     }
 
     /// Ends a pause, or starts a stopped task again. Gives lines for the operator, as all commands do.
     pub async fn resume(&self) -> Result<Vec<String>> {
-        todo!()
+        self.ask(Command::Resume).await
     }
 
     /// Ends capture and delivery; says what the source keeps, and for how long.
     pub async fn stop(&self) -> Result<Vec<String>> {
-        todo!()
+        self.ask(Command::Stop).await
     }
 
     /// Loads one table, or all of them, anew.
-    pub async fn reload(&self, _table: Option<&TableName>) -> Result<Vec<String>> {
-        todo!()
+    pub async fn reload(&self, table: Option<&TableName>) -> Result<Vec<String>> {
+        self.ask(Command::Reload(table.cloned())).await
     }
 
     /// Removes the task: what it made at the source, its stream and its state. The lake and the catalog stay.
     pub async fn delete(&self) -> Result<Vec<String>> {
-        todo!()
+        self.ask(Command::Delete).await
     }
 
     /// Stops the task without marking it as stopped by an operator: SIGTERM. Finishes the append and the delivery round
     /// under way, and delivers what is in the stream (`drain`).
-    pub async fn shut_down(self, _drain: bool) {
-        todo!()
+    pub async fn shut_down(self, drain: bool) {
+        let _ = self.ask(Command::ShutDown { drain }).await;
+        let _ = self.running.await;
     }
 }
 
-/// Everything that keeps the task from working, in the words that `run` prints too.
-pub async fn check(_wiring: &Wiring) -> Vec<Finding> {
-    todo!()
+/// Everything that keeps the task from working, in the words that `run` prints too: the source's findings, the target's,
+/// and those of the rules.
+pub async fn check(wiring: &Wiring) -> Vec<Finding> {
+    let config = &wiring.config;
+    let scope = Scope { selection: config.selection(), full_load: config.mode.loads(), cdc: config.mode.captures() };
+    let (source, target) = tokio::join!(wiring.source.check(&scope), wiring.destination.check());
+    let mut findings: Vec<Finding> = source.into_iter().map(|finding| finding.at(&config.source)).collect();
+    let reachable = !findings.iter().any(|finding| finding.severity == Severity::Error);
+    findings.extend(target.into_iter().map(|finding| finding.at(&config.target)));
+    if reachable {
+        match wiring.source.tables(&scope.selection).await {
+            Ok(tables) => findings.extend(Rules::new(config).check(&tables)),
+            Err(error) => findings.push(Finding::from(&error).at(&config.source)),
+        }
+    }
+    findings
 }

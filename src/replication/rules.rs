@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_core::{ChangeBatch, Columns, Finding, Table, TableName};
+use millrace_core::{ChangeBatch, Columns, Finding, Selection, Table, TableName};
 
 use crate::config::TaskConfig;
 
@@ -18,11 +18,21 @@ impl Rules {
         Self { config: config.clone() }
     }
 
+    /// Which source tables the task takes.
+    pub fn selection(&self) -> Selection {
+        self.config.selection()
+    }
+
     /// The table's name at the target.
     pub fn target(&self, table: &TableName) -> TableName {
         let Some(to) = self.rule(table).and_then(|rule| rule.to.as_ref()) else { return table.clone() };
         let part = |pattern: &str, name: &str| if pattern == "*" { name.to_string() } else { pattern.to_string() };
         TableName::new(part(&to.schema, &table.schema), part(&to.name, &table.name))
+    }
+
+    /// The column rules of a table as text, to tell when they change.
+    pub fn text(&self, table: &TableName) -> String {
+        self.rule(table).map(|rule| format!("rename {:?} drop {:?}", rule.rename, rule.drop)).unwrap_or_default()
     }
 
     fn rule(&self, table: &TableName) -> Option<&crate::config::TableRule> {

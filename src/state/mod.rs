@@ -5,6 +5,7 @@
 
 pub mod keys;
 pub mod memory;
+pub mod reserve;
 pub mod sqlite;
 
 use millrace_core::{Error, Kind, Result, error::Context};

@@ -263,6 +263,12 @@ impl Stream {
         answered.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "appending to a stream whose writer has ended")))
     }
 
+    /// Cuts off everything behind the last mark, and lets appends through again after one failed: from a failed append
+    /// until this is called every append fails, because a later one's mark would cover what is missing.
+    pub async fn rewind(&self) -> Result<()> {
+        todo!()
+    }
+
     /// Reads from `from` (a mark's `at`, or 0) to `to` (a mark's `at`). Blocking. Frames of tables for which `wanted`
     /// is false (given the table and the place of the frame) are passed over undecoded. Refused with
     /// [`millrace_core::Kind::Internal`] where `to` is not durable yet or retention has taken what is at `from`.

@@ -12,6 +12,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use serde::{Deserialize, Serialize};
 
 /// Labels of what belongs to a task.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -133,6 +134,40 @@ impl Metrics {
     /// Counts an error.
     pub fn count_error(&self, task: &str, code: &'static str) {
         self.errors.get_or_create(&ErrorLabel { task: task.into(), code }).inc();
+    }
+}
+
+/// What only the running daemon knows of a task; `None` where nothing was measured yet.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Live {
+    /// Seconds from the newest captured commit to now.
+    pub source_lag_seconds: Option<f64>,
+    /// Age of the oldest change that is not delivered, in seconds.
+    pub target_lag_seconds: Option<f64>,
+    /// Bytes of log at the source that are not confirmed.
+    pub confirmed_lag_bytes: Option<i64>,
+    /// Bytes of changes that are not delivered.
+    pub buffer_bytes: Option<i64>,
+    /// Bytes of the stream on disk.
+    pub stream_bytes: Option<i64>,
+    /// Captured rows whose fate is unknown; must be 0.
+    pub unaccounted_rows: Option<i64>,
+}
+
+impl Metrics {
+    /// A task's live figures.
+    pub fn live(&self, task: &str) -> Live {
+        let label = task_label(task);
+        let integer = |family: &Family<TaskLabel, Gauge>| family.get(&label).map(|gauge| gauge.get());
+        let float = |family: &Family<TaskLabel, Float>| family.get(&label).map(|gauge| gauge.get());
+        Live {
+            source_lag_seconds: float(&self.source_lag_seconds),
+            target_lag_seconds: float(&self.target_lag_seconds),
+            confirmed_lag_bytes: integer(&self.confirmed_lag_bytes),
+            buffer_bytes: integer(&self.buffer_bytes),
+            stream_bytes: integer(&self.stream_bytes),
+            unaccounted_rows: integer(&self.unaccounted_rows),
+        }
     }
 }
 

@@ -22,6 +22,9 @@ pub struct Finding {
     pub severity: Severity,
     /// A stable code such as `PG-WAL-LEVEL`.
     pub code: String,
+    /// The endpoint it was found at, by its name in the config; `None` where it belongs to the task as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
     /// What is wrong, one sentence, lower case.
     pub summary: String,
     /// What the server said, and what it means; each entry is one line.
@@ -33,12 +36,24 @@ pub struct Finding {
 impl Finding {
     /// A finding that stops the task.
     pub fn error(code: &str, summary: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, code: code.into(), summary: summary.into(), detail: vec![], fix: vec![] }
+        Self {
+            severity: Severity::Error,
+            code: code.into(),
+            endpoint: None,
+            summary: summary.into(),
+            detail: vec![],
+            fix: vec![],
+        }
     }
 
     /// A finding that does not.
     pub fn warning(code: &str, summary: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(code, summary) }
+    }
+
+    /// Says at which endpoint it was found.
+    pub fn at(self, endpoint: &str) -> Self {
+        Self { endpoint: Some(endpoint.into()), ..self }
     }
 
     /// Adds a line of detail.

@@ -1,5 +1,168 @@
 //! PostgreSQL as a source.
+//!
+//! - [`config`]: how to reach a server; [`check`]: what would keep a task from working, each with its remedy
+//! - [`discover`]: tables and their shapes; [`types`]: what values become
+//! - [`publication`], [`slot`]: what a task makes at the server
+//! - [`snapshot`], [`load`]: full load by binary COPY at an exact position
+//! - [`wire`]: the protocol
+//!
+//! What is left out, on purpose: generated columns (pgoutput does not send them before PostgreSQL 18, and load and
+//! changes must have the same columns), views, foreign and unlogged tables, and partitioned roots, whose leaves are
+//! tables of their own.
 
+pub mod check;
 pub mod config;
+pub mod discover;
+pub mod fence;
+pub mod grants;
+pub mod load;
+pub mod log;
+pub mod lookup;
+pub mod publication;
+pub mod slot;
+pub mod snapshot;
+#[cfg(test)]
+mod test_server;
+pub mod types;
+pub mod waiting;
+pub mod wire;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use millrace_core::{
+    Columns, Finding, Position, Result, Selection, Table, TableName,
+    source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source},
+};
 
 pub use config::{Names, PostgresConfig, Tls, TlsMode};
+use fence::VisibilityFence;
+use log::{LogOptions, PostgresLog};
+use wire::{Connection, Mode};
+
+/// What a task may set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// A longer value goes to the dead letters with its row; bytes.
+    pub value_bytes_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { value_bytes_max: 64 << 20 }
+    }
+}
+
+/// What the parts of one source share.
+#[derive(Debug)]
+pub struct Shared {
+    config: PostgresConfig,
+    names: Names,
+    options: Options,
+    /// What a lookup must be able to see.
+    fence: Arc<VisibilityFence>,
+    /// A session for catalog queries, kept between them.
+    idle: Mutex<Option<Connection>>,
+}
+
+impl Shared {
+    /// A session for catalog queries. It comes back by [`Self::give_back`], or not at all after an error.
+    async fn catalog(&self) -> Result<Connection> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut connection) = idle
+            && connection.execute("SELECT 1").await.is_ok()
+        {
+            return Ok(connection);
+        }
+        Connection::connect(&self.config, Mode::Plain, "millrace").await
+    }
+
+    fn give_back(&self, connection: Connection) {
+        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+    }
+}
+
+/// A PostgreSQL database as the source of one task.
+#[derive(Debug, Clone)]
+pub struct PostgresSource {
+    shared: Arc<Shared>,
+}
+
+impl PostgresSource {
+    /// Nothing is connected yet. What the task makes at the server is named after it.
+    pub fn new(config: PostgresConfig, task: &str, options: Options) -> Self {
+        let names = Names::of_task(task);
+        Self { shared: Arc::new(Shared { config, names, options, fence: Arc::default(), idle: Mutex::new(None) }) }
+    }
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    async fn check(&self, scope: &Scope) -> Vec<Finding> {
+        check::check(&self.shared.config, &self.shared.names, scope).await
+    }
+
+    async fn identity(&self) -> Result<Identity> {
+        let mut connection = self.shared.catalog().await?;
+        let identity = slot::identity(&mut connection).await?;
+        self.shared.give_back(connection);
+        Ok(identity)
+    }
+
+    async fn tables(&self, selection: &Selection) -> Result<Vec<Table>> {
+        let mut connection = self.shared.catalog().await?;
+        let shapes = discover::select(&mut connection, selection).await?;
+        self.shared.give_back(connection);
+        Ok(shapes.into_iter().map(|shape| shape.table).collect())
+    }
+
+    async fn prepare(&self, tables: &[Arc<Table>]) -> Result<()> {
+        let mut connection = self.shared.catalog().await?;
+        let process_id = connection.process_id();
+        let preparing = publication::prepare(&mut connection, &self.shared.names, tables);
+        waiting::watch(&self.shared.config, process_id, "altering the publications", preparing).await?;
+        self.shared.give_back(connection);
+        Ok(())
+    }
+
+    async fn create_log(&self) -> Result<Position> {
+        slot::create(&self.shared.config, &self.shared.names).await
+    }
+
+    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
+        let Shared { config, names, options, fence, .. } = &*self.shared;
+        let options = LogOptions { value_bytes_max: options.value_bytes_max, ..LogOptions::default() };
+        let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
+        Ok(Box::new(log))
+    }
+
+    async fn lookup(&self, table: &Table, keys: &Columns, columns: &[usize]) -> Result<Lookup> {
+        let mut connection = self.shared.catalog().await?;
+        let xids = self.shared.fence.xids();
+        lookup::wait_until_visible(&mut connection, &xids).await?;
+        self.shared.fence.seen(&xids);
+        let value_bytes_max = self.shared.options.value_bytes_max;
+        let lookup = lookup::read(&mut connection, table, keys, columns, value_bytes_max).await?;
+        self.shared.give_back(connection);
+        Ok(lookup)
+    }
+
+    async fn snapshot(&self, tables: &[TableName], exact: bool) -> Result<Box<dyn Snapshot>> {
+        Ok(Box::new(snapshot::PostgresSnapshot::take(self.shared.clone(), tables, exact).await?))
+    }
+
+    async fn retained(&self) -> Result<Option<Retained>> {
+        let mut connection = self.shared.catalog().await?;
+        let retained = slot::retained(&mut connection, &self.shared.names).await?;
+        self.shared.give_back(connection);
+        Ok(retained)
+    }
+
+    async fn remove(&self) -> Result<Vec<String>> {
+        let mut connection = self.shared.catalog().await?;
+        let mut left = slot::remove(&mut connection, &self.shared.names).await?;
+        left.extend(publication::remove(&mut connection, &self.shared.names).await?);
+        self.shared.give_back(connection);
+        Ok(left)
+    }
+}

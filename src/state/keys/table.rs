@@ -4,7 +4,6 @@ use millrace_core::{Position, Table, TableName, source::LoadPlan};
 use serde::{Deserialize, Serialize};
 
 use super::table_part;
-use crate::stream::LogPosition;
 
 /// The key.
 pub fn key(task: &str, table: &TableName) -> String {
@@ -67,6 +66,8 @@ pub struct TableRecord {
     pub table: Table,
     /// Its name at the target.
     pub target: TableName,
+    /// The column rules it was set up with, to tell when they change.
+    pub rule: String,
     /// The load that is under way.
     pub load: Option<LoadRecord>,
     /// Why it is suspended, and what to do.
@@ -84,10 +85,19 @@ pub struct LoadRecord {
     pub plan: LoadPlan,
     /// The smallest position of its segments' snapshots: changes from here on count.
     pub start: Position,
-    /// Where the stream ended before the first snapshot was taken: changes are read from here on.
-    pub pin: LogPosition,
     /// Number of the first file of this load.
     pub first_file: u32,
+    /// Number of the next file. It is counted up before a file is published, so that a number whose file may exist
+    /// already is never used again.
+    pub next_file: u32,
     /// When it began (microseconds since 1970-01-01 UTC).
     pub started_us: i64,
+}
+
+impl LoadRecord {
+    /// No segment of it is taken up again. It is not dropped, because its files must go first.
+    pub fn forget_segments(&mut self) {
+        self.plan.segments.clear();
+        self.plan.storage_id = 0;
+    }
 }

@@ -1,0 +1,90 @@
+# Millrace. `make demo` shows it working, `make test` tests it; both set up what they need on a Debian 12 with Rust, as
+# root or with sudo. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+PYTHON = $(or $(MILLRACE_TEST_VENV),$(CURDIR)/.venv)/bin/python
+DEBUG = MILLRACE_BIN=$(TARGET)/debug/millrace
+RELEASE = MILLRACE_BIN=$(TARGET)/release/millrace
+# Three servers and daemons side by side keep two cores busy.
+WORKERS ?= 3
+PYTEST = $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 300 -n $(WORKERS) --dist worksteal tests/e2e
+
+.PHONY: help
+help: ## what there is
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
+
+.PHONY: setup
+setup: ## PostgreSQL 15 from Debian, Python's packages into .venv; leaves alone what is there
+	@tests/setup.sh 15 >/dev/null
+
+.PHONY: demo
+demo: setup ## a shop, live changes, a kill -9, and every row compared at the end
+	cargo build --locked
+	@$(DEBUG) $(PYTHON) demo/demo.py
+
+.PHONY: test
+test: lint unit e2e ## format, lints, unit tests, end to end against PostgreSQL 15 with a few kills
+
+.PHONY: lint
+lint: setup ## format, clippy, licences
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --features failpoints -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny --all-features check licenses bans sources; \
+	else echo "cargo-deny is not installed: licences and sources were not checked (cargo install cargo-deny)"; fi
+
+.PHONY: unit
+unit: setup ## Rust's tests
+	cargo test --locked --workspace --features failpoints
+
+.PHONY: binary
+binary: setup
+	cargo build --locked --features failpoints
+
+.PHONY: e2e
+e2e: binary ## the real binary against real servers
+	$(DEBUG) $(PYTEST)
+
+.PHONY: crash
+crash: binary release ## SIGKILL at every failpoint and 50 times at random (MILLRACE_KILLS)
+	$(DEBUG) MILLRACE_SHIPPED_BIN=$(TARGET)/release/millrace $(PYTHON) tests/e2e/crash.py
+
+.PHONY: outage
+outage: binary ## the target unreachable for a minute
+	$(DEBUG) $(PYTHON) tests/e2e/outage.py
+
+.PHONY: check-errors
+check-errors: binary ## the usual first mistakes, each answered with its remedy
+	$(DEBUG) $(PYTHON) tests/e2e/check_errors.py
+
+.PHONY: release
+release:
+	cargo build --locked --release
+
+.PHONY: memory
+memory: setup release ## peaks at 1 M and 6 M rows, 1 and 1,000 tables
+	$(RELEASE) $(PYTHON) tests/e2e/memory.py
+
+.PHONY: bench
+bench: setup release ## full load and drain beside COPY and pg_recvlogical
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	$(RELEASE) $(PYTHON) bench/bench.py $(BENCH)
+
+.PHONY: setup-all
+setup-all:
+	@tests/setup.sh 15 17 18 >/dev/null
+
+.PHONY: test-all
+test-all: setup-all test ## everything: PostgreSQL 15, 17, 18, all kills, outage, mistakes, memory, longer fuzzing
+	MILLRACE_TEST_PG=17 $(DEBUG) $(PYTEST)
+	MILLRACE_TEST_PG=18 $(DEBUG) $(PYTEST)
+	PROPTEST_CASES=20000 cargo test --locked --workspace --features failpoints
+	$(MAKE) crash outage check-errors memory
+
+.PHONY: audit
+audit: ## licences, sources, and advisories where they can be fetched
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny --all-features check licenses bans sources
+	@cargo deny --all-features check advisories || { echo "audit: the advisories could not be fetched, or found something (above)"; exit 1; }

@@ -1,0 +1,303 @@
+//! One table being loaded: binary COPY of ranges of its blocks, decoded straight into columns.
+//!
+//! The yardstick is `COPY … (FORMAT binary)` to nowhere; `examples/copy.rs` measures it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use millrace_core::{
+    Columns, Error, Kind, Op, Order, Position, Reject, Result, Table,
+    batch::Cell,
+    builder::{BATCH_BYTES_MAX, BATCH_ROWS_MAX},
+    source::{LoadPlan, Loaded, Rows, TableLoad},
+};
+
+use crate::{
+    Shared,
+    discover::{Shape, quote_identifier, quote_table},
+    snapshot::{BlockRange, lock_table},
+    types::{
+        PgType,
+        binary::{HEADER_BYTES, Malformed, Tuple, TupleDecoder, bytes_wanted, fields, strip_header},
+        render,
+    },
+    wire::{Connection, CopyOut, Mode},
+};
+
+/// A table and its lock.
+#[derive(Debug)]
+pub struct PostgresLoad {
+    shared: Arc<Shared>,
+    /// The exported snapshot's name.
+    snapshot: String,
+    position: Position,
+    shape: Shape,
+    table: Arc<Table>,
+    plan: LoadPlan,
+    resumed: bool,
+    /// Its open transaction holds ACCESS SHARE, so that nobody rewrites or alters the table between two segments.
+    _lock: Connection,
+}
+
+impl PostgresLoad {
+    /// Takes over what `open` found.
+    pub fn new(
+        shared: Arc<Shared>,
+        snapshot: String,
+        position: Position,
+        shape: Shape,
+        plan: LoadPlan,
+        resumed: bool,
+        lock: Connection,
+    ) -> Self {
+        let table = Arc::new(shape.table.clone());
+        Self { shared, snapshot, position, shape, table, plan, resumed, _lock: lock }
+    }
+}
+
+#[async_trait]
+impl TableLoad for PostgresLoad {
+    fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    fn plan(&self) -> &LoadPlan {
+        &self.plan
+    }
+
+    fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    async fn rows(&self, segment: usize) -> Result<Box<dyn Rows>> {
+        let doing = || format!("reading segment {segment} of table {}", self.table.name);
+        let planned = self.plan.segments.get(segment).ok_or_else(|| Error::new(Kind::Internal, doing()))?;
+        let range = BlockRange::parse(&planned.range)?;
+        let mut connection = Connection::connect(&self.shared.config, Mode::Plain, "millrace load").await?;
+        // The table's own lock should hold it; but should that session have been ended by somebody, a rewrite may have
+        // slipped in, so each segment looks again under its own lock.
+        lock_table(&mut connection, &self.snapshot, &self.shape).await?;
+        let copy = connection.into_copy_out(&copy_statement(&self.shape, range)).await?;
+        let types: Vec<PgType> = self.shape.types.iter().map(|ty| ty.after_cast()).collect();
+        Ok(Box::new(SegmentRows {
+            copy,
+            decoder: TupleDecoder::new(types.clone(), self.shared.options.value_bytes_max),
+            types,
+            table: self.table.clone(),
+            order: Order { commit: self.position.0, ordinal: 0 },
+            batch: Batch::new(&self.table),
+            pending: vec![],
+            taken: 0,
+            phase: Phase::Header,
+            batches: 0,
+        }))
+    }
+}
+
+/// The whole table goes without a query where nothing is cast: that spares the server the executor.
+fn copy_statement(shape: &Shape, range: BlockRange) -> String {
+    let table = quote_table(&shape.table.name);
+    let columns: Vec<String> = shape.table.columns.iter().map(|column| quote_identifier(&column.name)).collect();
+    let whole = range.start == 0 && range.end.is_none();
+    if whole && !columns.is_empty() && shape.types.iter().all(|ty| ty.cast().is_empty()) {
+        return format!("COPY {table} ({}) TO STDOUT (FORMAT binary)", columns.join(", "));
+    }
+    let casts: Vec<String> =
+        columns.iter().zip(&shape.types).map(|(name, ty)| format!("{name}{}", ty.cast())).collect();
+    let condition = match (whole, range.end) {
+        (true, _) => String::new(),
+        (false, None) => format!(" WHERE ctid >= '({},0)'", range.start),
+        (false, Some(end)) => format!(" WHERE ctid >= '({},0)' AND ctid < '({end},0)'", range.start),
+    };
+    format!("COPY (SELECT {} FROM ONLY {table}{condition}) TO STDOUT (FORMAT binary)", casts.join(", "))
+}
+
+/// How far the stream of one COPY is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Header,
+    Tuples,
+    End,
+}
+
+/// The rows of one segment.
+#[derive(Debug)]
+struct SegmentRows {
+    copy: CopyOut<Connection>,
+    decoder: TupleDecoder,
+    types: Vec<PgType>,
+    table: Arc<Table>,
+    order: Order,
+    batch: Batch,
+    /// Bytes that were read and are not decoded: the rest of a piece when a batch was full, or a tuple's beginning.
+    pending: Vec<u8>,
+    /// How many of them are decoded.
+    taken: usize,
+    phase: Phase,
+    batches: u64,
+}
+
+/// The batch that is being built.
+#[derive(Debug)]
+struct Batch {
+    columns: Columns,
+    rejects: Vec<Reject>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn new(table: &Table) -> Self {
+        Self { columns: Columns::new(table.columns.iter().map(|column| &column.ty)), rejects: vec![], bytes: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.columns.rows() + self.rejects.len() >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    fn is_empty(&self) -> bool {
+        self.columns.rows() == 0 && self.rejects.is_empty()
+    }
+}
+
+/// What it needs to decode tuples, apart from where the bytes lie.
+struct TupleSink<'a> {
+    decoder: &'a mut TupleDecoder,
+    types: &'a [PgType],
+    table: &'a Table,
+    order: Order,
+    batch: &'a mut Batch,
+    phase: &'a mut Phase,
+}
+
+impl TupleSink<'_> {
+    /// Decodes tuples until the bytes end, the data end or the batch is full; gives how many bytes it took.
+    fn take(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let mut at = 0;
+        while *self.phase == Phase::Tuples && !self.batch.is_full() {
+            let rest = bytes.get(at..).unwrap_or_default();
+            match self.decoder.decode(rest, &mut self.batch.columns)? {
+                Tuple::Row(count) => {
+                    at += count;
+                    self.batch.bytes += count;
+                }
+                Tuple::Unfit { bytes: count, column, reason } => {
+                    let tuple = rest.get(..count).unwrap_or_default();
+                    self.batch.rejects.push(reject(self.table, self.types, self.order, tuple, column, reason));
+                    at += count;
+                    self.batch.bytes += count;
+                }
+                Tuple::Incomplete => break,
+                Tuple::End => {
+                    *self.phase = Phase::End;
+                    at += 2;
+                }
+            }
+        }
+        Ok(at)
+    }
+}
+
+impl SegmentRows {
+    fn sink(&mut self) -> (TupleSink<'_>, &mut Vec<u8>, &mut usize, &mut CopyOut<Connection>) {
+        let sink = TupleSink {
+            decoder: &mut self.decoder,
+            types: &self.types,
+            table: &self.table,
+            order: self.order,
+            batch: &mut self.batch,
+            phase: &mut self.phase,
+        };
+        (sink, &mut self.pending, &mut self.taken, &mut self.copy)
+    }
+
+    /// Fills the batch, or reads to the end.
+    async fn fill(&mut self) -> Result<()> {
+        let name = self.table.name.clone();
+        let wrong = move |error: Malformed| Error::new(Kind::Protocol, format!("reading table {name}")).with(error);
+        loop {
+            let (mut sink, pending, taken, copy) = self.sink();
+            *taken += sink.take(pending.get(*taken..).unwrap_or_default()).map_err(&wrong)?;
+            pending.drain(..*taken);
+            *taken = 0;
+            if sink.batch.is_full() {
+                return Ok(());
+            }
+            // From here on nothing is pending but the beginning of a tuple.
+            let Some(mut piece) = copy.next().await? else { break };
+            if *sink.phase == Phase::Header {
+                pending.extend_from_slice(piece);
+                if pending.len() >= HEADER_BYTES {
+                    let rest = strip_header(pending).ok_or(Malformed).map_err(&wrong)?.len();
+                    *taken = pending.len() - rest;
+                    *sink.phase = Phase::Tuples;
+                }
+                continue;
+            }
+            while !pending.is_empty() && !piece.is_empty() {
+                let missing = bytes_wanted(pending).saturating_sub(pending.len()).clamp(1, piece.len());
+                let (head, rest) = piece.split_at(missing);
+                pending.extend_from_slice(head);
+                piece = rest;
+                let count = sink.take(pending).map_err(&wrong)?;
+                pending.drain(..count);
+            }
+            let count = sink.take(piece).map_err(&wrong)?;
+            pending.extend_from_slice(piece.get(count..).unwrap_or_default());
+        }
+        if self.phase != Phase::End || !self.pending.is_empty() {
+            return Err(wrong(Malformed));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Rows for SegmentRows {
+    async fn next(&mut self) -> Result<Option<Loaded>> {
+        self.fill().await?;
+        if self.batch.is_empty() {
+            return Ok(None);
+        }
+        if self.batches > 0 {
+            fail::fail_point!("pg-load-inside-segment");
+        }
+        self.batches += 1;
+        let Batch { columns, rejects, bytes } = std::mem::replace(&mut self.batch, Batch::new(&self.table));
+        Ok(Some(Loaded { columns, rejects, wire_bytes: bytes }))
+    }
+}
+
+/// A row for the dead letters, with every column as the server's text.
+fn reject(table: &Table, types: &[PgType], order: Order, tuple: &[u8], column: usize, reason: &str) -> Reject {
+    let cells: Vec<Cell> = fields(tuple)
+        .zip(types)
+        .map(|(value, ty)| {
+            let Some(value) = value else { return Cell::Null };
+            let mut text = String::new();
+            if render::value(*ty, value, &mut text).is_ok() {
+                return Cell::Text(text);
+            }
+            text.clear();
+            render::hex(value, &mut text);
+            Cell::Hex(text)
+        })
+        .collect();
+    let name = |index: usize| table.columns.get(index).map(|column| column.name.clone()).unwrap_or_default();
+    let key = table.key.iter().map(|&index| {
+        let text = match cells.get(index) {
+            Some(Cell::Text(text) | Cell::Hex(text)) => Some(text.clone()),
+            _ => None,
+        };
+        (name(index), text)
+    });
+    Reject {
+        table: table.name.clone(),
+        key: key.collect(),
+        op: Op::Load,
+        order,
+        commit_time_us: None,
+        column: name(column),
+        reason: reason.into(),
+        row: cells.into_iter().enumerate().map(|(index, cell)| (name(index), cell)).collect(),
+    }
+}

@@ -1,0 +1,258 @@
+//! Reads columns of rows anew by key: how values that the log leaves out (unchanged TOAST) get into a row.
+//!
+//! By the same binary COPY and decoder as the full load. The state that is read must contain everything that the log has
+//! handed out: a commit that waits for a synchronous standby is in the log and not yet visible, so the fence comes first.
+//!
+//! A key of an extension's type (citext) is compared as text, which finds the same row but does not use its index.
+
+use std::time::Duration;
+
+use millrace_core::{ColumnType, Columns, Error, Kind, Result, Table, source::Lookup};
+
+use crate::{
+    discover::{self, CatalogRow, Shape, quote_identifier, quote_literal, quote_table},
+    types::{
+        PgType, Scalar,
+        binary::{HEADER_BYTES, Malformed, Tuple, TupleDecoder, strip_header},
+        render,
+    },
+    wire::Connection,
+};
+
+/// Keys in one statement.
+const KEYS_MAX: usize = 1_000;
+/// Between two looks at what is visible.
+const VISIBILITY_POLL: Duration = Duration::from_millis(50);
+/// What one request may hold: half of what a column's offsets can count.
+const BYTES_MAX: usize = 1 << 30;
+/// By the index of the key, whatever the statistics say; a table may never have been analyzed.
+const PLANNER: &str =
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+
+/// Reads `columns` of the rows with these keys; [`millrace_core::source::Source::lookup`].
+pub async fn read(
+    connection: &mut Connection,
+    table: &Table,
+    keys: &Columns,
+    columns: &[usize],
+    value_bytes_max: usize,
+) -> Result<Lookup> {
+    // One transaction keeps the shape that is read here; its statements still see what is committed before each.
+    connection.execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {PLANNER}")).await?;
+    let result = read_locked(connection, table, keys, columns, value_bytes_max).await;
+    // After an error this may fail as well; the session is then not used again.
+    let ended = connection.execute("COMMIT").await;
+    let lookup = result?;
+    ended?;
+    Ok(lookup)
+}
+
+async fn read_locked(
+    connection: &mut Connection,
+    table: &Table,
+    keys: &Columns,
+    columns: &[usize],
+    value_bytes_max: usize,
+) -> Result<Lookup> {
+    let missing = || Error::new(Kind::TableMissing, format!("reading rows of table {} anew", table.name));
+    let before = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
+    let lock = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", quote_table(&before.table.name));
+    connection.execute(&lock).await?;
+    let shape = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
+    let plan = Plan::new(table, &shape, columns)?;
+    let mut lookup = Lookup { found: vec![], columns: Columns::new(&plan.types), rejected: vec![] };
+    for start in (0..keys.rows()).step_by(KEYS_MAX) {
+        let end = (start + KEYS_MAX).min(keys.rows());
+        plan.read(connection, keys, start..end, value_bytes_max, &mut lookup).await?;
+    }
+    Ok(lookup)
+}
+
+/// How the rows are read.
+struct Plan {
+    table: String,
+    /// Name and type of the key columns.
+    key: Vec<(String, String)>,
+    /// The wanted columns as they stand in the SELECT.
+    selected: Vec<String>,
+    pg_types: Vec<PgType>,
+    types: Vec<ColumnType>,
+}
+
+impl Plan {
+    /// The log may be behind the catalog: columns are found by their identity, under the names they have now.
+    fn new(table: &Table, shape: &Shape, columns: &[usize]) -> Result<Self> {
+        let current = |index: usize| {
+            let wanted = table.columns.get(index).ok_or_else(|| Error::new(Kind::Internal, "reading a row anew"))?;
+            let found = shape.table.columns.iter().zip(&shape.types).find(|(column, _)| column.id == wanted.id);
+            found.filter(|(column, _)| column.ty == wanted.ty).ok_or_else(|| {
+                Error::new(Kind::SchemaChange, format!("reading rows of table {} anew", table.name))
+                    .with(format!("column {:?} was dropped, or its type was changed, meanwhile", wanted.name))
+            })
+        };
+        let mut plan = Self {
+            table: quote_table(&shape.table.name),
+            key: vec![],
+            selected: vec![],
+            pg_types: vec![PgType::Scalar(Scalar::Int4)],
+            types: vec![],
+        };
+        for &index in &table.key {
+            let (column, _) = current(index)?;
+            plan.key.push((quote_identifier(&column.name), column.source_type.clone()));
+        }
+        for &index in columns {
+            let (column, ty) = current(index)?;
+            plan.selected.push(format!("t.{}{}", quote_identifier(&column.name), ty.cast()));
+            plan.pg_types.push(ty.after_cast());
+            plan.types.push(column.ty.clone());
+        }
+        Ok(plan)
+    }
+
+    fn statement(&self, keys: &Columns, rows: std::ops::Range<usize>) -> String {
+        let values = rows.map(|row| {
+            let cells = keys.columns().iter().map(|column| match render::cell(column, row) {
+                Some(text) => quote_literal(&text),
+                None => "NULL".into(),
+            });
+            let cells: Vec<String> = std::iter::once(row.to_string()).chain(cells).collect();
+            format!("({})", cells.join(","))
+        });
+        let values: Vec<String> = values.collect();
+        let names: Vec<String> = (0..self.key.len()).map(|index| format!("k{index}")).collect();
+        let equal = |(index, (name, ty)): (usize, &(String, String))| format!("t.{name} = k.k{index}::{ty}");
+        let condition: Vec<String> = self.key.iter().enumerate().map(equal).collect();
+        let selected: String = self.selected.iter().map(|column| format!(", {column}")).collect();
+        format!(
+            "COPY (SELECT k.n{selected} FROM (VALUES {}) k(n, {}) JOIN ONLY {} t ON {} ORDER BY k.n) \
+             TO STDOUT (FORMAT binary)",
+            values.join(","),
+            names.join(", "),
+            self.table,
+            condition.join(" AND ")
+        )
+    }
+
+    async fn read(
+        &self,
+        connection: &mut Connection,
+        keys: &Columns,
+        rows: std::ops::Range<usize>,
+        value_bytes_max: usize,
+        lookup: &mut Lookup,
+    ) -> Result<()> {
+        let wrong =
+            |error: Malformed| Error::new(Kind::Protocol, format!("reading rows of {} anew", self.table)).with(error);
+        let mut decoder = TupleDecoder::new(self.pg_types.clone(), value_bytes_max);
+        let types: Vec<ColumnType> = std::iter::once(ColumnType::Int32).chain(self.types.iter().cloned()).collect();
+        let mut read = Columns::new(&types);
+        let mut copy = connection.copy_out(&self.statement(keys, rows)).await?;
+        // What is not decoded yet: the beginning of a tuple.
+        // What is not decoded yet: the beginning of a tuple.
+        let mut bytes = vec![];
+        let (mut begun, mut ended) = (false, false);
+        while let Some(piece) = copy.next().await? {
+            bytes.extend_from_slice(piece);
+            let mut at = 0;
+            if !begun {
+                if bytes.len() < HEADER_BYTES {
+                    continue;
+                }
+                at = bytes.len() - strip_header(&bytes).ok_or_else(|| wrong(Malformed))?.len();
+                begun = true;
+            }
+            while !ended {
+                let tuple = bytes.get(at..).unwrap_or_default();
+                match decoder.decode(tuple, &mut read).map_err(wrong)? {
+                    Tuple::Row(count) => at += count,
+                    Tuple::Unfit { bytes: count, reason, .. } => {
+                        // The first field is the key's number: 2 bytes of count, 4 of length, 4 of value.
+                        let number = tuple.get(6..10).and_then(|number| number.first_chunk());
+                        let number = u32::from_be_bytes(*number.ok_or_else(|| wrong(Malformed))?);
+                        lookup.rejected.push((number, reason.into()));
+                        at += count;
+                    }
+                    Tuple::Incomplete => break,
+                    Tuple::End => {
+                        ended = true;
+                        at += 2;
+                    }
+                }
+            }
+            bytes.drain(..at);
+            if lookup.columns.byte_size() + read.byte_size() > BYTES_MAX {
+                return Err(Error::new(Kind::Internal, format!("reading rows of {} anew", self.table))
+                    .with("they are too large for one request; it must ask for fewer keys"));
+            }
+        }
+        if !ended || !bytes.is_empty() {
+            return Err(wrong(Malformed));
+        }
+        let mut columns = read.into_columns();
+        let row_numbers = columns.remove(0);
+        let millrace_core::Values::Int32(numbers) = row_numbers.values() else { return Err(wrong(Malformed)) };
+        lookup.found.extend(numbers.iter().filter_map(|&number| u32::try_from(number).ok()));
+        lookup.columns.append(&Columns::from_columns(numbers.len(), columns));
+        Ok(())
+    }
+}
+
+/// Waits until these transactions, which the log has handed out as committed, are visible to a new statement.
+pub async fn wait_until_visible(connection: &mut Connection, xids: &[u32]) -> Result<()> {
+    while !xids.is_empty() {
+        let rows = connection.query("SELECT pg_current_snapshot()").await?;
+        let snapshot = CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default()).word(0)?.to_string();
+        let visible = Visible::parse(&snapshot)
+            .ok_or_else(|| Error::new(Kind::Protocol, format!("reading the snapshot {snapshot:?}")))?;
+        if xids.iter().all(|&xid| visible.contains(xid)) {
+            return Ok(());
+        }
+        tokio::time::sleep(VISIBILITY_POLL).await;
+    }
+    Ok(())
+}
+
+/// A `pg_snapshot`: `xmin:xmax:running,…`, with 64-bit transaction ids (manual, "Transaction ID and Snapshot Information
+/// Functions").
+#[derive(Debug, PartialEq, Eq)]
+struct Visible {
+    end: u64,
+    running: Vec<u64>,
+}
+
+impl Visible {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let (_begin, end, running) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
+        let running =
+            running.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().ok()).collect::<Option<_>>()?;
+        Some(Self { end, running })
+    }
+
+    /// Whether a transaction that the log called committed is visible. The log has 32 bits of its id; it is less than 2^31
+    /// transactions away.
+    fn contains(&self, xid: u32) -> bool {
+        let begun = (xid.wrapping_sub(self.end as u32) as i32) < 0;
+        begun && !self.running.iter().any(|&running| running as u32 == xid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_snapshot_sees() {
+        let visible = Visible::parse("10:20:10,14,15").unwrap();
+        assert!(visible.contains(9) && visible.contains(11) && visible.contains(19));
+        assert!(!visible.contains(10) && !visible.contains(15) && !visible.contains(20) && !visible.contains(21));
+        assert!(visible.contains(u32::MAX), "one from before the counter went around");
+        let around = Visible::parse("4294967290:4294967300:4294967294").unwrap();
+        assert!(
+            around.contains(3) && around.contains(u32::MAX) && !around.contains(4) && !around.contains(u32::MAX - 1)
+        );
+        assert_eq!(Visible::parse("5:5:"), Some(Visible { end: 5, running: vec![] }));
+        assert!(Visible::parse("5:x:").is_none() && Visible::parse("5").is_none());
+    }
+}

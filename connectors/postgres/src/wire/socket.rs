@@ -1,0 +1,127 @@
+//! The transport: TCP, TCP with TLS, or a Unix socket.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpSocket, TcpStream, UnixStream},
+};
+use tokio_rustls::client::TlsStream;
+
+/// A receive buffer for replication that keeps the TCP window closed while a backlog is read: the walsender's sends then
+/// only append to its queue and leave in large segments. It makes a change cost the server 2.5 to 3.0 instead of 6.5 µs
+/// (measured on loopback, PostgreSQL 15).
+const SMALL_RECEIVE_BUFFER: u32 = 64 << 10;
+
+/// Up to this round trip the small receive buffer does not limit the throughput (64 KiB per round trip).
+const SMALL_BUFFER_ROUND_TRIP_MAX: Duration = Duration::from_millis(1);
+
+/// A connected transport.
+#[derive(Debug)]
+pub enum Socket {
+    /// In the clear.
+    Tcp(TcpStream),
+    /// Encrypted.
+    Tls(Box<TlsStream<TcpStream>>),
+    /// On this machine.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Whether bursts of reads are worth it: on a Unix socket they make it slower.
+    pub fn gains_from_bursts(&self) -> bool {
+        !matches!(self, Self::Unix(_))
+    }
+}
+
+/// Connects to a Unix socket: `<folder>/.s.PGSQL.<port>`.
+pub async fn connect_unix(folder: &str, port: u16) -> io::Result<Socket> {
+    UnixStream::connect(Path::new(folder).join(format!(".s.PGSQL.{port}"))).await.map(Socket::Unix)
+}
+
+/// Connects to the first address of the host that answers. `replication` asks for the small receive buffer where the
+/// round trip allows it.
+pub async fn connect_tcp(host: &str, port: u16, replication: bool) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+    for address in tokio::net::lookup_host((host, port)).await? {
+        match connect_address(address, replication).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn connect_address(address: SocketAddr, replication: bool) -> io::Result<TcpStream> {
+    let mut small = replication && address.ip().is_loopback();
+    if replication && !small {
+        // The buffer must be set before the connect, so a first connect measures the round trip. A server does not log
+        // a connection that ends without a byte.
+        let begin = Instant::now();
+        let probe = open(address, false).await?;
+        small = begin.elapsed() < SMALL_BUFFER_ROUND_TRIP_MAX;
+        if !small {
+            return Ok(probe);
+        }
+    }
+    open(address, small).await
+}
+
+async fn open(address: SocketAddr, small_receive_buffer: bool) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if small_receive_buffer {
+        socket.set_recv_buffer_size(SMALL_RECEIVE_BUFFER)?;
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    // A peer that vanished without a word is noticed after about two minutes.
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    Ok(stream)
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Change data capture: pulls the source's log, fills, applies the rules, appends to the stream, and confirms what is
+//! durable. Nothing is pushed at it; back-pressure, pausing and stopping are all "do not pull".
+//!
+//! Position, fsync and confirmation: `Log::confirm` takes what `Stream::append` gave back after its fsync. After any
+//! error the stream is cut back to its last mark and the log opened anew from there, so that what was appended without
+//! a mark is neither kept nor counted twice.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::FuturesOrdered};
+use millrace_core::{
+    Change, ChangeBatch, Changes, Ddl, Durable, Error, Kind, Position, Reject, Result, Table, TableName,
+    source::{Budget, Identity, Log, Source},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    fill::fill,
+    rules::{Mapped, Rules},
+    tables::Tables,
+};
+use crate::{
+    stream::{Append, Stream},
+    telemetry::metrics::{Metrics, task_label},
+};
+
+/// Appends that may wait for their fsync at once; with the pull's budget it bounds what capture holds in memory.
+const APPENDS_IN_FLIGHT_MAX: usize = 4;
+const BUDGET: Budget = Budget { rows: 65_536, bytes: 8 << 20, wait: Duration::from_secs(1) };
+
+/// What others ask of a running capture.
+pub enum Ask {
+    /// From now on take this table with whatever shape the log shows; answered when that holds.
+    AddTable(Arc<Table>, oneshot::Sender<()>),
+    /// From now on leave this table out.
+    RemoveTable(TableName),
+}
+
+/// What is known of the capture, for status and metrics.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Commit time of the newest captured transaction (microseconds since 1970-01-01 UTC); 0 for none.
+    pub newest_commit_us: AtomicI64,
+    /// Whether everything that the source has told us of is in the stream.
+    pub caught_up: AtomicU64,
+    /// Where the source's log ends, as far as it told us (low 64 bits).
+    pub source_end: AtomicU64,
+}
+
+/// One run of the capture, from opening the log to an error or the end.
+pub struct Capture<'a> {
+    /// Name of the task.
+    pub task: &'a str,
+    /// Its source.
+    pub source: &'a dyn Source,
+    /// Its stream.
+    pub stream: &'a Stream,
+    /// Its tables.
+    pub tables: &'a Tables,
+    /// Who the source must be.
+    pub identity: &'a Identity,
+    /// For status and metrics.
+    pub progress: &'a Progress,
+    /// The metrics.
+    pub metrics: &'a Metrics,
+}
+
+impl Capture<'_> {
+    /// Runs until cancelled (then everything that was appended is durable and confirmed) or until an error; calls
+    /// `opened` when the log is open.
+    pub async fn run(
+        &self,
+        asks: &mut mpsc::Receiver<Ask>,
+        cancel: &CancellationToken,
+        opened: &(dyn Fn() + Send + Sync),
+    ) -> Result<()> {
+        self.stream.rewind().await?;
+        let from = self.stream.last_mark().map(|mark| mark.source);
+        let from = from.ok_or_else(|| Error::new(Kind::Internal, "opening the log: the stream has no mark"))?;
+        let mut log = self.source.open_log(&self.tables.captured(), from, self.identity).await?;
+        info!(task = self.task, position = %from, "capture began");
+        opened();
+        let mut shapes = Shapes::new(self.tables.rules().clone());
+        let mut appends = FuturesOrdered::new();
+        loop {
+            // A pull is safe to cancel, so an append that is done need not wait for the next change.
+            let changes = tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                Some(ask) = asks.recv() => {
+                    self.answer(ask, &mut *log);
+                    continue;
+                }
+                Some(done) = appends.next() => {
+                    self.confirm(&mut *log, done?).await?;
+                    continue;
+                }
+                changes = log.pull(BUDGET), if appends.len() < APPENDS_IN_FLIGHT_MAX => changes?,
+            };
+            // What was pulled and not appended is not confirmed either: it comes again.
+            let prepared = tokio::select! {
+                () = cancel.cancelled() => break,
+                prepared = self.prepare(changes, &mut *log, &mut shapes) => prepared?,
+            };
+            appends.push_back(self.append(prepared));
+        }
+        while let Some(done) = appends.next().await {
+            self.confirm(&mut *log, done?).await?;
+        }
+        info!(task = self.task, "capture ended");
+        Ok(())
+    }
+
+    fn answer(&self, ask: Ask, log: &mut dyn Log) {
+        match ask {
+            Ask::AddTable(table, answered) => {
+                log.add_table(table);
+                let _ = answered.send(());
+            }
+            Ask::RemoveTable(table) => log.remove_table(&table),
+        }
+    }
+
+    async fn append(&self, prepared: Prepared) -> Result<(Option<Durable<Position>>, Vec<Aftermath>)> {
+        let durable = self.stream.append(prepared.append).await?;
+        Ok((durable, prepared.aftermath))
+    }
+
+    /// The append is durable: tells the source, and keeps what it said about tables.
+    async fn confirm(
+        &self,
+        log: &mut dyn Log,
+        (durable, aftermath): (Option<Durable<Position>>, Vec<Aftermath>),
+    ) -> Result<()> {
+        for after in aftermath {
+            match after {
+                Aftermath::Evolved(table) => {
+                    info!(task = self.task, table = %table.name, version = table.version, "table has new columns");
+                    self.tables.update(&table.name.clone(), vec![], |record| record.table = (*table).clone())?;
+                }
+                Aftermath::Suspend(table, why) => {
+                    if self.tables.suspend(&table, &why)? {
+                        warn!(task = self.task, table = %table, reason = why, "table is suspended");
+                    }
+                }
+            }
+        }
+        match durable {
+            Some(position) => log.confirm(position).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes rows whole and names them as the target does; counts what is left out.
+    async fn prepare(&self, changes: Changes, log: &mut dyn Log, shapes: &mut Shapes) -> Result<Prepared> {
+        self.note(&changes);
+        let captured = changes.rows();
+        if captured > 0 {
+            self.metrics.count_rows(self.task, "captured", captured);
+        }
+        let mut prepared = Prepared { append: Append { captured, ..Append::default() }, aftermath: vec![] };
+        for item in changes.items {
+            match item {
+                Change::Rows(batch) => self.rows(batch, shapes, &mut prepared).await?,
+                Change::Rejected(rejects) => self.rejected(rejects, shapes, &mut prepared),
+                Change::Truncate { tables, order } => {
+                    let tables: Vec<TableName> = tables.into_iter().filter(|t| self.tables.is_captured(t)).collect();
+                    let why = "the source truncated the table, which is not applied yet";
+                    tables.iter().for_each(|table| self.suspend(table, why, log, &mut prepared));
+                    let tables = tables.iter().map(|table| shapes.rules.target(table)).collect();
+                    prepared.append.changes.items.push(Change::Truncate { tables, order });
+                }
+                Change::Ddl(Ddl::Evolved { table, order }) => {
+                    let target = shapes.of(&table).target.clone();
+                    prepared.append.changes.items.push(Change::Ddl(Ddl::Evolved { table: target, order }));
+                    prepared.aftermath.push(Aftermath::Evolved(table));
+                }
+                Change::Ddl(Ddl::Unsupported { table, what, order }) => {
+                    self.suspend(&table, &what, log, &mut prepared);
+                    let table = shapes.rules.target(&table);
+                    prepared.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
+                }
+            }
+        }
+        prepared.append.changes.upto = changes.upto;
+        prepared.append.changes.newest_commit_us = changes.newest_commit_us;
+        Ok(prepared)
+    }
+
+    /// A table that is delivered is suspended from here on. One that is being loaded is not: whether this lies before or
+    /// behind its load's position is known only when that is complete, and delivery decides by the order of the entry.
+    fn suspend(&self, table: &TableName, why: &str, log: &mut dyn Log, prepared: &mut Prepared) {
+        let loading = self.tables.to_load().iter().any(|record| record.table.name == *table);
+        if loading || !self.tables.is_captured(table) {
+            return;
+        }
+        log.remove_table(table);
+        prepared.aftermath.push(Aftermath::Suspend(table.clone(), why.to_string()));
+    }
+
+    async fn rows(&self, batch: ChangeBatch, shapes: &mut Shapes, prepared: &mut Prepared) -> Result<()> {
+        let name = batch.table.name.clone();
+        let suspended = prepared.suspends(&name) || !self.tables.is_captured(&name);
+        if suspended {
+            prepared.filtered("suspended", batch.rows() as u64);
+            return Ok(());
+        }
+        let filled = fill(self.source, batch).await?;
+        prepared.filtered("superseded", filled.superseded);
+        self.rejected(filled.rejects, shapes, prepared);
+        if let Some(batch) = filled.batch {
+            let batch = shapes.of(&batch.table).batch(batch);
+            prepared.append.changes.items.push(Change::Rows(batch));
+        }
+        Ok(())
+    }
+
+    fn rejected(&self, rejects: Vec<Reject>, shapes: &Shapes, prepared: &mut Prepared) {
+        let mut by_table: BTreeMap<TableName, Vec<Reject>> = BTreeMap::new();
+        for mut reject in rejects {
+            if prepared.suspends(&reject.table) || !self.tables.is_captured(&reject.table) {
+                prepared.filtered("suspended", 1);
+                continue;
+            }
+            reject.table = shapes.rules.target(&reject.table);
+            by_table.entry(reject.table.clone()).or_default().push(reject);
+        }
+        prepared.append.changes.items.extend(by_table.into_values().map(Change::Rejected));
+    }
+
+    fn note(&self, changes: &Changes) {
+        if let Some(commit) = changes.newest_commit_us {
+            self.progress.newest_commit_us.store(commit, Ordering::Relaxed);
+        }
+        if let Some(end) = changes.source_end {
+            self.progress.source_end.store(end.0 as u64, Ordering::Relaxed);
+        }
+        let caught_up = changes.items.is_empty();
+        self.progress.caught_up.store(u64::from(caught_up), Ordering::Relaxed);
+        let newest = self.progress.newest_commit_us.load(Ordering::Relaxed);
+        let lag =
+            if caught_up || newest == 0 { 0.0 } else { (crate::telemetry::now_us() - newest).max(0) as f64 / 1e6 };
+        self.metrics.source_lag_seconds.get_or_create(&task_label(self.task)).set(lag);
+    }
+}
+
+/// What is done once the append is durable.
+enum Aftermath {
+    Evolved(Arc<Table>),
+    Suspend(TableName, String),
+}
+
+struct Prepared {
+    append: Append,
+    aftermath: Vec<Aftermath>,
+}
+
+impl Prepared {
+    fn filtered(&mut self, reason: &str, rows: u64) {
+        if rows > 0 {
+            *self.append.filtered.entry(reason.into()).or_default() += rows;
+        }
+    }
+
+    fn suspends(&self, table: &TableName) -> bool {
+        self.aftermath.iter().any(|after| matches!(after, Aftermath::Suspend(suspended, _) if suspended == table))
+    }
+}
+
+/// Each source shape's twin at the target, made once.
+struct Shapes {
+    rules: Rules,
+    known: HashMap<TableName, (Arc<Table>, Mapped)>,
+}
+
+impl Shapes {
+    fn new(rules: Rules) -> Self {
+        Self { rules, known: HashMap::new() }
+    }
+
+    fn of(&mut self, table: &Arc<Table>) -> &Mapped {
+        let fresh = self.known.get(&table.name).is_none_or(|(known, _)| !Arc::ptr_eq(known, table));
+        if fresh {
+            let mapped = self.rules.shape(table);
+            self.known.insert(table.name.clone(), (table.clone(), mapped));
+        }
+        &self.known[&table.name].1
+    }
+}

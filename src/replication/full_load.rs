@@ -1,0 +1,390 @@
+//! Full load: segments of tables, read in parallel from one snapshot, go through the rules straight to the target and
+//! enter the catalog when the table is complete, in one commit. The stream is not involved: the source still has these
+//! rows.
+//!
+//! A load is a generation of its table. Its exact position comes with its snapshot; the smallest one of its segments is
+//! where the table's changes begin to count. Finished segments outlive a crash if the table has a key and was not
+//! rewritten; the rest is then read in a new snapshot with its own position, and per key the newest order wins.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use millrace_core::{
+    Error, Kind, Position, Reject, Result, TableName,
+    destination::{Destination, ObjectWriter, Published, Staged},
+    error::Action,
+    source::{LoadPlan, Loaded, Rows, Snapshot, Source, TableLoad},
+    throttle::Throttle,
+};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+use tracing::{info, warn};
+
+use super::{rules::Mapped, tables::Tables};
+use crate::{
+    catalog::{Catalog, DataFile, FileKind},
+    delivery::{Delivery, dead_letters, file_schema, layout},
+    state::{
+        Put, StateStore,
+        keys::{
+            checkpoint::{self, Checkpoint, Flow},
+            segment::{self, SegmentRecord},
+            table::{LoadRecord, TableRecord, TableState},
+        },
+        read_all,
+    },
+    telemetry::{
+        metrics::{Metrics, task_label},
+        now_us,
+    },
+};
+
+/// A table is divided so that a segment holds about as many bytes at the source.
+const SEGMENT_BYTES: u64 = 256 << 20;
+/// A table below this is not divided.
+const SMALL_TABLE_BYTES: u64 = 32 << 20;
+/// What the Parquet writers of all segments may hold together before they write a row group.
+const WRITERS_BYTES: u64 = 96 << 20;
+/// A LOAD file is closed at this size, so that an upload of one piece stays small.
+const FILE_BYTES_MAX: u64 = 96 << 20;
+/// Batches that may wait for the encoder of one segment.
+const BATCHES_AHEAD: usize = 2;
+
+/// What a load needs.
+#[derive(Clone)]
+pub struct FullLoad {
+    /// Name of the task.
+    pub task: String,
+    /// Its source.
+    pub source: Arc<dyn Source>,
+    /// Its target.
+    pub destination: Arc<dyn Destination>,
+    /// The state.
+    pub state: Arc<dyn StateStore>,
+    /// The catalog.
+    pub catalog: Catalog,
+    /// Its tables.
+    pub tables: Arc<Tables>,
+    /// Its delivery, whose gate is held while checkpoints are written.
+    pub delivery: Arc<Delivery>,
+    /// Segments read at the same time.
+    pub parallel: usize,
+    /// Bytes per second read from the source.
+    pub throttle: Arc<Throttle>,
+    /// Whether changes are captured, so that the snapshot's position must be exact.
+    pub exact: bool,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// Rows loaded so far by loads under way, by table.
+    pub progress: Arc<Mutex<BTreeMap<TableName, Arc<AtomicU64>>>>,
+}
+
+impl FullLoad {
+    /// Loads all tables that wait for it, on one snapshot. A table that cannot be loaded is suspended; an error that
+    /// concerns all of them is given back, and what is finished stays.
+    pub async fn run(&self) -> Result<()> {
+        let mut waiting = self.tables.to_load();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        waiting.sort_by_key(|record| std::cmp::Reverse(record.table.estimated_bytes));
+        let names: Vec<TableName> = waiting.iter().map(|record| record.table.name.clone()).collect();
+        info!(task = self.task, tables = names.len(), "full load begins");
+        let snapshot: Arc<dyn Snapshot> = Arc::from(self.source.snapshot(&names, self.exact).await?);
+        info!(task = self.task, position = %snapshot.position(), "snapshot is taken");
+        let permits = Arc::new(Semaphore::new(self.parallel));
+        let tables_at_once = Arc::new(Semaphore::new(self.parallel));
+        let mut loads = JoinSet::new();
+        for record in waiting {
+            let (load, snapshot, permits) = (self.clone(), snapshot.clone(), permits.clone());
+            let turn = tables_at_once.clone();
+            loads.spawn(async move {
+                let _turn = turn.acquire_owned().await;
+                let table = record.table.name.clone();
+                let loaded = load.table(record, &*snapshot, permits).await;
+                (table, loaded)
+            });
+        }
+        let mut failed = None;
+        while let Some(joined) = loads.join_next().await {
+            let (table, loaded) = joined.map_err(|e| Error::new(Kind::Internal, "loading a table").with(e))?;
+            self.progress.lock().expect("no panic while locked").remove(&table);
+            let Err(error) = loaded else { continue };
+            self.metrics.count_error(&self.task, error.kind.code());
+            if error.kind.action() == Action::SuspendTable {
+                warn!(task = self.task, table = %table, error = %error, "table cannot be loaded and is suspended");
+                let _gate = self.delivery.gate().await;
+                self.tables.give_up(&table, TableState::Error, &error.to_string())?;
+            } else {
+                warn!(task = self.task, table = %table, error = %error, "loading a table failed");
+                failed.get_or_insert(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn table(&self, record: TableRecord, snapshot: &dyn Snapshot, permits: Arc<Semaphore>) -> Result<()> {
+        let begun = Instant::now();
+        let name = record.table.name.clone();
+        let wanted = segments_wanted(record.table.estimated_bytes, self.parallel);
+        let previous = record.load.as_ref().map(|load| &load.plan);
+        let load: Arc<dyn TableLoad> = Arc::from(snapshot.open(&name, wanted, previous).await?);
+        let finished = self.begin(&record, &*load, snapshot.position()).await?;
+        let mapped = Arc::new(self.tables.rules().shape(load.table()));
+        let rows_so_far = Arc::new(AtomicU64::new(finished.values().map(segment_rows).sum()));
+        self.progress.lock().expect("no panic while locked").insert(name.clone(), rows_so_far.clone());
+
+        let mut segments = JoinSet::new();
+        for number in (0..load.plan().segments.len()).filter(|number| !finished.contains_key(number)) {
+            let (this, load, mapped) = (self.clone(), load.clone(), mapped.clone());
+            let (permits, rows_so_far, position) = (permits.clone(), rows_so_far.clone(), snapshot.position());
+            segments.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                this.segment(&*load, number, &mapped, position, &rows_so_far).await
+            });
+        }
+        while let Some(joined) = segments.join_next().await {
+            joined.map_err(|e| Error::new(Kind::Internal, format!("loading {name}")).with(e))??;
+        }
+        self.complete(&name, &mapped, begun).await
+    }
+
+    /// Stores what the load is, and gives the segments of an earlier try that still hold.
+    async fn begin(
+        &self,
+        record: &TableRecord,
+        load: &dyn TableLoad,
+        position: Position,
+    ) -> Result<BTreeMap<usize, SegmentRecord>> {
+        let name = &record.table.name;
+        let prefix = segment::prefix(&self.task, name);
+        let stored: Vec<(String, SegmentRecord)> = read_all(&*self.state, &prefix)?;
+        let (resumed, old) = match &record.load {
+            Some(old) if load.resumed() => (true, Some(old)),
+            old => (false, old.as_ref()),
+        };
+        let next_file = match old {
+            Some(old) => old.next_file,
+            None => self.tables.checkpoint(&record.target)?.map_or(0, |checkpoint| checkpoint.next_load_file).max(1),
+        };
+        // A number whose file may be there without a segment's record is never used again, and the file goes.
+        let kept: Vec<&DataFile> = stored.iter().filter(|_| resumed).flat_map(|(_, segment)| &segment.files).collect();
+        for number in old.map(|old| old.first_file..old.next_file).into_iter().flatten() {
+            let key = layout::load_key(&record.target, number);
+            if !kept.iter().any(|file| file.key == key) {
+                self.destination.delete(&key).await?;
+            }
+        }
+        let started_us = old.filter(|_| resumed).map_or_else(now_us, |old| old.started_us);
+        let first_file = old.filter(|_| resumed).map_or(next_file, |old| old.first_file);
+        let start = old.filter(|_| resumed).map_or(position, |old| old.start.min(position));
+        let plan: LoadPlan = load.plan().clone();
+        let drop_stored = stored.iter().filter(|_| !resumed).map(|(rest, _)| Put::delete(format!("{prefix}{rest}")));
+        let shape = (**load.table()).clone();
+        self.tables.update(name, drop_stored.collect(), |record| {
+            record.load = Some(LoadRecord { plan, start, first_file, next_file, started_us });
+            record.table = shape;
+            if record.state == TableState::BeforeLoad {
+                record.state = TableState::FullLoad;
+            }
+        })?;
+        if !resumed {
+            return Ok(BTreeMap::new());
+        }
+        info!(task = self.task, table = %name, segments = stored.len(), "load goes on after its finished segments");
+        Ok(stored.into_iter().filter_map(|(rest, segment)| Some((rest.parse().ok()?, segment))).collect())
+    }
+
+    async fn segment(
+        &self,
+        load: &dyn TableLoad,
+        number: usize,
+        mapped: &Arc<Mapped>,
+        position: Position,
+        rows_so_far: &AtomicU64,
+    ) -> Result<()> {
+        let name = &load.table().name;
+        let rows = load.rows(number).await?;
+        let written = self.write(rows, mapped, position, rows_so_far).await?;
+        let mut files = vec![];
+        for staged in written.files {
+            let published = self.publish(name, &mapped.target.name, staged).await?;
+            files.push(data_file(published));
+        }
+        fail::fail_point!("load-between-segment-and-record");
+        let record = SegmentRecord { position, files, rejects: written.rejects };
+        self.state.commit(&[Put::set(segment::key(&self.task, name, number), &record)])
+    }
+
+    /// Reads here, encodes on a thread of its own: the encoder never blocks the socket.
+    async fn write(
+        &self,
+        mut rows: Box<dyn Rows>,
+        mapped: &Arc<Mapped>,
+        position: Position,
+        rows_so_far: &AtomicU64,
+    ) -> Result<Written> {
+        let (send, receive) = mpsc::channel::<Loaded>(BATCHES_AHEAD);
+        let held_bytes_max = WRITERS_BYTES as usize / self.parallel;
+        let encoder =
+            Encoder { destination: self.destination.clone(), mapped: mapped.clone(), position, held_bytes_max };
+        let encoding = tokio::task::spawn_blocking(move || encoder.run(receive));
+        let mut failed = None;
+        loop {
+            match rows.next().await {
+                Ok(Some(loaded)) => {
+                    self.throttle.pass(loaded.wire_bytes).await;
+                    rows_so_far.fetch_add(loaded.columns.rows() as u64, Ordering::Relaxed);
+                    if send.send(loaded).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        drop(send);
+        let written = encoding.await.map_err(|e| Error::new(Kind::Internal, "encoding a segment").with(e))?;
+        match failed {
+            Some(error) => Err(error),
+            None => written,
+        }
+    }
+
+    /// Gives the file its number, stored before it is used, and makes it visible.
+    async fn publish(&self, table: &TableName, target: &TableName, staged: Staged) -> Result<Published> {
+        let mut number = 0;
+        self.tables.update(table, vec![], |record| {
+            if let Some(load) = &mut record.load {
+                number = load.next_file;
+                load.next_file += 1;
+            }
+        })?;
+        self.destination.publish(Staged { key: layout::load_key(target, number), ..staged }).await
+    }
+
+    /// The last segment is done: the new generation replaces what the manifest held, in one commit.
+    async fn complete(&self, name: &TableName, mapped: &Mapped, begun: Instant) -> Result<()> {
+        let prefix = segment::prefix(&self.task, name);
+        let segments: Vec<(String, SegmentRecord)> = read_all(&*self.state, &prefix)?;
+        let record = self.tables.get(name).filter(|record| record.load.is_some());
+        let record =
+            record.ok_or_else(|| Error::new(Kind::Internal, format!("completing the load of {name}: it is gone")))?;
+        let load = record.load.clone().expect("filtered above");
+        let target = &mapped.target.name;
+        let mut files: Vec<DataFile> = segments.iter().flat_map(|(_, segment)| segment.files.clone()).collect();
+        let rows: u64 = files.iter().map(|file| file.rows).sum();
+        let rejects: Vec<Reject> = segments.iter().flat_map(|(_, segment)| segment.rejects.clone()).collect();
+        if !rejects.is_empty() {
+            let label = format!("load-{:08X}", load.first_file);
+            files.push(dead_letters::publish(&*self.destination, target, load.started_us, &label, &rejects).await?);
+        }
+        let _gate = self.delivery.gate().await;
+        let mut delivery: Checkpoint = self.tables.checkpoint(target)?.unwrap_or_default();
+        delivery.target = target.clone();
+        delivery.flow = Flow::Delivering;
+        delivery.start = load.start;
+        delivery.counts.loaded += rows;
+        delivery.dead_letters += rejects.len() as u64;
+        delivery.next_load_file = load.next_file;
+        let mut puts: Vec<Put> = segments.iter().map(|(rest, _)| Put::delete(format!("{prefix}{rest}"))).collect();
+        let location = self.destination.location(&layout::folder(target));
+        let complete = (load.start, delivery.through);
+        self.catalog.replace_files(&mut puts, &self.task, &mapped.target, &location, &files, complete)?;
+        puts.push(Put::set(checkpoint::key(&self.task, target), &delivery));
+        fail::fail_point!("load-before-commit");
+        self.tables.update(name, puts, |record| {
+            record.state = TableState::Completed;
+            record.load = None;
+            record.error = None;
+            record.loaded_rows = rows;
+            record.load_elapsed_ms = begun.elapsed().as_millis() as u64;
+        })?;
+        fail::fail_point!("load-after-commit");
+        self.metrics.count_rows(&self.task, "loaded", rows);
+        self.metrics
+            .suspended_tables
+            .get_or_create(&task_label(&self.task))
+            .set(self.tables.all().iter().filter(|record| record.state == TableState::Error).count() as i64);
+        let elapsed_ms = begun.elapsed().as_millis() as u64;
+        info!(task = self.task, table = %name, rows, rejected = rejects.len(), elapsed_ms, "table is loaded");
+        Ok(())
+    }
+}
+
+/// A small table is one segment; a larger one keeps all readers busy.
+fn segments_wanted(bytes: u64, parallel: usize) -> usize {
+    if bytes < SMALL_TABLE_BYTES { 1 } else { (bytes.div_ceil(SEGMENT_BYTES) as usize).clamp(parallel, 4096) }
+}
+
+fn segment_rows(segment: &SegmentRecord) -> u64 {
+    segment.files.iter().map(|file| file.rows).sum()
+}
+
+fn data_file(published: Published) -> DataFile {
+    let Published { key, location, rows, bytes, .. } = published;
+    DataFile { key, path: location, rows, bytes, kind: FileKind::Load }
+}
+
+struct Written {
+    files: Vec<Staged>,
+    rejects: Vec<Reject>,
+}
+
+/// Turns the batches of one segment into staged files.
+struct Encoder {
+    destination: Arc<dyn Destination>,
+    mapped: Arc<Mapped>,
+    position: Position,
+    held_bytes_max: usize,
+}
+
+impl Encoder {
+    fn run(self, mut batches: mpsc::Receiver<Loaded>) -> Result<Written> {
+        let schema = file_schema::arrow_schema(&self.mapped.target);
+        let mut writer: Option<Box<dyn ObjectWriter>> = None;
+        let mut written = Written { files: vec![], rejects: vec![] };
+        while let Some(loaded) = batches.blocking_recv() {
+            let renamed = loaded.rejects.into_iter().map(|mut reject| {
+                reject.table = self.mapped.target.name.clone();
+                reject
+            });
+            written.rejects.extend(renamed);
+            if loaded.columns.rows() == 0 {
+                continue;
+            }
+            let batch = file_schema::load_batch(&schema, self.mapped.columns(loaded.columns), self.position)?;
+            let open = match &mut writer {
+                Some(open) => open,
+                None => writer.insert(self.stage()?),
+            };
+            open.write(&batch)?;
+            if open.held_bytes() >= self.held_bytes_max {
+                open.flush()?;
+            }
+            if open.size_so_far() >= FILE_BYTES_MAX {
+                written.files.extend(writer.take().map(|full| full.finish()).transpose()?);
+            }
+        }
+        written.files.extend(writer.map(|last| last.finish()).transpose()?);
+        Ok(written)
+    }
+
+    /// The key is given when the file is published; until then only its schema counts.
+    fn stage(&self) -> Result<Box<dyn ObjectWriter>> {
+        let key = layout::load_key(&self.mapped.target.name, 0);
+        let metadata = BTreeMap::from([("millrace.position".to_string(), self.position.to_string())]);
+        self.destination.stage(file_schema::object_spec(&self.mapped.target, key, metadata))
+    }
+}

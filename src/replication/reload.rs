@@ -1,0 +1,50 @@
+//! Loading tables anew: what is changed before the load loop takes them up.
+//!
+//! The order matters. The table's delivery waits before the new snapshot is taken, so that no change behind its position
+//! is filtered with the suspended ones; and the capture takes the table up before that too, so that every change behind
+//! the position is in the stream.
+
+use millrace_core::{Error, Kind, Result, TableName};
+
+use super::tables::Tables;
+use crate::state::{
+    Put,
+    keys::{
+        checkpoint::{self, Flow},
+        table::TableState,
+    },
+};
+
+/// Marks one table, or all, for a reload. With a running delivery its gate must be held.
+pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Result<Vec<String>> {
+    let mut lines = vec![];
+    for record in tables.all() {
+        let name = &record.table.name;
+        if only.is_some_and(|only| only != name) || record.state == TableState::Cancelled {
+            continue;
+        }
+        if matches!(record.state, TableState::FullLoad | TableState::BeforeLoad | TableState::Reloading) {
+            lines.push(format!("table {name} is being loaded already"));
+            continue;
+        }
+        let mut puts = vec![];
+        if let Some(mut delivery) = tables.checkpoint(&record.target)? {
+            delivery.flow = Flow::Waiting;
+            puts.push(Put::set(checkpoint::key(task, &record.target), &delivery));
+        }
+        tables.update(name, puts, |record| {
+            record.state = TableState::Reloading;
+            record.error = None;
+            if let Some(load) = &mut record.load {
+                load.forget_segments();
+            }
+        })?;
+        lines.push(format!("table {name} is loaded anew; readers see the old rows until it is complete"));
+    }
+    if lines.is_empty() {
+        let what = only.map_or("it has no tables yet".into(), |table| format!("it has no table {table}"));
+        return Err(Error::new(Kind::Config, format!("reloading in task {task}: {what}"))
+            .fix(format!("see its tables: millrace tables {task}")));
+    }
+    Ok(lines)
+}

@@ -1,0 +1,470 @@
+//! What a task does while it runs: three loops over one stream, each with its own retries, so that none stops another.
+//! Delivery goes on while the source is down; capture goes on while the target is down or tables load.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use millrace_core::{Error, Finding, Kind, Result, Severity, TableName, error::Action, throttle::Throttle};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{
+    Command, Request,
+    capture::{Ask, Capture, Progress},
+    check,
+    full_load::FullLoad,
+    reload,
+    rules::Rules,
+    tables::Tables,
+    task::{Backoff, Ended, Task},
+};
+use crate::{
+    catalog::Catalog,
+    delivery::{Delivery, DeliveryOptions},
+    state::keys::{
+        progress::{self, LoadProgress},
+        table::TableState,
+        task::TaskState,
+    },
+    state::{Put, StateStore},
+    stream::{Append, Stream, StreamOptions},
+    telemetry::{events, metrics::task_label},
+};
+
+const LOG_SEGMENT_BYTES: u64 = 64 << 20;
+const WRITERS_BYTES: u64 = 96 << 20;
+/// Files that left a manifest stay readable for as long.
+const GRACE: Duration = Duration::from_secs(3600);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Every so many looks the source is asked what it keeps for us.
+const LOOKS_PER_QUESTION: u64 = 5;
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+
+/// Runs the loops until one of them cannot go on, everything is loaded, or somebody asks for their end.
+pub(super) async fn run(task: &Task, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
+    task.update(|record| record.state = TaskState::Starting)?;
+    let Some((session, asked)) = Session::open(task).await? else { return Ok(Ended::Unfit) };
+    session.run(asked, requests).await
+}
+
+/// The loops of one run, and what they share.
+#[derive(Clone)]
+struct Session {
+    task: Task,
+    stream: Arc<Stream>,
+    tables: Arc<Tables>,
+    delivery: Arc<Delivery>,
+    load: FullLoad,
+    /// Wakes the load loop.
+    wake: Arc<Notify>,
+    asks: mpsc::Sender<Ask>,
+    progress: Arc<Progress>,
+}
+
+impl Session {
+    /// Opens the stream and everything over it. Before anything is made at the source, both ends must pass their check
+    /// (`None` if they do not); later a target that is down does not keep the capture from going on.
+    async fn open(task: &Task) -> Result<Option<(Self, mpsc::Receiver<Ask>)>> {
+        let (wiring, name) = (&task.wiring, task.name().to_string());
+        let options = StreamOptions {
+            folder: task.stream_folder(),
+            shards: wiring.config.stream.shards,
+            retention: wiring.config.stream.retention,
+            segment_bytes: LOG_SEGMENT_BYTES,
+            compress: wiring.config.stream.compress,
+            disk_bytes_max: wiring.config.stream.disk_bytes_max.unwrap_or(u64::MAX),
+            epoch: wiring.epoch,
+        };
+        let stream = Arc::new(Stream::open(options)?);
+        if stream.last_mark().is_none() && !passes_check(task).await? {
+            return Ok(None);
+        }
+        if let Err(error) = wiring.destination.sweep().await {
+            warn!(task = name, error = %error, "sweeping what a crash left staged failed; it is tried at the next start");
+        }
+        let tables = Arc::new(Tables::open(&name, wiring.state.clone(), Rules::new(&wiring.config))?);
+        let catalog = Catalog::new(wiring.state.clone());
+        let options = DeliveryOptions {
+            task: name.clone(),
+            buffer_bytes: wiring.buffer.size,
+            buffer_interval: wiring.buffer.interval,
+            memory_bytes: WRITERS_BYTES,
+            grace: GRACE,
+        };
+        let (destination, state) = (wiring.destination.clone(), wiring.state.clone());
+        let delivery = Delivery::new(options, stream.clone(), destination, state, catalog.clone());
+        let delivery = Arc::new(delivery);
+        delivery.set_paused(task.record()?.paused);
+        let load = FullLoad {
+            task: name,
+            source: wiring.source.clone(),
+            destination: wiring.destination.clone(),
+            state: wiring.state.clone(),
+            catalog,
+            tables: tables.clone(),
+            delivery: delivery.clone(),
+            parallel: wiring.config.load.parallel,
+            throttle: Arc::new(Throttle::new(wiring.config.load.rate_bytes)),
+            exact: wiring.config.mode.captures(),
+            metrics: wiring.metrics.clone(),
+            progress: Arc::new(Mutex::new(BTreeMap::new())),
+        };
+        let (asks, asked) = mpsc::channel(16);
+        let (wake, progress) = (Arc::new(Notify::new()), Arc::new(Progress::default()));
+        Ok(Some((Self { task: task.clone(), stream, tables, delivery, load, wake, asks, progress }, asked)))
+    }
+
+    async fn run(self, asked: mpsc::Receiver<Ask>, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
+        let (capturing, delivering) = (CancellationToken::new(), CancellationToken::new());
+        let mut loops: JoinSet<Result<bool>> = JoinSet::new();
+        let (delivery, cancel) = (self.delivery.clone(), delivering.clone());
+        loops.spawn(async move { delivery.run(cancel).await.map(|()| false) });
+        let (session, cancel) = (self.clone(), capturing.clone());
+        let source_ended = Arc::new(Notify::new());
+        let ended = source_ended.clone();
+        loops.spawn(async move {
+            let done = session.source_side(asked, cancel).await;
+            ended.notify_one();
+            done
+        });
+        let outcome = self.attend(&mut loops, requests).await;
+        capturing.cancel();
+        self.task.update(|record| record.state = TaskState::Stopping)?;
+        let drains = match &outcome {
+            Ok(Ended::Asked((Command::ShutDown { drain }, _))) => *drain,
+            Ok(Ended::Asked((Command::Stop, _))) => true,
+            _ => false,
+        };
+        if drains && !self.task.record()?.paused {
+            // Capture ends first: only then is everything that it pulled in the stream.
+            let drained = tokio::time::timeout(DRAIN_MAX, async {
+                source_ended.notified().await;
+                self.delivery.flush().await
+            });
+            if let Ok(Err(error)) = drained.await {
+                warn!(task = self.task.name(), error = %error, "draining failed; the rest is delivered after a restart");
+            }
+        }
+        delivering.cancel();
+        while loops.join_next().await.is_some() {}
+        self.look(0).await;
+        outcome
+    }
+
+    /// Answers requests and keeps the status up to date while the loops run.
+    async fn attend(&self, loops: &mut JoinSet<Result<bool>>, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = 0;
+        loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    None => return Ok(Ended::Asked((Command::ShutDown { drain: false }, oneshot::channel().0))),
+                    Some((command @ (Command::Stop | Command::Delete | Command::ShutDown { .. }), answer)) => {
+                        return Ok(Ended::Asked((command, answer)));
+                    }
+                    Some((command, answer)) => {
+                        let _ = answer.send(self.obey(command).await);
+                    }
+                },
+                Some(joined) = loops.join_next() => match joined {
+                    Ok(Ok(true)) => return Ok(Ended::Loaded),
+                    Ok(Ok(false)) => {}
+                    Ok(Err(error)) => return Err(error),
+                    Err(error) => return Err(Error::new(Kind::Internal, "running the task's loops").with(error)),
+                },
+                _ = looks.tick() => {
+                    count += 1;
+                    self.look(count).await;
+                }
+            }
+        }
+    }
+
+    async fn obey(&self, command: Command) -> Result<Vec<String>> {
+        match command {
+            Command::Pause | Command::Resume => {
+                let paused = command == Command::Pause;
+                self.delivery.set_paused(paused);
+                self.task.set_paused(paused)
+            }
+            Command::Reload(table) => {
+                let _gate = self.delivery.gate().await;
+                let lines = reload::mark(&self.tables, self.task.name(), table.as_ref())?;
+                self.wake.notify_one();
+                Ok(lines)
+            }
+            Command::Stop | Command::Delete | Command::ShutDown { .. } => {
+                Err(Error::new(Kind::Internal, "obeying: the loops must end first"))
+            }
+        }
+    }
+
+    /// Capture and load, once the source is set up; tries again until it is.
+    async fn source_side(&self, mut asked: mpsc::Receiver<Ask>, cancel: CancellationToken) -> Result<bool> {
+        let mut backoff = Backoff::new();
+        loop {
+            let set_up = tokio::select! {
+                () = cancel.cancelled() => return Ok(false),
+                set_up = self.set_up() => set_up,
+            };
+            match set_up {
+                Ok(()) => break,
+                Err(error) => self.bear(error, &mut backoff, &cancel).await?,
+            }
+        }
+        if !self.task.wiring.config.mode.captures() {
+            self.running()?;
+            return self.load_loop(&cancel).await;
+        }
+        let loads = async {
+            match self.task.wiring.config.mode.loads() {
+                true => self.load_loop(&cancel).await,
+                false => Ok(false),
+            }
+        };
+        let (_, loaded) = tokio::try_join!(self.capture_loop(&mut asked, &cancel), loads)?;
+        Ok(loaded)
+    }
+
+    /// Shows the error and waits, if trying again may help; gives it back otherwise.
+    async fn bear(&self, error: Error, backoff: &mut Backoff, cancel: &CancellationToken) -> Result<()> {
+        let stays = self.task.wiring.config.on_error.task_stops;
+        if stays || matches!(error.kind.action(), Action::StopTask | Action::Exit) {
+            return Err(error);
+        }
+        self.task.fail(&error);
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = tokio::time::sleep(backoff.next()) => {}
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> Result<()> {
+        self.task.update(|record| {
+            record.state = TaskState::Running;
+            record.errors.retain(|finding| finding.severity == Severity::Warning);
+        })
+    }
+
+    /// Tables, publications and the slot, in this order: a publication must be committed before the slot exists.
+    async fn set_up(&self) -> Result<()> {
+        let wiring = &self.task.wiring;
+        let found = wiring.source.tables(&wiring.config.selection()).await?;
+        let conflicts = self.tables.rules().check(&found);
+        if let Some(finding) = conflicts.into_iter().next() {
+            let fix = finding.fix.join("\n");
+            return Err(Error::new(Kind::Config, finding.summary).fix(fix));
+        }
+        let mark = self.stream.last_mark();
+        let captures = wiring.config.mode.captures();
+        if captures && mark.is_none() {
+            // The shapes are needed for the publications; the records are made when the first mark stands.
+            let tables: Vec<_> = found.iter().cloned().map(Arc::new).collect();
+            wiring.source.prepare(&tables).await?;
+            let identity = wiring.source.identity().await?;
+            self.task.update(|record| {
+                record.identity = Some(identity);
+                record.slot_intent = true;
+            })?;
+            let position = wiring.source.create_log().await?;
+            let mut first = Append::default();
+            first.changes.upto = Some(position);
+            self.stream.append(first).await?;
+            info!(task = self.task.name(), position = %position, "slot is made");
+        }
+        let mark = self.stream.last_mark();
+        let gate = self.delivery.gate().await;
+        let changed = self.tables.reconcile(&found, mark.as_ref(), wiring.config.mode.loads())?;
+        drop(gate);
+        for message in changed {
+            info!(task = self.task.name(), "{message}");
+            events::record(&*wiring.state, events::Event::of_task("configuration change", self.task.name(), message));
+        }
+        if captures {
+            wiring.source.prepare(&self.tables.captured()).await?;
+            self.task.update(|record| record.slot_intent = false)?;
+        }
+        Ok(())
+    }
+
+    async fn capture_loop(&self, asked: &mut mpsc::Receiver<Ask>, cancel: &CancellationToken) -> Result<()> {
+        let mut backoff = Backoff::new();
+        while !cancel.is_cancelled() {
+            let identity = self.task.record()?.identity;
+            let identity =
+                identity.ok_or_else(|| Error::new(Kind::Internal, "capturing: the source's identity is unknown"))?;
+            let capture = Capture {
+                task: self.task.name(),
+                source: &*self.task.wiring.source,
+                stream: &self.stream,
+                tables: &self.tables,
+                identity: &identity,
+                progress: &self.progress,
+                metrics: &self.task.wiring.metrics,
+            };
+            let worked = AtomicBool::new(false);
+            let opened = || {
+                worked.store(true, Ordering::Relaxed);
+                let _ = self.running();
+            };
+            match capture.run(asked, cancel, &opened).await {
+                Ok(()) => break,
+                Err(error) => {
+                    if worked.load(Ordering::Relaxed) {
+                        backoff = Backoff::new();
+                    }
+                    self.bear(error, &mut backoff, cancel).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads what waits, and then what comes to wait. True when nothing is captured and everything is loaded.
+    async fn load_loop(&self, cancel: &CancellationToken) -> Result<bool> {
+        let mut backoff = Backoff::new();
+        loop {
+            if self.tables.to_load().is_empty() {
+                if !self.task.wiring.config.mode.captures() {
+                    return Ok(true);
+                }
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(false),
+                    () = self.wake.notified() => continue,
+                }
+            }
+            let loaded = tokio::select! {
+                () = cancel.cancelled() => return Ok(false),
+                loaded = self.load_waiting() => loaded,
+            };
+            match loaded {
+                Ok(()) => {
+                    backoff = Backoff::new();
+                    self.store_progress()?;
+                }
+                Err(error) if matches!(error.kind.action(), Action::StopTask | Action::Exit) => return Err(error),
+                Err(error) => {
+                    // Capture goes on meanwhile, so this does not make the task fail.
+                    warn!(task = self.task.name(), error = %error, "full load is tried again");
+                    self.task.wiring.metrics.count_error(self.task.name(), error.kind.code());
+                    let finding = Finding { severity: Severity::Warning, ..Finding::from(&error) };
+                    self.task.update(|record| record.errors = vec![finding])?;
+                    tokio::select! {
+                        () = cancel.cancelled() => return Ok(false),
+                        () = tokio::time::sleep(backoff.next()) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at the waiting tables anew, has their changes published and captured, and only then takes the snapshot.
+    async fn load_waiting(&self) -> Result<()> {
+        let wiring = &self.task.wiring;
+        let found = wiring.source.tables(&wiring.config.selection()).await?;
+        for record in self.tables.to_load() {
+            let name = record.table.name.clone();
+            match found.iter().find(|shape| shape.name == name) {
+                Some(shape) => self.tables.update(&name, vec![], |record| record.table = shape.clone())?,
+                None => {
+                    warn!(task = self.task.name(), table = %name, "table is not at the source any more");
+                    let _gate = self.delivery.gate().await;
+                    self.tables.give_up(&name, TableState::Missing, "the table is not at the source any more")?;
+                }
+            }
+        }
+        if wiring.config.mode.captures() {
+            wiring.source.prepare(&self.tables.captured()).await?;
+            for record in self.tables.to_load() {
+                let (answer, answered) = oneshot::channel();
+                let ended = || Error::new(Kind::Connection, "waiting for the capture to take up a table");
+                self.asks.send(Ask::AddTable(Arc::new(record.table), answer)).await.map_err(|_| ended())?;
+                answered.await.map_err(|_| ended())?;
+            }
+        }
+        self.load.run().await
+    }
+
+    /// Brings the status, the metrics and what follows from the delivery up to date.
+    async fn look(&self, count: u64) {
+        let (wiring, label) = (&self.task.wiring, task_label(self.task.name()));
+        let usage = self.stream.usage();
+        wiring.metrics.stream_bytes.get_or_create(&label).set(usage.bytes as i64);
+        let suspended = self.tables.all().iter().filter(|record| record.state == TableState::Error).count();
+        wiring.metrics.suspended_tables.get_or_create(&label).set(suspended as i64);
+        let looked = self.tables.follow_delivery().and_then(|()| self.store_progress());
+        if let Err(error) = looked {
+            error!(task = self.task.name(), error = %error, "keeping the status failed");
+        }
+        let asks = wiring.config.mode.captures() && self.stream.last_mark().is_some();
+        if !asks || !count.is_multiple_of(LOOKS_PER_QUESTION) {
+            return;
+        }
+        // A source that is down answers late or never; the loops must not wait for it.
+        let question = tokio::time::timeout(Duration::from_secs(2), wiring.source.retained());
+        let retained = question.await.ok().and_then(Result::ok).flatten();
+        if let Some(retained) = &retained {
+            wiring.metrics.source_retained_bytes.get_or_create(&label).set(retained.retained_bytes as i64);
+            let safe = retained.safe_bytes.map_or(-1, |bytes| bytes as i64);
+            wiring.metrics.source_safe_bytes.get_or_create(&label).set(safe);
+            if let (Some(end), Some(confirmed)) = (retained.end, retained.confirmed) {
+                let lag = end.0.saturating_sub(confirmed.0) as i64;
+                wiring.metrics.confirmed_lag_bytes.get_or_create(&label).set(lag);
+            }
+        }
+        let position = self.stream.last_mark().map(|mark| mark.source);
+        let _ = self.task.update(|record| {
+            record.position = position;
+            if retained.is_some() {
+                record.retained = retained;
+            }
+        });
+    }
+
+    /// The progress of loads under way, for `tables` and the progress bars.
+    fn store_progress(&self) -> Result<()> {
+        let now: BTreeMap<String, LoadProgress> = {
+            let under_way = self.load.progress.lock().expect("no panic while locked");
+            let of = |(table, rows): (&TableName, &Arc<AtomicU64>)| {
+                let rows_estimated = self.tables.get(table).map_or(0, |record| record.table.estimated_rows);
+                (table.to_string(), LoadProgress { rows: rows.load(Ordering::Relaxed), rows_estimated })
+            };
+            under_way.iter().map(of).collect()
+        };
+        let label = task_label(self.task.name());
+        let metrics = &self.task.wiring.metrics;
+        metrics.full_load_rows.get_or_create(&label).set(now.values().map(|load| load.rows as i64).sum());
+        let estimated = now.values().map(|load| load.rows_estimated as i64).sum();
+        metrics.full_load_rows_estimated.get_or_create(&label).set(estimated);
+        let state: &dyn StateStore = &*self.task.wiring.state;
+        let key = progress::key(self.task.name());
+        match (now.is_empty(), state.get(&key)?.is_some()) {
+            (true, false) => Ok(()),
+            (true, true) => state.commit(&[Put::delete(key)]),
+            (false, _) => state.commit(&[Put::set(key, &now)]),
+        }
+    }
+}
+
+async fn passes_check(task: &Task) -> Result<bool> {
+    let findings = check(&task.wiring).await;
+    let is_error = |finding: &&Finding| finding.severity == Severity::Error;
+    for finding in findings.iter().filter(is_error) {
+        error!(task = task.name(), code = finding.code, finding = finding.summary, "check found an error");
+    }
+    let passes = !findings.iter().any(|finding| finding.severity == Severity::Error);
+    task.update(|record| record.errors = findings)?;
+    Ok(passes)
+}

@@ -1,0 +1,234 @@
+//! The tables of a task: their records in the state, and what a new look at the source changes about them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use millrace_core::{Result, Table, TableName};
+
+use super::rules::Rules;
+use crate::{
+    state::{
+        Put, StateStore,
+        keys::{
+            checkpoint::{self, Checkpoint, Flow},
+            table::{self, TableRecord, TableState},
+        },
+        read, read_all,
+    },
+    stream::Mark,
+};
+
+/// All tables of one task, in memory as in the state. The state is written first.
+pub struct Tables {
+    task: String,
+    state: Arc<dyn StateStore>,
+    rules: Rules,
+    records: Mutex<BTreeMap<TableName, TableRecord>>,
+}
+
+impl Tables {
+    /// As the state has them.
+    pub fn open(task: &str, state: Arc<dyn StateStore>, rules: Rules) -> Result<Self> {
+        let rows: Vec<(String, TableRecord)> = read_all(&*state, &table::prefix(task))?;
+        let records = rows.into_iter().map(|(_, record)| (record.table.name.clone(), record)).collect();
+        Ok(Self { task: task.into(), state, rules, records: Mutex::new(records) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TableName, TableRecord>> {
+        self.records.lock().expect("no panic while locked")
+    }
+
+    /// The task's rules.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// One table.
+    pub fn get(&self, table: &TableName) -> Option<TableRecord> {
+        self.lock().get(table).cloned()
+    }
+
+    /// All tables.
+    pub fn all(&self) -> Vec<TableRecord> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Tables whose changes go into the stream: all that are neither suspended nor gone.
+    pub fn captured(&self) -> Vec<Arc<Table>> {
+        let captured = |record: &&TableRecord| is_captured(record.state);
+        self.lock().values().filter(captured).map(|record| Arc::new(record.table.clone())).collect()
+    }
+
+    /// Whether the table's changes go into the stream.
+    pub fn is_captured(&self, table: &TableName) -> bool {
+        self.lock().get(table).is_some_and(|record| is_captured(record.state))
+    }
+
+    /// Tables that wait for their load or are in the middle of it.
+    pub fn to_load(&self) -> Vec<TableRecord> {
+        let waits = |record: &&TableRecord| {
+            matches!(record.state, TableState::BeforeLoad | TableState::FullLoad | TableState::Reloading)
+        };
+        self.lock().values().filter(waits).cloned().collect()
+    }
+
+    /// Changes one table's record, in the state and here; gives the new one. `extra` goes into the same commit.
+    pub fn update(&self, table: &TableName, extra: Vec<Put>, change: impl FnOnce(&mut TableRecord)) -> Result<()> {
+        let mut records = self.lock();
+        let Some(record) = records.get(table) else { return Ok(()) };
+        let mut changed = record.clone();
+        change(&mut changed);
+        let mut puts = extra;
+        puts.push(Put::set(table::key(&self.task, table), &changed));
+        self.state.commit(&puts)?;
+        records.insert(table.clone(), changed);
+        Ok(())
+    }
+
+    /// Suspends a table: it must be reloaded. Gives false if it was suspended already.
+    pub fn suspend(&self, table: &TableName, why: &str) -> Result<bool> {
+        if !self.is_captured(table) {
+            return Ok(false);
+        }
+        let task = self.task.clone();
+        self.update(table, vec![], |record| {
+            record.state = TableState::Error;
+            record.error = Some(format!("{why}; reload it: millrace reload {task} {table}"));
+        })?;
+        Ok(true)
+    }
+
+    /// A table that waits for its load cannot be loaded: nothing waits for it in the stream any more. Called with the
+    /// delivery's gate held.
+    pub fn give_up(&self, table: &TableName, state: TableState, why: &str) -> Result<()> {
+        let Some(record) = self.get(table) else { return Ok(()) };
+        let mut puts = vec![];
+        if let Some(mut delivery) = self.checkpoint(&record.target)? {
+            delivery.flow = Flow::Suspended;
+            puts.push(Put::set(checkpoint::key(&self.task, &record.target), &delivery));
+        }
+        let errored = self.errored(&record, state, why);
+        self.update(table, puts, |record| {
+            record.state = errored.state;
+            record.error = errored.error;
+            if let Some(load) = &mut record.load {
+                load.forget_segments();
+            }
+        })
+    }
+
+    /// The table's delivery.
+    pub fn checkpoint(&self, target: &TableName) -> Result<Option<Checkpoint>> {
+        read(&*self.state, &checkpoint::key(&self.task, target))
+    }
+
+    /// Compares what the source has now with the records. New tables wait for their load, or are delivered from `mark` on
+    /// where nothing is loaded. Called with the delivery's gate held. Gives what changed, for the events.
+    pub fn reconcile(&self, found: &[Table], mark: Option<&Mark>, loads: bool) -> Result<Vec<String>> {
+        let mut events = vec![];
+        let mut records = self.lock();
+        let mut puts = vec![];
+        for shape in found {
+            let known = records.get(&shape.name);
+            let fresh = match known.map(|record| record.state) {
+                None | Some(TableState::Cancelled | TableState::Missing) => true,
+                Some(TableState::BeforeLoad) => known.is_some_and(|record| record.table != *shape),
+                // Another target, or other columns: the rows that are there do not fit the rules any more.
+                Some(_) => known.is_some_and(|record| {
+                    record.target != self.rules.target(&shape.name) || record.rule != self.rules.text(&shape.name)
+                }),
+            };
+            if fresh {
+                let record = self.fresh(shape, mark, loads, &mut puts)?;
+                events.push(format!("table {} joins the task", shape.name));
+                records.insert(shape.name.clone(), record);
+                continue;
+            }
+            let Some(known) = known else { continue };
+            let recreated = known.table.source_id != shape.source_id && is_captured(known.state);
+            if recreated {
+                let why = "the table was dropped and made again at the source";
+                let record = self.errored(known, TableState::Error, why);
+                events.push(format!("table {}: {why}", shape.name));
+                puts.push(Put::set(table::key(&self.task, &shape.name), &record));
+                records.insert(shape.name.clone(), record);
+            }
+        }
+        let selection = self.rules.selection();
+        let gone: Vec<TableName> = records
+            .values()
+            .filter(|record| !matches!(record.state, TableState::Cancelled | TableState::Missing))
+            .filter(|record| !found.iter().any(|shape| shape.name == record.table.name))
+            .map(|record| record.table.name.clone())
+            .collect();
+        for name in gone {
+            let (state, why) = match selection.matches(&name) {
+                true => (TableState::Missing, "the table is not at the source any more, or cannot be captured"),
+                false => (TableState::Cancelled, "the config does not select the table any more"),
+            };
+            let record = self.errored(&records[&name], state, why);
+            events.push(format!("table {name}: {why}"));
+            puts.push(Put::set(table::key(&self.task, &name), &record));
+            if let Some(mut delivery) = read::<Checkpoint>(&*self.state, &checkpoint::key(&self.task, &record.target))?
+            {
+                delivery.flow = Flow::Suspended;
+                puts.push(Put::set(checkpoint::key(&self.task, &record.target), &delivery));
+            }
+            records.insert(name, record);
+        }
+        if !puts.is_empty() {
+            self.state.commit(&puts)?;
+        }
+        Ok(events)
+    }
+
+    fn fresh(&self, shape: &Table, mark: Option<&Mark>, loads: bool, puts: &mut Vec<Put>) -> Result<TableRecord> {
+        let target = self.rules.target(&shape.name);
+        let key = checkpoint::key(&self.task, &target);
+        let mut delivery: Checkpoint = read(&*self.state, &key)?.unwrap_or_default();
+        if delivery.target != target {
+            delivery.target = target.clone();
+            delivery.through = mark.map(|mark| mark.at).unwrap_or_default();
+            delivery.start = mark.map(|mark| mark.source).unwrap_or_default();
+        }
+        delivery.flow = if loads { Flow::Waiting } else { Flow::Delivering };
+        let record = TableRecord {
+            state: if loads { TableState::BeforeLoad } else { TableState::Completed },
+            table: shape.clone(),
+            target,
+            rule: self.rules.text(&shape.name),
+            load: None,
+            error: None,
+            loaded_rows: 0,
+            load_elapsed_ms: 0,
+        };
+        puts.push(Put::set(key, &delivery));
+        puts.push(Put::set(table::key(&self.task, &shape.name), &record));
+        Ok(record)
+    }
+
+    fn errored(&self, record: &TableRecord, state: TableState, why: &str) -> TableRecord {
+        let error = match state {
+            TableState::Cancelled => None,
+            _ => Some(format!("{why}; reload it: millrace reload {} {}", self.task, record.table.name)),
+        };
+        TableRecord { state, error, ..record.clone() }
+    }
+
+    /// Suspends tables that delivery suspended at their place in the log, should the record not say so yet.
+    pub fn follow_delivery(&self) -> Result<()> {
+        for record in self.all().iter().filter(|record| record.state == TableState::Completed) {
+            let delivery = self.checkpoint(&record.target)?;
+            if delivery.is_some_and(|delivery| delivery.flow == Flow::Suspended) {
+                self.suspend(&record.table.name, "the table changed in a way that is not applied")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_captured(state: TableState) -> bool {
+    !matches!(state, TableState::Error | TableState::Missing | TableState::Cancelled)
+}

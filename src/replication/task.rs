@@ -1,0 +1,275 @@
+//! One task's life: its states, and what operators ask of it. What it does while it runs stands in [`super::session`].
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use millrace_core::{Error, Finding, Kind, Result, TableName, error::Action};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info};
+
+use super::{Command, Request, Wiring, reload, rules::Rules, session, tables::Tables};
+use crate::{
+    state::{
+        Put,
+        keys::{
+            checkpoint, table,
+            task::{self, TaskRecord, TaskState},
+        },
+        read,
+    },
+    telemetry::{events, metrics::task_label, now_us},
+};
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// How a run of the loops ended.
+pub(super) enum Ended {
+    /// Everything is loaded, and nothing is to be captured.
+    Loaded,
+    /// The check found errors; they stand in the task's record.
+    Unfit,
+    /// Somebody asked for it.
+    Asked(Request),
+}
+
+/// Waits between tries: doubles from half a second to half a minute.
+pub(super) struct Backoff(Duration);
+
+impl Backoff {
+    pub(super) fn new() -> Self {
+        Self(BACKOFF_FIRST)
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        let wait = self.0;
+        self.0 = (wait * 2).min(BACKOFF_MAX);
+        wait
+    }
+}
+
+/// Runs a task until it is deleted or the daemon ends.
+pub(super) async fn run(wiring: Wiring, mut requests: mpsc::Receiver<Request>) {
+    let task = Task { wiring, record: Arc::default() };
+    let mut backoff = Backoff::new();
+    loop {
+        let stopped = task.record().is_ok_and(|record| record.stopped_by_operator);
+        let request = if stopped {
+            task.keep_state(TaskState::Stopped);
+            idle(&mut requests, None).await
+        } else {
+            let wait = match session::run(&task, &mut requests).await {
+                Ok(Ended::Asked(request)) => Err(request),
+                Ok(Ended::Loaded) => {
+                    backoff = Backoff::new();
+                    task.loaded();
+                    Ok(None)
+                }
+                Ok(Ended::Unfit) => {
+                    task.keep_state(TaskState::Failed);
+                    Ok(Some(backoff.next()))
+                }
+                Err(error) => {
+                    task.fail(&error);
+                    let stays = error.kind.action() == Action::StopTask || task.wiring.config.on_error.task_stops;
+                    Ok((!stays).then(|| backoff.next()))
+                }
+            };
+            match wait {
+                Ok(wait) => idle(&mut requests, wait).await,
+                Err(request) => Some(request),
+            }
+        };
+        let Some(request) = request else { continue };
+        backoff = Backoff::new();
+        if !task.obey(request).await {
+            return;
+        }
+    }
+}
+
+/// Waits for a request; with `wait`, at most as long. When the daemon dropped the handle, that is a request to end.
+async fn idle(requests: &mut mpsc::Receiver<Request>, wait: Option<Duration>) -> Option<Request> {
+    let received = async {
+        match requests.recv().await {
+            Some(request) => request,
+            None => (Command::ShutDown { drain: false }, oneshot::channel().0),
+        }
+    };
+    match wait {
+        Some(wait) => tokio::time::timeout(wait, received).await.ok(),
+        None => Some(received.await),
+    }
+}
+
+/// A task and its record in the state.
+#[derive(Clone)]
+pub(super) struct Task {
+    pub(super) wiring: Wiring,
+    /// Held while the record is read, changed and written.
+    record: Arc<Mutex<()>>,
+}
+
+impl Task {
+    pub(super) fn name(&self) -> &str {
+        &self.wiring.config.name
+    }
+
+    pub(super) fn record(&self) -> Result<TaskRecord> {
+        Ok(read(&*self.wiring.state, &task::key(self.name()))?.unwrap_or_default())
+    }
+
+    /// Changes the record in the state.
+    pub(super) fn update(&self, change: impl FnOnce(&mut TaskRecord)) -> Result<()> {
+        let held = self.record.lock().expect("no panic while locked");
+        let mut record = self.record()?;
+        let before = record.clone();
+        change(&mut record);
+        if record == before {
+            return Ok(());
+        }
+        if record.state != before.state {
+            record.changed_us = now_us();
+            info!(task = self.name(), from = ?before.state, to = ?record.state, "task state changed");
+        }
+        self.wiring.state.commit(&[Put::set(task::key(self.name()), &record)])?;
+        drop(held);
+        if record.state != before.state {
+            let event =
+                events::Event::of_task("state change", self.name(), format!("{:?}", record.state).to_lowercase());
+            events::record(&*self.wiring.state, event);
+        }
+        let up = i64::from(record.state == TaskState::Running);
+        self.wiring.metrics.task_up.get_or_create(&task_label(self.name())).set(up);
+        Ok(())
+    }
+
+    fn keep_state(&self, state: TaskState) {
+        if let Err(error) = self.update(|record| record.state = state) {
+            self.end_if_storage(&error);
+        }
+    }
+
+    fn loaded(&self) {
+        let done = self.update(|record| {
+            record.state = TaskState::Stopped;
+            record.stop_reason = Some("FULL_LOAD_ONLY_FINISHED".into());
+            record.stopped_by_operator = true;
+            record.errors.clear();
+        });
+        if let Err(error) = done {
+            self.end_if_storage(&error);
+        }
+    }
+
+    /// The error goes into the log, the events and the task's record.
+    pub(super) fn fail(&self, error: &Error) {
+        self.end_if_storage(error);
+        error!(task = self.name(), error = %error, code = error.kind.code(), "task failed");
+        self.wiring.metrics.count_error(self.name(), error.kind.code());
+        let finding = Finding::from(error);
+        let event = events::Event::of_task("failure", self.name(), error.to_string()).code(error.kind.code());
+        events::record(&*self.wiring.state, event);
+        let _ = self.update(|record| {
+            record.state = TaskState::Failed;
+            record.errors = vec![finding];
+        });
+    }
+
+    /// The disk can no longer be trusted: a restart reads again what is really there.
+    fn end_if_storage(&self, error: &Error) {
+        if error.kind.action() == Action::Exit {
+            error!(task = self.name(), error = %error, "storage failed; the daemon ends");
+            std::process::exit(1);
+        }
+    }
+
+    /// Does what is asked while the loops do not run. Gives false when the task is to end.
+    async fn obey(&self, (command, answer): Request) -> bool {
+        let ends = matches!(command, Command::ShutDown { .. } | Command::Delete);
+        let done = match command {
+            Command::ShutDown { .. } => Ok(vec![]),
+            Command::Delete => self.delete().await,
+            Command::Stop => self.stopped().await,
+            Command::Pause => self.set_paused(true),
+            Command::Resume => self.resumed(),
+            Command::Reload(table) => self.reload(table.as_ref()),
+        };
+        let ends = ends && done.is_ok();
+        let _ = answer.send(done);
+        !ends
+    }
+
+    pub(super) fn set_paused(&self, paused: bool) -> Result<Vec<String>> {
+        self.update(|record| record.paused = paused)?;
+        let what = if paused { "delivery waits, capture goes on" } else { "delivery goes on" };
+        Ok(vec![format!("task {}: {what}", self.name())])
+    }
+
+    fn resumed(&self) -> Result<Vec<String>> {
+        self.update(|record| {
+            record.stopped_by_operator = false;
+            record.paused = false;
+            record.stop_reason = None;
+        })?;
+        Ok(vec![format!("task {} starts", self.name())])
+    }
+
+    async fn stopped(&self) -> Result<Vec<String>> {
+        let retained = self.wiring.source.retained().await.ok().flatten();
+        self.update(|record| {
+            record.state = TaskState::Stopped;
+            record.stopped_by_operator = true;
+            record.stop_reason = Some("NORMAL".into());
+            record.retained.clone_from(&retained);
+        })?;
+        let mut lines = vec![format!("task {} is stopped", self.name())];
+        if let Some(retained) = retained {
+            lines.push(format!("the source keeps its log for it: {} bytes now, and growing", retained.retained_bytes));
+            lines.push(match retained.safe_bytes {
+                Some(safe) => format!("it gives up on us after {safe} more bytes; then the task must be reloaded"),
+                None => "it has no limit for that (max_slot_wal_keep_size = -1), so its disk can fill".into(),
+            });
+            lines.push(format!("go on: millrace resume {0}   |   for good: millrace delete {0}", self.name()));
+        }
+        Ok(lines)
+    }
+
+    fn reload(&self, table: Option<&TableName>) -> Result<Vec<String>> {
+        let tables = Tables::open(self.name(), self.wiring.state.clone(), Rules::new(&self.wiring.config))?;
+        let mut lines = reload::mark(&tables, self.name(), table)?;
+        lines.extend(self.resumed()?);
+        Ok(lines)
+    }
+
+    pub(super) fn stream_folder(&self) -> PathBuf {
+        self.wiring.state_dir.join("streams").join(self.name())
+    }
+
+    async fn delete(&self) -> Result<Vec<String>> {
+        self.update(|record| record.state = TaskState::Deleting)?;
+        let left = self.wiring.source.remove().await?;
+        let folder = self.stream_folder();
+        if folder.exists() {
+            let removed = std::fs::remove_dir_all(&folder);
+            removed.map_err(|e| Error::new(Kind::Storage, format!("removing {}", folder.display())).with(e))?;
+        }
+        let name = self.name();
+        let mut puts = vec![Put::delete(task::key(name))];
+        for prefix in
+            [table::prefix(name), checkpoint::prefix(name), format!("segment/{name}/"), format!("intent/{name}/")]
+        {
+            puts.extend(self.wiring.state.scan(&prefix)?.into_iter().map(|(key, _)| Put::delete(key)));
+        }
+        self.wiring.state.commit(&puts)?;
+        let mut lines = vec![format!("task {name} is deleted; its files and their catalog entries stay")];
+        if !left.is_empty() {
+            lines.push("the role may not remove these; run at the source:".into());
+            lines.extend(left);
+        }
+        Ok(lines)
+    }
+}

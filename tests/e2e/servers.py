@@ -1,0 +1,444 @@
+"""Private servers for the tests, the demo and the benches: PostgreSQL, two kinds of S3, and a TCP proxy that misbehaves.
+
+Every server listens on a free port of 127.0.0.1, keeps its data in a folder of its own outside the checkout (mode
+0711, owned by the unprivileged user that runs it), and is stopped by its process id. Nothing here ever touches a
+server that it did not start: `Postgres.start` asserts `data_directory` before anybody may write.
+"""
+
+import glob
+import http.server
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+
+import psycopg
+
+TOOLS = os.environ.get("MILLRACE_TEST_TOOLS", f"/var/tmp/millrace-test-tools-{os.getuid()}")
+
+
+def free_port():
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, seconds, what, every=0.05):
+    """Polls until `condition()` is truthy and gives its value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(every)
+
+
+def stop_process(process, first=signal.SIGTERM, patience=20):
+    """Ends a child that we started: politely, then not."""
+    if process.poll() is not None:
+        return
+    process.send_signal(first)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def temporary_folder(prefix):
+    """A folder that another user may enter, wherever the checkout is: TMPDIR if everybody may, else /tmp."""
+    base = os.environ.get("TMPDIR", "/tmp")
+    part = base
+    while part != "/":
+        if not os.stat(part).st_mode & 0o001:
+            base = "/tmp"
+            break
+        part = os.path.dirname(part)
+    folder = tempfile.mkdtemp(prefix=prefix, dir=base)
+    os.chmod(folder, 0o711)
+    return folder
+
+
+def postgres_programs(major):
+    """The folder that holds initdb and postgres of this major version, or None."""
+    for folder in (f"/usr/lib/postgresql/{major}/bin", f"{TOOLS}/postgresql-{major}/bin"):
+        if os.path.exists(f"{folder}/initdb"):
+            return folder
+    return None
+
+
+def client_program(name):
+    """psql, pg_recvlogical, …: the newest that Debian's packages brought (the npm servers bring none)."""
+    found = sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), key=lambda p: int(p.split("/")[4]))
+    return found[-1] if found else shutil.which(name)
+
+
+HBA = """\
+local all all trust
+host all postgres 127.0.0.1/32 trust
+host all shop 127.0.0.1/32 trust
+host all all 127.0.0.1/32 scram-sha-256
+host replication postgres 127.0.0.1/32 trust
+host replication all 127.0.0.1/32 scram-sha-256
+"""
+
+
+class Postgres:
+    """One private PostgreSQL server. Roles: `postgres` (superuser), `shop` (owns the tables), `cdc` (what the daemon
+    logs in as: REPLICATION, may create publications of `shop`'s tables; password in `Postgres.PASSWORD`)."""
+
+    PASSWORD = "wheel and race"
+
+    def __init__(self, major=None, settings=None):
+        self.major = int(major or os.environ.get("MILLRACE_TEST_PG", "15"))
+        self.programs = postgres_programs(self.major)
+        if not self.programs:
+            raise FileNotFoundError(f"no PostgreSQL {self.major}: run `tests/setup.sh {self.major}`")
+        self.settings = {
+            "wal_level": "logical",
+            "max_replication_slots": 20,
+            "max_wal_senders": 20,
+            "max_connections": 100,
+            "fsync": "off",
+            "full_page_writes": "off",
+            "shared_buffers": "128MB",
+            "max_wal_size": "4GB",
+            "listen_addresses": "127.0.0.1",
+            "log_min_messages": "warning",
+            "timezone": "Europe/Paris",
+            "datestyle": "'SQL, DMY'",
+            "intervalstyle": "iso_8601",
+            "bytea_output": "escape",
+            "extra_float_digits": 0,
+            "max_slot_wal_keep_size": "8GB",
+            **(settings or {}),
+        }
+        self.process = None
+
+    def _user(self):
+        """Keyword arguments that make a child run as somebody whom PostgreSQL accepts."""
+        if os.getuid() != 0:
+            return {}
+        nobody = pwd.getpwnam("nobody")
+        return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+    def __enter__(self):
+        self.folder = temporary_folder(f"millrace-pg{self.major}-")
+        if os.getuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
+        self.data = f"{self.folder}/data"
+        self.environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": self.folder}
+        made = subprocess.run(
+            [
+                f"{self.programs}/initdb",
+                "-D",
+                self.data,
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            **self._user(),
+        )
+        if made.returncode != 0:
+            raise RuntimeError(f"initdb: {made.stdout}{made.stderr}")
+        with open(f"{self.data}/pg_hba.conf", "w") as hba:
+            hba.write(HBA)
+        try:
+            self.start()
+            self._roles()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def start(self):
+        """Starts the server (again) on its port and asserts that it is ours."""
+        self.port = getattr(self, "port", None) or free_port()
+        options = [part for key, value in self.settings.items() for part in ("-c", f"{key}={value}".replace("'", ""))]
+        self.log = open(f"{self.folder}/log", "ab")
+        self.process = subprocess.Popen(
+            [f"{self.programs}/postgres", "-D", self.data, "-p", str(self.port), "-k", self.folder, *options],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+            **self._user(),
+        )
+        wait_for(self._answers, 60, f"PostgreSQL {self.major}, log in {self.folder}/log")
+
+    def _answers(self):
+        if self.process.poll() is not None:
+            with open(f"{self.folder}/log", errors="replace") as log:
+                raise RuntimeError(f"PostgreSQL {self.major} ended: {log.read()[-2000:]}")
+        try:
+            with self.connect("postgres", "postgres") as connection:
+                found = connection.execute("show data_directory").fetchone()[0]
+        except psycopg.OperationalError:
+            return False
+        assert os.path.realpath(found) == os.path.realpath(self.data), f"port {self.port} is somebody else's: {found}"
+        return True
+
+    def _roles(self):
+        with self.connect("postgres", "postgres", autocommit=True) as connection:
+            connection.execute("create role shop login")
+            connection.execute(f"create role cdc login replication password '{self.PASSWORD}'")
+            connection.execute("grant shop to cdc")
+
+    def connect(self, database, user="shop", **options):
+        """A client connection."""
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, dbname=database, user=user, connect_timeout=10, **options
+        )
+
+    def create_database(self, name):
+        """An empty database owned by `shop`, in which `cdc` may create publications."""
+        with self.connect("postgres", "postgres", autocommit=True) as connection:
+            connection.execute(f'create database "{name}" owner shop')
+            connection.execute(f'grant create on database "{name}" to cdc')
+        return name
+
+    def execute(self, database, *statements, user="shop"):
+        """Runs statements one by one, each in a transaction of its own; gives the rows of the last."""
+        with self.connect(database, user, autocommit=True) as connection:
+            for statement in statements:
+                cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else None
+
+    def drop_slots(self):
+        """Drops every slot that a test left, ending who still reads from it."""
+        with self.connect("postgres", "postgres", autocommit=True) as connection:
+            for name, pid in connection.execute("select slot_name, active_pid from pg_replication_slots").fetchall():
+                if pid:
+                    connection.execute("select pg_terminate_backend(%s, 5000)", (pid,))
+                connection.execute("select pg_drop_replication_slot(%s)", (name,))
+
+    def url(self, database, user="cdc"):
+        """The address for a config file."""
+        return f"postgres://{user}@127.0.0.1:{self.port}/{database}"
+
+    def stop(self, how=signal.SIGINT):
+        """Stops the server: SIGINT is a fast shutdown, SIGQUIT an immediate one."""
+        stop_process(self.process, how)
+        self.log.close()
+
+    def __exit__(self, *_):
+        if self.process:
+            self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class MotoS3:
+    """An S3 that enforces `If-None-Match`: moto's server in a process of its own."""
+
+    KEY, SECRET = "testing-key", "testing-secret"
+
+    def __init__(self, bucket="lake"):
+        self.bucket = bucket
+
+    def __enter__(self):
+        self.port = free_port()
+        self.folder = tempfile.mkdtemp(prefix="millrace-moto-")
+        self.log = open(f"{self.folder}/log", "wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        wait_for(lambda: port_answers(self.port), 60, "moto")
+        self.client().create_bucket(Bucket=self.bucket)
+        return self
+
+    def client(self):
+        """boto3's client for it."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.KEY,
+            aws_secret_access_key=self.SECRET,
+        )
+
+    def __exit__(self, *_):
+        stop_process(self.process)
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def port_answers(port):
+    """Whether somebody listens on the port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+class CarelessS3:
+    """An S3 that takes every PUT and ignores `If-None-Match`, as some do: for `check` to find out."""
+
+    def __enter__(self):
+        objects = {}
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self, status, body=b"", **headers):
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def key(self):
+                return urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+
+            def do_PUT(self):
+                objects[self.key()] = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.answer(200, ETag='"0"')
+
+            def do_GET(self):
+                if "list-type" in self.path:
+                    return self.answer(
+                        200,
+                        b'<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated>'
+                        b"</ListBucketResult>",
+                        Content_Type="application/xml",
+                    )
+                if self.key() not in objects:
+                    return self.answer(404, b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>')
+                self.answer(200, objects[self.key()], ETag='"0"', Last_Modified="Mon, 23 Nov 2026 00:00:00 GMT")
+
+            do_HEAD = do_GET
+
+            def do_POST(self):
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.answer(200, b"<DeleteResult/>", Content_Type="application/xml")
+
+            def do_DELETE(self):
+                objects.pop(self.key(), None)
+                self.answer(204)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Proxy:
+    """A TCP proxy to a local port. `cut()` resets what is open and refuses what is new, `hang()` stops moving bytes
+    without closing anything, `latency` delays each piece by so many seconds, `heal()` ends all of it."""
+
+    def __init__(self, port):
+        self.target, self.latency = port, 0.0
+
+    def __enter__(self):
+        self.open, self.flowing, self.refusing = set(), threading.Event(), False
+        self.flowing.set()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            if self.refusing:
+                reset(client)
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target), 5)
+                server.settimeout(None)
+            except OSError:
+                reset(client)
+                continue
+            self.open |= {client, server}
+            for here, there in ((client, server), (server, client)):
+                threading.Thread(target=self._move, args=(here, there), daemon=True).start()
+
+    def _move(self, here, there):
+        try:
+            while piece := here.recv(65536):
+                self.flowing.wait()
+                if self.latency:
+                    time.sleep(self.latency)
+                there.sendall(piece)
+        except OSError:
+            pass
+        for end in (here, there):
+            self.open.discard(end)
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def cut(self):
+        """Resets every connection and refuses new ones."""
+        self.refusing = True
+        for end in list(self.open):
+            reset(end)
+        self.open.clear()
+
+    def hang(self):
+        """Bytes no longer arrive; nobody is told."""
+        self.flowing.clear()
+
+    def heal(self):
+        """Everything works again."""
+        self.refusing = False
+        self.latency = 0.0
+        self.flowing.set()
+
+    def __exit__(self, *_):
+        self.listener.close()
+        self.cut()
+        self.flowing.set()
+
+
+def reset(end):
+    """Closes with RST, as a machine that went away would."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        # A thread that blocks in recv keeps the descriptor alive, so wake it first.
+        end.shutdown(socket.SHUT_RD)
+        end.close()
+    except OSError:
+        pass

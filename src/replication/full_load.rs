@@ -35,7 +35,7 @@ use crate::{
     state::{
         Put, StateStore,
         keys::{
-            checkpoint::{self, Checkpoint, Flow},
+            checkpoint::{self, Checkpoint},
             segment::{self, SegmentRecord},
             table::{LoadRecord, TableRecord, TableState},
         },
@@ -286,18 +286,13 @@ impl FullLoad {
         let mut files: Vec<DataFile> = segments.iter().flat_map(|(_, segment)| segment.files.clone()).collect();
         let rows: u64 = files.iter().map(|file| file.rows).sum();
         let rejects: Vec<Reject> = segments.iter().flat_map(|(_, segment)| segment.rejects.clone()).collect();
-        if !rejects.is_empty() {
-            let label = format!("load-{:08X}", load.first_file);
-            files.push(dead_letters::publish(&*self.destination, target, load.started_us, &label, &rejects).await?);
-        }
+        let letters =
+            dead_letters::publish(&*self.destination, target, load.started_us, load.first_file, &rejects).await?;
+        files.extend(letters);
         let _gate = self.delivery.gate().await;
         let mut delivery: Checkpoint = self.tables.checkpoint(target)?.unwrap_or_default();
         delivery.target = target.clone();
-        delivery.flow = Flow::Delivering;
-        delivery.start = load.start;
-        delivery.counts.loaded += rows;
-        delivery.dead_letters += rejects.len() as u64;
-        delivery.next_load_file = load.next_file;
+        delivery.finish_load(load.start, rows, rejects.len() as u64, load.next_file);
         let mut puts: Vec<Put> = segments.iter().map(|(rest, _)| Put::delete(format!("{prefix}{rest}"))).collect();
         let location = self.destination.location(&layout::folder(target));
         let complete = (load.start, delivery.through);

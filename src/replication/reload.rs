@@ -9,10 +9,7 @@ use millrace_core::{Error, Kind, Result, TableName};
 use super::tables::Tables;
 use crate::state::{
     Put,
-    keys::{
-        checkpoint::{self, Flow},
-        table::TableState,
-    },
+    keys::{checkpoint, table::TableState},
 };
 
 /// Marks one table, or all, for a reload. With a running delivery its gate must be held.
@@ -29,7 +26,7 @@ pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Res
         }
         let mut puts = vec![];
         if let Some(mut delivery) = tables.checkpoint(&record.target)? {
-            delivery.flow = Flow::Waiting;
+            delivery.begin_load();
             puts.push(Put::set(checkpoint::key(task, &record.target), &delivery));
         }
         tables.update(name, puts, |record| {

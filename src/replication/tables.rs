@@ -106,7 +106,7 @@ impl Tables {
         let Some(record) = self.get(table) else { return Ok(()) };
         let mut puts = vec![];
         if let Some(mut delivery) = self.checkpoint(&record.target)? {
-            delivery.flow = Flow::Suspended;
+            delivery.suspend(why);
             puts.push(Put::set(checkpoint::key(&self.task, &record.target), &delivery));
         }
         let errored = self.errored(&record, state, why);
@@ -173,7 +173,7 @@ impl Tables {
             puts.push(Put::set(table::key(&self.task, &name), &record));
             if let Some(mut delivery) = read::<Checkpoint>(&*self.state, &checkpoint::key(&self.task, &record.target))?
             {
-                delivery.flow = Flow::Suspended;
+                delivery.suspend(why);
                 puts.push(Put::set(checkpoint::key(&self.task, &record.target), &delivery));
             }
             records.insert(name, record);
@@ -187,13 +187,13 @@ impl Tables {
     fn fresh(&self, shape: &Table, mark: Option<&Mark>, loads: bool, puts: &mut Vec<Put>) -> Result<TableRecord> {
         let target = self.rules.target(&shape.name);
         let key = checkpoint::key(&self.task, &target);
-        let mut delivery: Checkpoint = read(&*self.state, &key)?.unwrap_or_default();
-        if delivery.target != target {
-            delivery.target = target.clone();
-            delivery.through = mark.map(|mark| mark.at).unwrap_or_default();
-            delivery.start = mark.map(|mark| mark.source).unwrap_or_default();
+        let through = mark.map(|mark| mark.at).unwrap_or_default();
+        let known: Option<Checkpoint> = read(&*self.state, &key)?;
+        let mut delivery = known.unwrap_or_else(|| Checkpoint::new(target.clone(), Flow::Waiting, through));
+        delivery.begin_load();
+        if !loads {
+            delivery.flow = Flow::Delivering;
         }
-        delivery.flow = if loads { Flow::Waiting } else { Flow::Delivering };
         let record = TableRecord {
             state: if loads { TableState::BeforeLoad } else { TableState::Completed },
             table: shape.clone(),
@@ -221,8 +221,9 @@ impl Tables {
     pub fn follow_delivery(&self) -> Result<()> {
         for record in self.all().iter().filter(|record| record.state == TableState::Completed) {
             let delivery = self.checkpoint(&record.target)?;
-            if delivery.is_some_and(|delivery| delivery.flow == Flow::Suspended) {
-                self.suspend(&record.table.name, "the table changed in a way that is not applied")?;
+            if let Some(delivery) = delivery.filter(|delivery| delivery.flow == Flow::Suspended) {
+                let why = delivery.suspended.unwrap_or_else(|| "the table changed in a way that is not applied".into());
+                self.suspend(&record.table.name, &why)?;
             }
         }
         Ok(())

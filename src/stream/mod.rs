@@ -47,7 +47,7 @@ use self::{
     recovery::Recovered,
     segment::{Disk, RealDisk},
     shard::{SHARDS_MAX, Shards},
-    shared::{Job, Shared, Work},
+    shared::{Job, Request, Shared, Work},
     writer::Writer,
 };
 
@@ -191,7 +191,7 @@ pub struct Usage {
 #[derive(Debug)]
 pub struct Stream {
     shared: Arc<Shared>,
-    queue: Option<mpsc::Sender<Job>>,
+    queue: Option<mpsc::Sender<Request>>,
     writer: Option<JoinHandle<()>>,
     /// Held against a second writer in this process or another one.
     _lock: File,
@@ -255,7 +255,7 @@ impl Stream {
         let work = draft(&self.shared, changes);
         let job = Job { work, captured, filtered, upto, newest_commit_us, reply };
         let sent = match &self.queue {
-            Some(queue) => queue.send(job).await.is_ok(),
+            Some(queue) => queue.send(Request::Append(job)).await.is_ok(),
             None => false,
         };
         let answered = if sent { answer.await.ok() } else { None };
@@ -263,10 +263,16 @@ impl Stream {
         answered.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "appending to a stream whose writer has ended")))
     }
 
-    /// Cuts off everything behind the last mark, and lets appends through again after one failed: from a failed append
-    /// until this is called every append fails, because a later one's mark would cover what is missing.
+    /// Cuts off everything behind the last mark, and lets appends in again after one failed or was abandoned. Called
+    /// whenever the source's log is opened anew: the source then sends unfinished transactions again from their begin,
+    /// so frames of theirs must not stay. What is still in flight is answered first. After a failure that only a restart
+    /// mends, gives that failure back.
     pub async fn rewind(&self) -> Result<()> {
-        todo!()
+        let ended = || Error::new(ErrorKind::Internal, "rewinding a stream whose writer has ended");
+        let (reply, answer) = oneshot::channel();
+        let queue = self.queue.as_ref().ok_or_else(ended)?;
+        queue.send(Request::Rewind(reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
     }
 
     /// Reads from `from` (a mark's `at`, or 0) to `to` (a mark's `at`). Blocking. Frames of tables for which `wanted`

@@ -37,6 +37,15 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
+/// What the writer is asked for.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// See [`super::Stream::append`].
+    Append(Job),
+    /// See [`super::Stream::rewind`].
+    Rewind(oneshot::Sender<Result<()>>),
+}
+
 /// The frames of an append.
 #[derive(Debug)]
 pub(super) enum Work {
@@ -149,6 +158,23 @@ impl Shared {
         }
         gate.in_flight += 1;
         Ok(Ticket { shared: self, is_answered: false })
+    }
+
+    /// Appends are let in again: the log stands at its last mark. Gives the failure back that only a restart mends.
+    pub(super) fn reopen(&self) -> Result<()> {
+        let mut gate = lock(&self.gate);
+        if let Some(failure) = gate.failure.as_ref().filter(|failure| failure.kind != ErrorKind::DiskFull) {
+            return Err(failure.error());
+        }
+        gate.failure = None;
+        gate.was_abandoned = false;
+        Ok(())
+    }
+
+    /// Whether an append failed or was abandoned since the log was last known to stand at a mark.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        let gate = lock(&self.gate);
+        gate.failure.is_some() || gate.was_abandoned
     }
 
     pub(super) fn failure(&self) -> Option<Failure> {

@@ -25,9 +25,9 @@ use super::{
     frame::{Encoding, Header, Kind, Run},
     json::Shape,
     mark::{self, Carry},
-    recovery::Recovered,
+    recovery::{self, Recovered},
     segment::{self, Disk, SegmentHeader, SegmentInfo, disk_error},
-    shared::{Answer, Failure, Job, Shared, Work},
+    shared::{Answer, Failure, Job, Request, Shared, Work},
 };
 
 /// A position without changes is marked at most as often.
@@ -120,15 +120,42 @@ impl Writer {
     }
 
     /// Until the stream is dropped.
-    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(first) = queue.blocking_recv() {
-            self.take(first);
+            self.serve(first);
             while self.buffer.len() < BUFFER_BYTES && self.waiting.len() < GROUP_JOBS_MAX {
-                let Ok(job) = queue.try_recv() else { break };
-                self.take(job);
+                let Ok(request) = queue.try_recv() else { break };
+                self.serve(request);
             }
             self.commit_or_fail();
         }
+    }
+
+    fn serve(&mut self, request: Request) {
+        match request {
+            Request::Append(job) => self.take(job),
+            Request::Rewind(reply) => {
+                // Nobody listens where the asker was cancelled; it asks again.
+                let _ = reply.send(self.rewind());
+            }
+        }
+    }
+
+    /// Cuts off what stands behind the last mark: frames of a huge transaction that was not finished, and what failed.
+    /// The same code that opens a stream after a crash looks at what is really there.
+    fn rewind(&mut self) -> Result<()> {
+        self.commit_or_fail();
+        if !self.state.is_unmarked && !self.shared.is_in_doubt() {
+            return Ok(());
+        }
+        self.shared.reopen()?;
+        let options = &self.shared.options;
+        let recovered = recovery::recover(&options.folder, options.epoch)?;
+        let recovered = recovered.unwrap_or_else(|| Recovered::new(self.shared.drafting.shards.count()));
+        self.shared.segments().clone_from(&recovered.segments);
+        *self = Self::new(self.shared.clone(), self.disk.clone(), &recovered)?;
+        self.shared.durable.send_replace(recovered.mark);
+        Ok(())
     }
 
     fn take(&mut self, job: Job) {

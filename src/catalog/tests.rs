@@ -231,7 +231,8 @@ fn the_view_shows_the_current_state() {
     state.commit(&puts).unwrap();
     let script = format!(
         r#"
-import duckdb
+import duckdb, sys
+keyed, keyless, empty = sys.argv[1:]
 def write(name, columns, rows):
     duckdb.sql("COPY (SELECT * FROM (VALUES " + rows + ") AS v(" + columns + ")) TO '" + name + "' (FORMAT parquet)")
 own = '"Op", "commit_timestamp", "change_order"'
@@ -244,21 +245,19 @@ write('{two}', own + ', "id", "t", "b"',
 write('{three}', own + ', "id", "t"',
       "('I', NULL::TIMESTAMPTZ, '00', 1::BIGINT, 'twice'), ('I', NULL, '00', 1, 'twice'), ('D', now(), '01', 1, 'twice'),"
       "('I', now(), '02', NULL, NULL)")
-rows = duckdb.sql("SELECT id, t, b, i FROM (" + '''{keyed}''' + ") ORDER BY id").fetchall()
+rows = duckdb.sql("SELECT id, t, b, i FROM (" + keyed + ") ORDER BY id").fetchall()
 assert rows == [(1, 'new', True, None), (2, 'again', False, None), (9, 'ten', True, None)], rows
-rows = duckdb.sql("SELECT * FROM (" + '''{keyless}''' + ") ORDER BY id").fetchall()
+rows = duckdb.sql("SELECT * FROM (" + keyless + ") ORDER BY id").fetchall()
 assert rows == [(1, 'twice'), (None, None)], rows
-none = duckdb.sql('''{empty}''')
+none = duckdb.sql(empty)
 assert none.fetchall() == []
 print([str(t) for t in none.types])
 "#,
         one = path("1.parquet"),
         two = path("2.parquet"),
         three = path("3.parquet"),
-        keyed = sql(&keyed),
-        keyless = sql(&keyless),
     );
-    let output = Command::new(&python).args(["-c", &script]).output().unwrap();
+    let output = Command::new(&python).args(["-c", &script, &sql(&keyed), &sql(&keyless), &empty]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let types = "['BIGINT', 'VARCHAR', 'BOOLEAN', 'SMALLINT', 'INTEGER', 'FLOAT', 'DOUBLE', 'DECIMAL(15,2)', 'BLOB', \
                  'DATE', 'TIME', 'TIMESTAMP', 'TIMESTAMP WITH TIME ZONE', 'INTEGER[]']";

@@ -87,20 +87,25 @@ impl DeadLetters {
     }
 }
 
-/// Publishes the rejected rows of a load, to be registered with the load's own files. With the same time and name a
-/// second try after a crash writes the same object.
+/// Publishes the rejected rows of a load, to be registered with the load's own files; gives nothing for no rows.
+/// `started_us` and `first_file` are the load's: with them a second try after a crash writes the same object.
 pub async fn publish(
     destination: &dyn Destination,
     target: &TableName,
-    time_us: i64,
-    name: &str,
+    started_us: i64,
+    first_file: u32,
     rejects: &[Reject],
-) -> Result<DataFile> {
+) -> Result<Option<DataFile>> {
+    if rejects.is_empty() {
+        return Ok(None);
+    }
     let mut text = vec![];
     write_lines(&mut text, rejects)?;
-    let staged = destination.stage_bytes(&layout::dead_letters_key(target, time_us, name), &text)?;
+    let key = layout::dead_letters_key(target, started_us, &format!("LOAD{first_file:08X}"));
+    let staged = destination.stage_bytes(&key, &text)?;
     let Published { key, location, bytes, .. } = destination.publish(staged).await?;
-    Ok(DataFile { key, path: location, rows: rejects.len() as u64, bytes, kind: FileKind::DeadLetters })
+    let rows = rejects.len() as u64;
+    Ok(Some(DataFile { key, path: location, rows, bytes, kind: FileKind::DeadLetters }))
 }
 
 fn write_lines(text: &mut Vec<u8>, rejects: &[Reject]) -> Result<()> {

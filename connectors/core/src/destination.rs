@@ -74,6 +74,9 @@ pub trait Destination: Send + Sync {
     /// [`crate::Kind::TargetConflict`]. The staged file is gone when this succeeds; after an error it is the caller's.
     async fn publish(&self, staged: Staged) -> Result<Published>;
 
+    /// Reads a whole small object, such as one of dead letters.
+    async fn read(&self, key: &str) -> Result<Vec<u8>>;
+
     /// Deletes an object; one that is not there counts as deleted.
     async fn delete(&self, key: &str) -> Result<()>;
 }

@@ -140,6 +140,12 @@ impl Bucket {
         }
     }
 
+    /// Reads a whole object, and says what is wrong where it cannot.
+    pub async fn read_whole(&self, key: &str) -> Result<Vec<u8>> {
+        let read = self.read(key).await;
+        read.map(Vec::from).map_err(|error| self.failed(error, &format!("reading {}", self.location(key))))
+    }
+
     pub async fn delete(&self, key: &str) -> Result<()> {
         match self.store.delete(&self.path(key)?).await {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use millrace_core::{
     Error, Finding, Kind, Result,
     destination::{Destination, ObjectSpec, ObjectWriter, Published, Staged},
+    error::Context,
 };
 
 pub use config::{Compression, ObjectStoreConfig, Place, S3Config};
@@ -101,6 +102,17 @@ impl Destination for ObjectStore {
             Target::Folder(folder) => {
                 let folder = folder.clone();
                 blocking("publishing an object", move || folder.publish(&staged)).await
+            }
+        }
+    }
+
+    async fn read(&self, key: &str) -> Result<Vec<u8>> {
+        match &self.target {
+            Target::Bucket(bucket) => bucket.read_whole(key).await,
+            Target::Folder(folder) => {
+                let path = folder.path(key);
+                let read = move || std::fs::read(&path).context(Kind::Target, || format!("reading {}", path.display()));
+                blocking("reading an object", read).await
             }
         }
     }

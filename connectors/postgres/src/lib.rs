@@ -13,8 +13,10 @@
 pub mod check;
 pub mod config;
 pub mod discover;
+pub mod fence;
 pub mod grants;
 pub mod load;
+pub mod log;
 pub mod lookup;
 pub mod publication;
 pub mod slot;
@@ -22,6 +24,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod test_server;
 pub mod types;
+pub mod waiting;
 pub mod wire;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +36,8 @@ use millrace_core::{
 };
 
 pub use config::{Names, PostgresConfig, Tls, TlsMode};
+use fence::VisibilityFence;
+use log::{LogOptions, PostgresLog};
 use wire::{Connection, Mode};
 
 /// What a task may set.
@@ -54,6 +59,8 @@ pub struct Shared {
     config: PostgresConfig,
     names: Names,
     options: Options,
+    /// What a lookup must be able to see.
+    fence: Arc<VisibilityFence>,
     /// A session for catalog queries, kept between them.
     idle: Mutex<Option<Connection>>,
 }
@@ -85,7 +92,7 @@ impl PostgresSource {
     /// Nothing is connected yet. What the task makes at the server is named after it.
     pub fn new(config: PostgresConfig, task: &str, options: Options) -> Self {
         let names = Names::of_task(task);
-        Self { shared: Arc::new(Shared { config, names, options, idle: Mutex::new(None) }) }
+        Self { shared: Arc::new(Shared { config, names, options, fence: Arc::default(), idle: Mutex::new(None) }) }
     }
 }
 
@@ -111,7 +118,9 @@ impl Source for PostgresSource {
 
     async fn prepare(&self, tables: &[Arc<Table>]) -> Result<()> {
         let mut connection = self.shared.catalog().await?;
-        publication::prepare(&mut connection, &self.shared.names, tables).await?;
+        let process_id = connection.process_id();
+        let preparing = publication::prepare(&mut connection, &self.shared.names, tables);
+        waiting::watch(&self.shared.config, process_id, "altering the publications", preparing).await?;
         self.shared.give_back(connection);
         Ok(())
     }
@@ -120,12 +129,22 @@ impl Source for PostgresSource {
         slot::create(&self.shared.config, &self.shared.names).await
     }
 
-    async fn open_log(&self, _tables: &[Arc<Table>], _from: Position, _known: &Identity) -> Result<Box<dyn Log>> {
-        unimplemented!("until the log is merged")
+    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
+        let Shared { config, names, options, fence, .. } = &*self.shared;
+        let options = LogOptions { value_bytes_max: options.value_bytes_max, ..LogOptions::default() };
+        let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
+        Ok(Box::new(log))
     }
 
-    async fn lookup(&self, _table: &Table, _keys: &Columns, _columns: &[usize]) -> Result<Lookup> {
-        unimplemented!("until the log is merged")
+    async fn lookup(&self, table: &Table, keys: &Columns, columns: &[usize]) -> Result<Lookup> {
+        let mut connection = self.shared.catalog().await?;
+        let xids = self.shared.fence.xids();
+        lookup::wait_until_visible(&mut connection, &xids).await?;
+        self.shared.fence.seen(&xids);
+        let value_bytes_max = self.shared.options.value_bytes_max;
+        let lookup = lookup::read(&mut connection, table, keys, columns, value_bytes_max).await?;
+        self.shared.give_back(connection);
+        Ok(lookup)
     }
 
     async fn snapshot(&self, tables: &[TableName], exact: bool) -> Result<Box<dyn Snapshot>> {

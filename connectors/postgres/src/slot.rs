@@ -9,7 +9,7 @@ use crate::{
     PostgresConfig,
     config::Names,
     discover::{CatalogRow, quote_identifier, quote_literal},
-    snapshot::watch_slot_creation,
+    waiting,
     wire::{Connection, Mode, sqlstate},
 };
 
@@ -50,7 +50,7 @@ pub async fn create_with(
     let options = if walsender.major_version() >= 15 { format!("({options})") } else { options_before_15.into() };
     let sql = format!("CREATE_REPLICATION_SLOT {} {temporary} LOGICAL pgoutput {options}", quote_identifier(slot));
     let process_id = walsender.process_id();
-    let created = watch_slot_creation(config, process_id, walsender.query(&sql)).await;
+    let created = waiting::watch(config, process_id, "making a replication slot", walsender.query(&sql)).await;
     let rows = created.map_err(|error| explain(error, slot))?;
     let row = CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default());
     Ok((parse_lsn(row.word(1)?)?, row.text(2).map(String::from)))

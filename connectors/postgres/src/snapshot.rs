@@ -7,7 +7,7 @@
 //! A temporary slot makes the server keep its log for as long as it lives, which for a large table may be hours. So one
 //! ordinary transaction takes the snapshot over and exports it again, and the slot is dropped at once.
 
-use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use millrace_core::{
@@ -17,15 +17,13 @@ use millrace_core::{
 };
 
 use crate::{
-    PostgresConfig, Shared,
+    Shared,
     discover::{self, CatalogRow, Shape, quote_literal, quote_table},
     load::PostgresLoad,
-    slot,
+    slot, waiting,
     wire::{Connection, Mode, sqlstate},
 };
 
-/// How long a new slot may take before the log says what it waits for.
-const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 /// Blocks that a segment has at least, unless it is the only one: 8 MiB with the usual block size.
 const SEGMENT_BLOCKS_MIN: u64 = 1_024;
 
@@ -103,7 +101,9 @@ impl Snapshot for PostgresSnapshot {
         let missing = || Error::new(Kind::TableMissing, format!("opening table {table} for its load"));
         let before = self.before.get(table).ok_or_else(missing)?;
         let mut lock = Connection::connect(&self.shared.config, Mode::Plain, "millrace load").await?;
-        let blocks = lock_table(&mut lock, &self.id, before).await?;
+        let process_id = lock.process_id();
+        let locking = lock_table(&mut lock, &self.id, before);
+        let blocks = waiting::watch(&self.shared.config, process_id, "locking a table for its load", locking).await?;
         // On another session: queries of this one see the catalog as of the snapshot.
         let mut catalog = self.shared.catalog().await?;
         let after = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop().ok_or_else(missing)?;
@@ -208,32 +208,6 @@ impl BlockRange {
         let number = |text: &str| text.parse::<u64>().context(Kind::Internal, doing);
         Ok(Self { start: number(start)?, end: if end.is_empty() { None } else { Some(number(end)?) } })
     }
-}
-
-/// Waits for a slot to be made. The server first waits for every transaction that runs now; while that takes long, the
-/// log says for whom.
-pub async fn watch_slot_creation<T>(
-    config: &PostgresConfig,
-    process_id: u32,
-    creating: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    tokio::pin!(creating);
-    loop {
-        match tokio::time::timeout(SLOT_PATIENCE, &mut creating).await {
-            Ok(done) => return done,
-            Err(_) => match blockers(config, process_id).await {
-                Ok(pids) => tracing::info!(pids, "a new replication slot waits for open transactions to end"),
-                Err(error) => tracing::info!(%error, "a new replication slot waits for open transactions to end"),
-            },
-        }
-    }
-}
-
-async fn blockers(config: &PostgresConfig, process_id: u32) -> Result<String> {
-    let mut session = Connection::connect(config, Mode::Plain, "millrace check").await?;
-    let rows = session.query(&open_transactions(process_id, 0)).await?;
-    session.close().await;
-    Ok(discover::first_cells(rows).join(", "))
 }
 
 /// Transactions that have written something and are not over, oldest first: pid, age in seconds, user, state, xid. Age,

@@ -3,14 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use millrace_core::{
     Capture, Columns, Kind, Selection, Table, TableName, TablePattern,
     source::{Source, TableLoad},
 };
-use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, lookup, wire};
+use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, lookup, waiting, wire};
 
 #[allow(dead_code)]
 #[path = "../src/test_server.rs"]
@@ -170,8 +170,17 @@ async fn a_commit_that_waits_for_a_standby_is_not_lost() {
     assert_eq!(session.query("select count(*) from t").await.unwrap()[0][0].as_deref(), Some("0"), "it is not visible");
 
     // The new slot waits for the transaction, which is over as soon as somebody gives up waiting for the standby.
+    let config = server.config("postgres");
     let taken = tokio::spawn(async move { (source.snapshot(std::slice::from_ref(&name), true).await.unwrap(), name) });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let creating = "select pid from pg_stat_activity where application_name = 'millrace snapshot' and \
+                    wait_event_type = 'Lock'";
+    let walsender = loop {
+        match session.query(creating).await.unwrap().pop() {
+            Some(row) => break row[0].as_deref().unwrap().parse().unwrap(),
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    assert_eq!(waiting::blockers(&config, walsender).await.unwrap(), pid.to_string());
     session.execute(&format!("select pg_cancel_backend({pid})")).await.unwrap();
     held.await.unwrap().unwrap();
     let (snapshot, name) = taken.await.unwrap();
@@ -358,4 +367,31 @@ async fn a_lookup_waits_for_what_the_log_has_handed_out() {
     held.await.unwrap().unwrap();
     lookup::wait_until_visible(&mut looker, &xids).await.unwrap();
     assert_eq!(looker.query("select id from t").await.unwrap(), [[Some("1".to_string())]]);
+}
+
+#[tokio::test]
+async fn a_thousand_tables_are_found_and_published_quickly() {
+    let Some(server) = TestServer::start(&["max_locks_per_transaction=256"]) else { return };
+    let mut session = server.session().await;
+    let make = "do $$ begin for i in 1..1000 loop execute format('create table many_%s (id bigint primary key, a text, \
+                b numeric(10,2), c timestamptz, d jsonb, e int[])', i); end loop; end $$";
+    session.execute(make).await.unwrap();
+    let source = source(&server, "many");
+    let begin = Instant::now();
+    let tables = source.tables(&selection(&["public.*"])).await.unwrap();
+    let found = begin.elapsed();
+    assert!(tables.len() == 1_000 && tables.iter().all(|table| table.columns.len() == 6 && table.key == [0]));
+    let names: Vec<TableName> = tables.iter().map(|table| table.name.clone()).collect();
+    let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
+    source.prepare(&tables).await.unwrap();
+    let prepared = begin.elapsed();
+    let snapshot = source.snapshot(&names, true).await.unwrap();
+    let taken = begin.elapsed();
+    for name in &names[..50] {
+        let load = snapshot.open(name, 4, None).await.unwrap();
+        assert!(ids(&*load, 0).await.is_empty());
+    }
+    let opened = begin.elapsed() - taken;
+    println!("found {found:?}, prepared {prepared:?}, snapshot {taken:?}, 50 empty tables loaded {opened:?}");
+    assert!(taken < Duration::from_secs(20) && opened < Duration::from_secs(10));
 }

@@ -1,10 +1,16 @@
 //! The table of types: column type, literal in, cell out. Every way into a column goes through it: full load by binary
 //! COPY, and changes by pgoutput, must give the same cells.
 
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use millrace_core::{
-    Columns, Reject, TableName,
+    Change, Columns, Op, Reject, Selection, Table, TableName, TablePattern,
     batch::Cell,
-    source::{Rows, Source},
+    source::{Budget, Rows, Source},
 };
 use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, wire};
 
@@ -206,5 +212,53 @@ async fn by_binary_copy() {
         assert!(rows.next().await.unwrap().is_none());
         compare(case, &printed[case], &loaded.columns, &loaded.rejects);
         assert!(load.table().columns[1].nullable && !load.table().columns[0].nullable);
+    }
+}
+
+#[tokio::test]
+async fn by_pgoutput() {
+    let Some(server) = TestServer::start(&["lc_monetary='C'"]) else { return };
+    let mut session = server.session().await;
+    session.execute("ALTER DATABASE postgres SET DateStyle = 'SQL, DMY'").await.unwrap();
+    session.execute("ALTER DATABASE postgres SET bytea_output = 'escape'").await.unwrap();
+    let printed = make_tables(&mut session).await;
+    let source = PostgresSource::new(server.config("postgres"), "types", Options::default());
+    let selection = Selection { include: vec![TablePattern::parse("t.*").unwrap()], exclude: vec![] };
+    let tables: Vec<Arc<Table>> = source.tables(&selection).await.unwrap().into_iter().map(Arc::new).collect();
+    source.prepare(&tables).await.unwrap();
+    let from = source.create_log().await.unwrap();
+    for case in 0..CASES.len() {
+        session.execute(&format!("DELETE FROM t.case_{case}")).await.unwrap();
+        session.execute(&insert(case)).await.unwrap();
+    }
+    let known = source.identity().await.unwrap();
+    let mut log = source.open_log(&tables, from, &known).await.unwrap();
+    let mut came: HashMap<TableName, (Columns, Vec<Reject>)> = HashMap::new();
+    let begin = Instant::now();
+    while came.len() < CASES.len() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{} of {} cases came", came.len(), CASES.len());
+        let budget = Budget { rows: 10_000, bytes: 1 << 20, wait: Duration::from_secs(1) };
+        for item in log.pull(budget).await.unwrap().items {
+            match item {
+                Change::Rows(batch) => {
+                    let keep: Vec<bool> = batch.ops.iter().map(|op| *op == Op::Insert).collect();
+                    if keep.contains(&true) {
+                        let batch = batch.filter(&keep);
+                        came.insert(batch.table.name.clone(), (batch.after, vec![]));
+                    }
+                }
+                Change::Rejected(rejects) => {
+                    for reject in rejects {
+                        let table = reject.table.clone();
+                        came.insert(table, (Columns::new([]), vec![reject]));
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    for case in 0..CASES.len() {
+        let (columns, rejects) = &came[&table(case)];
+        compare(case, &printed[case], columns, rejects);
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod binary;
 pub mod render;
+pub mod text;
 
 use std::collections::HashMap;
 

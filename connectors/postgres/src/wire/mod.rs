@@ -7,23 +7,38 @@
 //! - [`socket`], [`tls`], [`password`], [`authentication`]: what a connect needs
 //! - [`inbox`]: received bytes and the frames in them; [`reader`]: bounds-checked reading of one message
 //! - [`server_error`]: what the server says when it refuses
-//! - one file per message of the logical streaming replication protocol
+//! - [`pgoutput`]: what comes in on a replication stream, with one file per message
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 mod authentication;
+pub mod begin;
+pub mod commit;
 pub mod connection;
 mod copy_both;
 mod copy_out;
+pub mod delete;
 mod inbox;
+pub mod insert;
+pub mod keepalive;
+pub mod logical_message;
+pub mod origin;
 mod password;
+pub mod pgoutput;
 pub mod reader;
+pub mod relation;
 pub mod server_error;
 mod socket;
+pub mod status_update;
 #[cfg(test)]
 mod tests;
 mod tls;
+pub mod truncate;
+pub mod tuple;
+pub mod type_name;
+pub mod update;
+pub mod xlog_data;
 
 pub use connection::{Connection, Mode};
 pub use copy_both::{CopyBoth, LogReader, LogWriter};

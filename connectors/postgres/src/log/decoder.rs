@@ -1,0 +1,395 @@
+//! From messages to changes: transactions, tables, positions. No input and no output happens here.
+
+use std::{collections::HashMap, sync::Arc};
+
+use millrace_core::{
+    Change, Changes, Ddl, Error, Kind, Order, Position, Result, Table, TableName, error::Context, source::Budget,
+};
+
+use super::{
+    captured::{Captured, State},
+    deferrable::KeyTracker,
+    shape::{self, Comparison, Facts, TypeNames},
+    transaction::Transaction,
+};
+use crate::{
+    fence::VisibilityFence,
+    wire::{
+        begin::Begin,
+        commit::Commit,
+        pgoutput::{Incoming, Message},
+        relation::Relation,
+        tuple::Tuple,
+    },
+};
+
+/// What is known of the stream so far.
+#[derive(Debug)]
+pub struct Decoder {
+    tables: HashMap<u32, Captured>,
+    /// Shapes as the log showed them last, of captured tables and of others.
+    relations: HashMap<u32, Relation>,
+    /// Types that have been looked up.
+    pub types: TypeNames,
+    /// Captured tables whose shape is to be compared with the catalog's help before the next row.
+    unresolved: Vec<u32>,
+    /// The same, shown within skipped transactions.
+    waiting: Vec<u32>,
+    transaction: Option<Transaction>,
+    /// Commits before this were taken in an earlier session.
+    from: u64,
+    /// Every transaction that commits before this is decoded.
+    upto: u64,
+    source_end: u64,
+    newest_commit_us: Option<i64>,
+    items: Vec<Change>,
+    /// Tables with pending rows.
+    dirty: Vec<u32>,
+    /// Changes of complete transactions since the last pull, and their bytes.
+    rows: usize,
+    bytes: usize,
+    value_bytes_max: usize,
+    fence: Arc<VisibilityFence>,
+}
+
+/// What a message asks of the reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// Nothing.
+    Done,
+    /// The server waits for a status update.
+    ReplyRequested,
+}
+
+impl Decoder {
+    /// Begins at `from`.
+    pub fn new(tables: &[Arc<Table>], from: u64, value_bytes_max: usize, fence: Arc<VisibilityFence>) -> Self {
+        let captured = |table: &Arc<Table>| {
+            Some((u32::try_from(table.source_id).ok()?, Captured::new(table.clone(), false, value_bytes_max)))
+        };
+        Self {
+            tables: tables.iter().filter_map(captured).collect(),
+            relations: HashMap::new(),
+            types: TypeNames::new(),
+            unresolved: vec![],
+            waiting: vec![],
+            transaction: None,
+            from,
+            upto: from,
+            source_end: from,
+            newest_commit_us: None,
+            items: vec![],
+            dirty: vec![],
+            rows: 0,
+            bytes: 0,
+            value_bytes_max,
+            fence,
+        }
+    }
+
+    /// Takes one CopyData of the stream.
+    #[inline]
+    pub fn apply(&mut self, payload: &[u8]) -> Result<Applied> {
+        let doing = || "decoding the log";
+        match Incoming::parse(payload).context(Kind::Protocol, doing)? {
+            Incoming::XLogData(data) => {
+                self.source_end = self.source_end.max(data.wal_end);
+                self.message(data.message)?;
+                Ok(Applied::Done)
+            }
+            Incoming::Keepalive(keepalive) => {
+                self.source_end = self.source_end.max(keepalive.wal_end);
+                if self.transaction.is_none() {
+                    self.upto = self.upto.max(keepalive.wal_end);
+                }
+                Ok(if keepalive.reply_requested { Applied::ReplyRequested } else { Applied::Done })
+            }
+        }
+    }
+
+    /// Whether a transaction has begun and not ended.
+    pub fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    /// Whether there is something to hand out.
+    pub fn has_changes(&self) -> bool {
+        !self.items.is_empty() || !self.dirty.is_empty()
+    }
+
+    /// Whether the budget is used up: at the end of a transaction, or by one transaction alone.
+    pub fn is_full(&self, budget: &Budget) -> bool {
+        match &self.transaction {
+            None => self.rows >= budget.rows || self.bytes >= budget.bytes,
+            Some(open) => open.rows >= budget.rows || open.bytes >= budget.bytes,
+        }
+    }
+
+    /// Hands out what was decoded.
+    pub fn take(&mut self) -> Changes {
+        for oid in std::mem::take(&mut self.dirty) {
+            if let Some(captured) = self.tables.get_mut(&oid) {
+                captured.close(&mut self.items);
+            }
+        }
+        (self.rows, self.bytes) = (0, 0);
+        if let Some(open) = &mut self.transaction {
+            (open.rows, open.bytes) = (0, 0);
+        }
+        Changes {
+            items: std::mem::take(&mut self.items),
+            upto: self.transaction.is_none().then_some(Position(u128::from(self.upto))),
+            newest_commit_us: self.newest_commit_us.take(),
+            source_end: Some(Position(u128::from(self.source_end))),
+        }
+    }
+
+    /// A table to capture from now on, in whatever shape the log shows it.
+    pub fn add_table(&mut self, table: Arc<Table>) {
+        let Ok(oid) = u32::try_from(table.source_id) else { return };
+        if let Some(mut before) = self.tables.insert(oid, Captured::new(table, true, self.value_bytes_max)) {
+            before.close(&mut self.items);
+            self.dirty.retain(|&dirty| dirty != oid);
+        }
+        if self.relations.contains_key(&oid) && !self.unresolved.contains(&oid) {
+            self.unresolved.push(oid);
+        }
+    }
+
+    /// A table to leave out from now on, with what is pending of it.
+    pub fn remove_table(&mut self, name: &TableName) {
+        let gone = self.tables.extract_if(|_, captured| captured.table.name == *name);
+        let oids: Vec<u32> = gone.map(|(oid, _)| oid).collect();
+        self.dirty.retain(|oid| !oids.contains(oid));
+        self.unresolved.retain(|oid| !oids.contains(oid));
+        self.waiting.retain(|oid| !oids.contains(oid));
+    }
+
+    fn message(&mut self, message: Message<'_>) -> Result<()> {
+        match message {
+            Message::Insert(insert) => self.change(insert.relation, Some(insert.new), |captured, transaction| {
+                captured.insert(transaction, insert.new).map(|()| true)
+            }),
+            Message::Update(update) => self.change(update.relation, Some(update.new), |captured, transaction| {
+                captured.update(transaction, update.old, update.new)
+            }),
+            Message::Delete(delete) => {
+                self.change(delete.relation, Some(delete.old.tuple()), |captured, transaction| {
+                    captured.delete(transaction, delete.old).map(|()| true)
+                })
+            }
+            Message::Begin(begin) => self.begin(begin),
+            Message::Commit(commit) => self.commit(commit),
+            Message::Relation(relation) => {
+                self.relation(relation);
+                Ok(())
+            }
+            Message::Truncate(truncate) => self.truncate(&truncate.relations),
+            Message::TypeName(_) | Message::Origin(_) | Message::LogicalMessage(_) => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, begin: Begin) -> Result<()> {
+        if self.transaction.is_some() {
+            return Err(protocol("a transaction begins within another one"));
+        }
+        let transaction = Transaction::new(begin, self.from);
+        if !transaction.skipped {
+            // Shapes that were shown within skipped transactions have waited until a row may need them.
+            self.unresolved.append(&mut self.waiting);
+        }
+        self.transaction = Some(transaction);
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: Commit) -> Result<()> {
+        let Some(transaction) = self.transaction.take() else {
+            return Err(protocol("a transaction ends that did not begin"));
+        };
+        if transaction.commit != commit.commit_lsn {
+            return Err(protocol("a transaction ends at another place than it said"));
+        }
+        self.upto = self.upto.max(commit.end_lsn);
+        if transaction.skipped {
+            return Ok(());
+        }
+        self.newest_commit_us = Some(transaction.commit_time_us);
+        self.rows += transaction.rows;
+        self.bytes += transaction.bytes;
+        Ok(())
+    }
+
+    /// Applies one row change to its table, if it is captured.
+    #[inline]
+    fn change(
+        &mut self,
+        oid: u32,
+        tuple: Option<Tuple<'_>>,
+        apply: impl FnOnce(&mut Captured, &mut Transaction) -> Result<bool>,
+    ) -> Result<()> {
+        let Some(transaction) = &mut self.transaction else { return Err(protocol("a row outside of a transaction")) };
+        let Some(captured) = self.tables.get_mut(&oid).filter(|_| !transaction.skipped) else { return Ok(()) };
+        match captured.state {
+            State::Matched => {}
+            State::Suspended => {
+                captured.skipped += 1;
+                return Ok(());
+            }
+            State::Unresolved => return Err(protocol("a row comes before the shape of its table")),
+        }
+        if tuple.is_some_and(|tuple| tuple.len() != captured.table.columns.len()) {
+            return Err(protocol("a row has another number of columns than its table"));
+        }
+        if captured.is_empty() {
+            self.dirty.push(oid);
+        }
+        let sent = apply(captured, transaction)?;
+        if std::mem::take(&mut transaction.has_absent) {
+            self.fence.add(transaction.commit, transaction.xid);
+        }
+        if captured.is_full() {
+            captured.close(&mut self.items);
+            self.dirty.retain(|&dirty| dirty != oid);
+        }
+        if !sent {
+            return self.suspend(oid, "an update came without the old row, which a table without a key needs");
+        }
+        if self.tables.get(&oid).and_then(|captured| captured.tracker.as_ref()).is_some_and(KeyTracker::is_full) {
+            return self.suspend(oid, "one transaction changed too many rows for its deferrable key");
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, oids: &[u32]) -> Result<()> {
+        let Some(transaction) = &mut self.transaction else {
+            return Err(protocol("a truncate outside of a transaction"));
+        };
+        if transaction.skipped {
+            return Ok(());
+        }
+        let mut tables = vec![];
+        for oid in oids {
+            let Some(captured) = self.tables.get_mut(oid).filter(|captured| captured.state != State::Suspended) else {
+                continue;
+            };
+            captured.close(&mut self.items);
+            self.dirty.retain(|dirty| dirty != oid);
+            tables.push(captured.table.name.clone());
+        }
+        if !tables.is_empty() {
+            let order = transaction.next()?;
+            transaction.count(0);
+            self.items.push(Change::Truncate { tables, order });
+        }
+        Ok(())
+    }
+
+    /// The log shows a table's shape.
+    fn relation(&mut self, relation: Relation) {
+        let oid = relation.oid;
+        let skipped = self.transaction.as_ref().is_none_or(|transaction| transaction.skipped);
+        if let Some(captured) = self.tables.get_mut(&oid) {
+            // Whether its key is deferrable only the catalog tells.
+            let needs_catalog = relation.replica_identity == b'f' && captured.table.is_keyed();
+            let again = captured.state == State::Matched && self.relations.get(&oid) == Some(&relation);
+            if again && !needs_catalog {
+                return;
+            }
+            captured.state = State::Unresolved;
+            if !needs_catalog && shape::compare(&captured.table, &relation, &self.types) == Comparison::Same {
+                captured.tracker = None;
+                captured.state = State::Matched;
+                captured.adopting = false;
+            } else {
+                let list = if skipped { &mut self.waiting } else { &mut self.unresolved };
+                if !list.contains(&oid) {
+                    list.push(oid);
+                }
+            }
+        }
+        self.relations.insert(oid, relation);
+    }
+
+    /// A table whose shape must be compared with the catalog's help before anything else is decoded.
+    pub fn unresolved(&self) -> Option<(u32, &Relation)> {
+        let oid = *self.unresolved.first()?;
+        Some((oid, self.relations.get(&oid)?))
+    }
+
+    /// Compares a table's shape, with what the catalog says.
+    pub fn resolve(&mut self, oid: u32, facts: &Facts) -> Result<()> {
+        self.unresolved.retain(|&unresolved| unresolved != oid);
+        let (Some(captured), Some(relation)) = (self.tables.get_mut(&oid), self.relations.get(&oid)) else {
+            return Ok(());
+        };
+        let table = captured.table.clone();
+        let outcome = match shape::compare(&table, relation, &self.types) {
+            Comparison::Same => Ok(None),
+            Comparison::Appended(_) => shape::evolve(&table, relation, &self.types, facts).map(Some),
+            Comparison::Different(what) => adopt(captured, relation, &self.types, facts).map(Some).ok_or(what),
+            Comparison::UnknownType => Err("it has a type that is gone".into()),
+        };
+        let full = relation.replica_identity == b'f';
+        match outcome {
+            Ok(new) => {
+                if let Some(new) = new {
+                    self.reshape(oid, new);
+                }
+                if let Some(captured) = self.tables.get_mut(&oid) {
+                    captured.state = State::Matched;
+                    captured.adopting = false;
+                    let deferrable = full && facts.deferrable && captured.table.is_keyed();
+                    captured.tracker = deferrable.then(KeyTracker::default);
+                }
+                Ok(())
+            }
+            Err(what) => self.suspend(oid, &what),
+        }
+    }
+
+    /// From here on the table has another shape; its earlier rows are closed.
+    fn reshape(&mut self, oid: u32, table: Table) {
+        let order = self.here();
+        let Some(captured) = self.tables.get_mut(&oid) else { return };
+        let evolved = table.version != captured.table.version;
+        captured.close(&mut self.items);
+        self.dirty.retain(|&dirty| dirty != oid);
+        let table = Arc::new(table);
+        captured.reshape(table.clone());
+        if evolved {
+            tracing::info!(table = %table.name, version = table.version, "a table has new columns");
+            self.items.push(Change::Ddl(Ddl::Evolved { table, order }));
+        }
+    }
+
+    /// From here on the table's rows are left out.
+    fn suspend(&mut self, oid: u32, what: &str) -> Result<()> {
+        let order = self.here();
+        let Some(captured) = self.tables.get_mut(&oid) else { return Ok(()) };
+        captured.close(&mut self.items);
+        self.dirty.retain(|&dirty| dirty != oid);
+        captured.state = State::Suspended;
+        captured.tracker = None;
+        let table = captured.table.name.clone();
+        tracing::warn!(%table, what, "a table changed in a way that is not applied");
+        self.items.push(Change::Ddl(Ddl::Unsupported { table, what: what.into(), order }));
+        Ok(())
+    }
+
+    /// The place of the next change.
+    fn here(&self) -> Order {
+        let outside = Order { commit: u128::from(self.upto), ordinal: 0 };
+        self.transaction.as_ref().map_or(outside, Transaction::here)
+    }
+}
+
+/// A table that was added while the log was running takes the shape that both the log and the catalog show.
+fn adopt(captured: &Captured, relation: &Relation, types: &TypeNames, facts: &Facts) -> Option<Table> {
+    let shape = facts.shape.as_ref().filter(|_| captured.adopting)?;
+    let table = Table { version: captured.table.version, ..shape.table.clone() };
+    (shape::compare(&table, relation, types) == Comparison::Same).then_some(table)
+}
+
+fn protocol(what: &'static str) -> Error {
+    Error::new(Kind::Protocol, "decoding the log").with(what)
+}

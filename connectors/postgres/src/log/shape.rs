@@ -1,0 +1,349 @@
+//! A table's shape as the log shows it, compared with the one we have.
+//!
+//! A Relation message names columns, type OIDs and modifiers; the catalog, which may be ahead of the log, tells the rest.
+
+use std::collections::HashMap;
+
+use millrace_core::{Capture, Column, ColumnType, Result, Table, TableName};
+
+use crate::{
+    discover::{self, CatalogRow, Shape},
+    wire::{Connection, relation::Relation},
+};
+
+/// What a type OID and a modifier stand for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypeName {
+    /// As `format_type` prints it.
+    pub source_type: String,
+    /// What its values become.
+    pub ty: ColumnType,
+}
+
+/// The types seen so far. They do not change their meaning while a session lasts; a re-made type has another OID.
+pub type TypeNames = HashMap<(u32, i32), TypeName>;
+
+/// How a Relation stands to a table.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// They are the same.
+    Same,
+    /// Columns from this one on are new; everything before is the same.
+    Appended(usize),
+    /// Something that is not applied; one sentence.
+    Different(String),
+    /// A type in it is not known yet.
+    UnknownType,
+}
+
+/// Compares them.
+pub fn compare(table: &Table, relation: &Relation, types: &TypeNames) -> Comparison {
+    let name = TableName::new(schema_of(relation), relation.name.as_str());
+    if table.name != name {
+        return Comparison::Different(format!("it was renamed to {name}"));
+    }
+    for (column, shown) in table.columns.iter().zip(&relation.columns) {
+        if column.name != shown.name {
+            return Comparison::Different(format!("column {:?} was renamed or dropped", column.name));
+        }
+        match types.get(&(shown.type_oid, shown.type_modifier)) {
+            None => return Comparison::UnknownType,
+            Some(known) if known.source_type != column.source_type || known.ty != column.ty => {
+                return Comparison::Different(format!(
+                    "column {:?} changed its type from {} to {}",
+                    column.name, column.source_type, known.source_type
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    if let Some(dropped) = table.columns.get(relation.columns.len()) {
+        return Comparison::Different(format!("column {:?} was dropped", dropped.name));
+    }
+    if let Some(what) = compare_identity(table, relation) {
+        return Comparison::Different(what);
+    }
+    if relation.columns.len() > table.columns.len() {
+        return Comparison::Appended(table.columns.len());
+    }
+    Comparison::Same
+}
+
+/// A key or an identity that no longer carries what is captured.
+fn compare_identity(table: &Table, relation: &Relation) -> Option<String> {
+    if table.capture == Capture::InsertsOnly || relation.replica_identity == b'f' {
+        return None;
+    }
+    let mut key = table.key.clone();
+    key.sort_unstable();
+    let identity = relation.columns.iter().enumerate().filter(|(_, column)| column.is_key).map(|(index, _)| index);
+    (key.is_empty() || !identity.eq(key)).then(|| "its key or its replica identity changed".into())
+}
+
+/// The message leaves `pg_catalog` out.
+pub fn schema_of(relation: &Relation) -> &str {
+    if relation.schema.is_empty() { "pg_catalog" } else { &relation.schema }
+}
+
+/// Learns the types of these tables' columns, as they are now.
+pub async fn learn_tables(connection: &mut Connection, oids: &[u64], types: &mut TypeNames) -> Result<()> {
+    if oids.is_empty() {
+        return Ok(());
+    }
+    let oids: Vec<String> = oids.iter().map(u64::to_string).collect();
+    let rows = connection
+        .query(&format!(
+            "SELECT DISTINCT atttypid, atttypmod FROM pg_attribute WHERE attrelid IN ({}) AND attnum > 0 \
+             AND NOT attisdropped",
+            oids.join(",")
+        ))
+        .await?;
+    let pairs: Result<Vec<(u32, i32)>> =
+        rows.iter().map(|row| Ok((CatalogRow(row).number(0)?, CatalogRow(row).number(1)?))).collect();
+    learn(connection, &pairs?, types).await
+}
+
+/// Learns these types.
+pub async fn learn(connection: &mut Connection, pairs: &[(u32, i32)], types: &mut TypeNames) -> Result<()> {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    let catalog = discover::type_catalog(connection).await?;
+    let values: Vec<String> = pairs.iter().map(|(oid, modifier)| format!("({oid}::oid,{modifier})")).collect();
+    let rows = connection
+        .query(&format!(
+            "SELECT oid, modifier, format_type(oid, modifier) FROM (VALUES {}) v(oid, modifier)",
+            values.join(",")
+        ))
+        .await?;
+    for row in &rows {
+        let row = CatalogRow(row);
+        let (oid, modifier) = (row.number(0)?, row.number(1)?);
+        let ty = catalog.resolve_or_text(oid, modifier).column_type();
+        types.insert((oid, modifier), TypeName { source_type: row.word(2)?.into(), ty });
+    }
+    Ok(())
+}
+
+/// What the catalog says now about a table that the log shows in another shape.
+#[derive(Debug)]
+pub struct Facts {
+    /// Its shape; `None` if it is gone.
+    pub shape: Option<Shape>,
+    /// Its columns' history.
+    pub attributes: Vec<Attribute>,
+    /// Whether its primary key is checked at the end of a statement or transaction only.
+    pub deferrable: bool,
+}
+
+/// A live column in the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attribute {
+    id: i32,
+    name: String,
+    type_oid: u32,
+    type_modifier: i32,
+    not_null: bool,
+    /// Older rows have a value that no row event carries (`atthasmissing`).
+    has_missing: bool,
+    has_default: bool,
+    /// An identity or generated column: older rows were given values.
+    computed: bool,
+}
+
+/// Asks the catalog, and learns the types that the Relation names.
+pub async fn read_facts(connection: &mut Connection, relation: &Relation, types: &mut TypeNames) -> Result<Facts> {
+    let pair = |column: &crate::wire::relation::RelationColumn| (column.type_oid, column.type_modifier);
+    let unknown: Vec<_> = relation.columns.iter().map(pair).filter(|pair| !types.contains_key(pair)).collect();
+    learn(connection, &unknown, types).await?;
+    let name = TableName::new(schema_of(relation), relation.name.as_str());
+    let shapes = discover::named(connection, &[name]).await?;
+    let shape = shapes.into_iter().find(|shape| shape.table.source_id == u64::from(relation.oid));
+    let rows = connection
+        .query(&format!(
+            "SELECT attnum, attname, atttypid, atttypmod, attnotnull, atthasmissing, atthasdef, \
+             attidentity <> '' OR attgenerated <> '' FROM pg_attribute \
+             WHERE attrelid = {} AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            relation.oid
+        ))
+        .await?;
+    let attributes = rows.iter().map(|row| attribute(&CatalogRow(row))).collect::<Result<_>>()?;
+    let deferrable = connection
+        .query(&format!(
+            "SELECT 1 FROM pg_index WHERE indrelid = {} AND indisprimary AND NOT indimmediate",
+            relation.oid
+        ))
+        .await?;
+    Ok(Facts { shape, attributes, deferrable: !deferrable.is_empty() })
+}
+
+fn attribute(row: &CatalogRow<'_>) -> Result<Attribute> {
+    let flag = |index| row.word(index).map(|word| word == "t");
+    Ok(Attribute {
+        id: row.number(0)?,
+        name: row.word(1)?.into(),
+        type_oid: row.number(2)?,
+        type_modifier: row.number(3)?,
+        not_null: flag(4)?,
+        has_missing: flag(5)?,
+        has_default: flag(6)?,
+        computed: flag(7)?,
+    })
+}
+
+/// The table with the columns that the Relation appends, or why they cannot simply be null in older rows.
+pub fn evolve(table: &Table, relation: &Relation, types: &TypeNames, facts: &Facts) -> Result<Table, String> {
+    let storage_id = facts.shape.as_ref().map_or(table.storage_id, |shape| shape.table.storage_id);
+    let mut evolved = table.clone();
+    evolved.version += 1;
+    evolved.storage_id = storage_id;
+    for shown in relation.columns.iter().skip(table.columns.len()) {
+        let last_id = evolved.columns.last().map_or(0, |column| column.id);
+        let attribute = facts.attributes.iter().find(|attribute| {
+            attribute.name == shown.name
+                && attribute.id > last_id
+                && (attribute.type_oid, attribute.type_modifier) == (shown.type_oid, shown.type_modifier)
+        });
+        let Some(attribute) = attribute else {
+            return Err(format!("column {:?} was added and has changed again since", shown.name));
+        };
+        // A default that needed a rewrite leaves no other trace than new storage.
+        let rewritten = attribute.has_default && storage_id != table.storage_id;
+        if attribute.has_missing || attribute.computed || rewritten {
+            return Err(format!("column {:?} was added with a value for the rows that were there", shown.name));
+        }
+        let Some(known) = types.get(&(shown.type_oid, shown.type_modifier)) else {
+            return Err(format!("column {:?} was added with a type that is gone", shown.name));
+        };
+        evolved.columns.push(Column {
+            id: attribute.id,
+            name: shown.name.clone(),
+            ty: known.ty.clone(),
+            source_type: known.source_type.clone(),
+            nullable: !attribute.not_null,
+        });
+    }
+    Ok(evolved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::relation::RelationColumn;
+
+    fn types() -> TypeNames {
+        let name = |source_type: &str, ty| TypeName { source_type: source_type.into(), ty };
+        HashMap::from([
+            ((23, -1), name("integer", ColumnType::Int32)),
+            ((25, -1), name("text", ColumnType::Text)),
+            ((1043, 14), name("character varying(10)", ColumnType::Text)),
+            ((1043, 24), name("character varying(20)", ColumnType::Text)),
+        ])
+    }
+
+    fn shown(columns: &[(&str, u32, i32, bool)]) -> Relation {
+        let column = |&(name, type_oid, type_modifier, is_key): &(&str, u32, i32, bool)| RelationColumn {
+            is_key,
+            name: name.into(),
+            type_oid,
+            type_modifier,
+        };
+        Relation {
+            oid: 7,
+            schema: "s".into(),
+            name: "t".into(),
+            replica_identity: b'd',
+            columns: columns.iter().map(column).collect(),
+        }
+    }
+
+    fn table() -> Table {
+        let column = |id, name: &str, ty, source_type: &str| Column {
+            id,
+            name: name.into(),
+            ty,
+            source_type: source_type.into(),
+            nullable: true,
+        };
+        Table {
+            name: TableName::new("s", "t"),
+            source_id: 7,
+            version: 1,
+            columns: vec![
+                column(1, "id", ColumnType::Int32, "integer"),
+                column(2, "v", ColumnType::Text, "character varying(10)"),
+            ],
+            key: vec![0],
+            capture: Capture::All,
+            storage_id: 70,
+            estimated_rows: 0,
+            estimated_bytes: 0,
+        }
+    }
+
+    const ID: (&str, u32, i32, bool) = ("id", 23, -1, true);
+    const V: (&str, u32, i32, bool) = ("v", 1043, 14, false);
+    const X: (&str, u32, i32, bool) = ("x", 25, -1, false);
+
+    #[test]
+    fn what_the_log_shows_is_compared() {
+        let what = |columns: &[_]| compare(&table(), &shown(columns), &types());
+        assert_eq!(what(&[ID, V]), Comparison::Same);
+        assert_eq!(what(&[ID, V, X]), Comparison::Appended(2));
+        assert_eq!(what(&[ID, ("v", 9999, -1, false)]), Comparison::UnknownType);
+        let different = |columns: &[_], expected: &str| {
+            let Comparison::Different(what) = what(columns) else { panic!("{expected}") };
+            assert_eq!(what, expected);
+        };
+        different(&[ID], "column \"v\" was dropped");
+        different(&[ID, X], "column \"v\" was renamed or dropped");
+        let longer = ("v", 1043, 24, false);
+        different(&[ID, longer], "column \"v\" changed its type from character varying(10) to character varying(20)");
+        different(&[("id", 23, -1, false), ("v", 1043, 14, true)], "its key or its replica identity changed");
+        different(&[("id", 23, -1, false), V], "its key or its replica identity changed");
+        let mut full = shown(&[("id", 23, -1, true), ("v", 1043, 14, true)]);
+        full.replica_identity = b'f';
+        assert_eq!(compare(&table(), &full, &types()), Comparison::Same);
+        full.name = "u".into();
+        assert_eq!(compare(&table(), &full, &types()), Comparison::Different("it was renamed to s.u".into()));
+        let mut keyless = table();
+        keyless.key.clear();
+        let shown = shown(&[("id", 23, -1, false), V]);
+        assert!(
+            matches!(compare(&keyless, &shown, &types()), Comparison::Different(_)),
+            "updates need a full identity"
+        );
+        keyless.capture = Capture::InsertsOnly;
+        assert_eq!(compare(&keyless, &shown, &types()), Comparison::Same);
+    }
+
+    #[test]
+    fn a_column_with_values_for_older_rows_is_not_simply_appended() {
+        let plain = Attribute {
+            id: 3,
+            name: "x".into(),
+            type_oid: 25,
+            type_modifier: -1,
+            not_null: false,
+            has_missing: false,
+            has_default: false,
+            computed: false,
+        };
+        let evolved = |attribute: Attribute, storage_id| {
+            let mut now = table();
+            now.storage_id = storage_id;
+            let shape = Some(Shape { table: now, types: vec![], gap: None });
+            let facts = Facts { shape, attributes: vec![attribute], deferrable: false };
+            evolve(&table(), &shown(&[ID, V, X]), &types(), &facts)
+        };
+        let table = evolved(plain.clone(), 70).unwrap();
+        assert_eq!((table.version, table.columns[2].id, table.columns[2].source_type.as_str()), (2, 3, "text"));
+        assert!(evolved(plain.clone(), 71).is_ok(), "a rewrite alone brings no values");
+        assert!(evolved(Attribute { has_default: true, ..plain.clone() }, 70).is_ok(), "SET DEFAULT came later");
+        assert!(evolved(Attribute { has_default: true, ..plain.clone() }, 71).is_err());
+        assert!(evolved(Attribute { has_missing: true, ..plain.clone() }, 70).is_err());
+        assert!(evolved(Attribute { computed: true, ..plain.clone() }, 70).is_err());
+        assert!(evolved(Attribute { id: 2, ..plain.clone() }, 70).is_err(), "an older column of that name");
+        assert!(evolved(Attribute { type_oid: 23, ..plain }, 70).is_err(), "its type changed since");
+    }
+}

@@ -1,0 +1,44 @@
+//! Statements that may wait long for other sessions: a new slot waits for every open transaction, a lock for whoever
+//! holds it. While that takes long, the log says for whom.
+
+use std::{future::Future, time::Duration};
+
+use millrace_core::Result;
+
+use crate::{
+    PostgresConfig, discover,
+    wire::{Connection, Mode},
+};
+
+/// How long a statement may take before the log says what it waits for, and again each time.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs what the session `process_id` is doing to its end. `what` names it.
+pub async fn watch<T>(
+    config: &PostgresConfig,
+    process_id: u32,
+    what: &str,
+    doing: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::pin!(doing);
+    loop {
+        match tokio::time::timeout(PATIENCE, &mut doing).await {
+            Ok(done) => return done,
+            Err(_) => match blockers(config, process_id).await {
+                Ok(pids) if pids.is_empty() => tracing::debug!(what, "a statement takes long, and waits for nobody"),
+                Ok(pids) => {
+                    tracing::info!(what, pids, "a statement waits for other sessions to end their transactions")
+                }
+                Err(error) => tracing::info!(what, %error, "a statement takes long; for whom it waits cannot be read"),
+            },
+        }
+    }
+}
+
+/// The sessions that the session waits for: their pids, 0 for a prepared transaction; empty if it does not wait.
+pub async fn blockers(config: &PostgresConfig, process_id: u32) -> Result<String> {
+    let mut session = Connection::connect(config, Mode::Plain, "millrace check").await?;
+    let rows = session.query(&format!("SELECT array_to_string(pg_blocking_pids({process_id}), ', ')")).await?;
+    session.close().await;
+    Ok(discover::first_cells(rows).join(", "))
+}

@@ -1,0 +1,23 @@
+//! Primary keepalive: how far the server has come (manual, "Streaming Replication Protocol").
+
+use super::reader::{Malformed, Reader};
+
+/// The message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Everything that committed before this has been sent.
+    pub wal_end: u64,
+    /// Whether the server wants an answer at once, because it is about to give up on us or to shut down.
+    pub reply_requested: bool,
+}
+
+impl Keepalive {
+    /// Reads the body behind the tag.
+    pub fn parse(mut reader: Reader<'_>) -> Result<Self, Malformed> {
+        let wal_end = reader.u64()?;
+        reader.i64()?;
+        let reply_requested = reader.u8()? == 1;
+        reader.end()?;
+        Ok(Self { wal_end, reply_requested })
+    }
+}

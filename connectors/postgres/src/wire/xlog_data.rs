@@ -1,0 +1,26 @@
+//! XLogData: the envelope of a pgoutput message.
+
+use super::{
+    pgoutput::Message,
+    reader::{Malformed, Reader},
+};
+
+/// The message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct XLogData<'a> {
+    /// Where the server's log ends, as far as this walsender knows.
+    pub wal_end: u64,
+    /// What it carries.
+    pub message: Message<'a>,
+}
+
+impl<'a> XLogData<'a> {
+    /// Reads the body behind the tag.
+    #[inline]
+    pub fn parse(mut reader: Reader<'a>) -> Result<Self, Malformed> {
+        reader.u64()?;
+        let wal_end = reader.u64()?;
+        reader.i64()?;
+        Ok(Self { wal_end, message: Message::parse(reader)? })
+    }
+}

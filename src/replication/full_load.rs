@@ -286,10 +286,9 @@ impl FullLoad {
         let mut files: Vec<DataFile> = segments.iter().flat_map(|(_, segment)| segment.files.clone()).collect();
         let rows: u64 = files.iter().map(|file| file.rows).sum();
         let rejects: Vec<Reject> = segments.iter().flat_map(|(_, segment)| segment.rejects.clone()).collect();
-        if !rejects.is_empty() {
-            let label = format!("load-{:08X}", load.first_file);
-            files.push(dead_letters::publish(&*self.destination, target, load.started_us, &label, &rejects).await?);
-        }
+        files.extend(
+            dead_letters::publish(&*self.destination, target, load.started_us, load.first_file, &rejects).await?,
+        );
         let _gate = self.delivery.gate().await;
         let mut delivery: Checkpoint = self.tables.checkpoint(target)?.unwrap_or_default();
         delivery.target = target.clone();

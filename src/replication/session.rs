@@ -102,7 +102,8 @@ impl Session {
             grace: GRACE,
         };
         let (destination, state) = (wiring.destination.clone(), wiring.state.clone());
-        let delivery = Delivery::new(options, stream.clone(), destination, state, catalog.clone());
+        let delivery =
+            Delivery::new(options, stream.clone(), destination, state, catalog.clone(), Some(wiring.metrics.clone()));
         let delivery = Arc::new(delivery);
         delivery.set_paused(task.record()?.paused);
         let load = FullLoad {

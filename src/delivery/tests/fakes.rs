@@ -216,6 +216,10 @@ impl Destination for FaultyTarget {
         if fails { Err(crash()) } else { Ok(published) }
     }
 
+    async fn read(&self, key: &str) -> Result<Vec<u8>> {
+        self.inner.read(key).await
+    }
+
     async fn delete(&self, key: &str) -> Result<()> {
         self.inner.delete(key).await
     }

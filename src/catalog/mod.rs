@@ -349,3 +349,6 @@ impl Progress {
 fn now_us() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
+
+#[cfg(test)]
+mod tests;

@@ -178,7 +178,7 @@ impl Reader {
     }
 }
 
-/// The text of a scalar, quoted or not.
+/// The text of a scalar. A duration or a size is text to YAML, with quotes or without.
 fn scalar(node: &Node) -> Option<&str> {
     match &node.value {
         Value::Text { text, .. } => Some(text),

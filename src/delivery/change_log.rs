@@ -1,12 +1,9 @@
 //! What delivery needs of a stream.
 
-use millrace_core::{Result, TableName};
+use millrace_core::Result;
 use tokio::sync::watch;
 
-use crate::stream::{Entry, LogPosition, Mark, Reader, Stream};
-
-/// The frames that a reader wants decoded.
-pub type Wanted = Box<dyn Fn(&TableName, LogPosition) -> bool + Send>;
+use crate::stream::{Entry, LogPosition, Mark, Reader, Stream, Wanted};
 
 /// A log that can be read from one mark to another.
 pub trait ChangeLog: Send + Sync {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use millrace_core::{
-    Error, Kind, Reject, Result, TableName,
-    destination::{Destination, Staged},
+    Kind, Reject, Result, TableName,
+    destination::{Destination, Published},
     error::Context,
 };
 
@@ -87,11 +87,11 @@ impl DeadLetters {
     }
 }
 
-/// Publishes the rejected rows of a load, to be registered with the load's own files. `started_us` and `first_file` are
-/// the load's, so that a second try after a crash writes the same object. Gives nothing for no rows.
+/// Publishes the rejected rows of a load, to be registered with the load's own files; gives nothing for no rows.
+/// `started_us` and `first_file` are the load's: with them a second try after a crash writes the same object.
 pub async fn publish(
     destination: &dyn Destination,
-    table: &TableName,
+    target: &TableName,
     started_us: i64,
     first_file: u32,
     rejects: &[Reject],
@@ -101,19 +101,17 @@ pub async fn publish(
     }
     let mut text = vec![];
     write_lines(&mut text, rejects)?;
-    let key = layout::dead_letters_key(table, started_us, &format!("LOAD{first_file:08X}"));
-    let staged: Staged = destination.stage_bytes(&key, &text)?;
-    let published = destination.publish(staged).await?;
+    let key = layout::dead_letters_key(target, started_us, &format!("LOAD{first_file:08X}"));
+    let staged = destination.stage_bytes(&key, &text)?;
+    let Published { key, location, bytes, .. } = destination.publish(staged).await?;
     let rows = rejects.len() as u64;
-    let (key, path, bytes) = (published.key, published.location, published.bytes);
-    Ok(Some(DataFile { key, path, rows, bytes, kind: FileKind::DeadLetters }))
+    Ok(Some(DataFile { key, path: location, rows, bytes, kind: FileKind::DeadLetters }))
 }
 
 fn write_lines(text: &mut Vec<u8>, rejects: &[Reject]) -> Result<()> {
     for reject in rejects {
         let line = Line { change_order: reject.order.to_string(), reject };
-        serde_json::to_writer(&mut *text, &line)
-            .context(Kind::Internal, || Error::new(Kind::Internal, "writing a dead letter").doing)?;
+        serde_json::to_writer(&mut *text, &line).context(Kind::Internal, || "writing a dead letter")?;
         text.push(b'\n');
     }
     Ok(())

@@ -20,7 +20,7 @@ use crate::{
         },
         read, read_all,
     },
-    stream::{LogPosition, Mark, Totals},
+    stream::{LogPosition, Mark, Totals, Wanted},
 };
 
 /// Rows that committed before the table's load.
@@ -104,7 +104,7 @@ impl Ledger {
     }
 
     /// The frames that the round wants decoded.
-    pub fn wanted(&self) -> Box<dyn Fn(&TableName, LogPosition) -> bool + Send> {
+    pub fn wanted(&self) -> Wanted {
         let active = self.tables.iter().filter(|(_, line)| line.active);
         let from: HashMap<TableName, LogPosition> = active.map(|(t, line)| (t.clone(), line.now.through)).collect();
         Box::new(move |table, at| from.get(table).is_some_and(|through| at >= *through))
@@ -225,11 +225,25 @@ impl Ledger {
         complete
     }
 
+    /// Whether the checkpoints that the commit would write are still those that the round began with.
+    pub fn is_current(&self, state: &dyn StateStore) -> Result<bool> {
+        for line in self.changed() {
+            let stored: Option<Checkpoint> = read(state, &checkpoint::key(&self.task, &line.now.target))?;
+            if stored != line.before {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn changed(&self) -> impl Iterator<Item = &Line> {
+        self.tables.values().filter(|line| line.before.as_ref() != Some(&line.now))
+    }
+
     /// What the commit stores.
     pub fn puts(&self) -> Vec<Put> {
-        let changed = self.tables.values().filter(|line| line.before.as_ref() != Some(&line.now));
         let mut puts: Vec<Put> =
-            changed.map(|line| Put::set(checkpoint::key(&self.task, &line.now.target), &line.now)).collect();
+            self.changed().map(|line| Put::set(checkpoint::key(&self.task, &line.now.target), &line.now)).collect();
         puts.push(Put::set(delivery::key(&self.task), &self.scanned));
         puts
     }

@@ -70,6 +70,8 @@ pub struct DeliveryOptions {
 pub struct Delivery {
     ground: Ground,
     metrics: Option<Arc<Metrics>>,
+    /// Rounds are made one at a time.
+    turn: Gate<()>,
     gate: Gate<()>,
     paused: AtomicBool,
     nudge: Notify,
@@ -94,7 +96,7 @@ struct Known {
     is_behind: bool,
 }
 
-/// Holds rounds off; see [`Delivery::gate`].
+/// Holds off the commits of rounds; see [`Delivery::gate`].
 pub struct Held<'a> {
     delivery: &'a Delivery,
     _guard: MutexGuard<'a, ()>,
@@ -132,6 +134,7 @@ impl Delivery {
         Self {
             ground: Ground { options: Arc::new(options), log, destination, state, catalog, hurry },
             metrics,
+            turn: Gate::new(()),
             gate: Gate::new(()),
             paused: AtomicBool::new(false),
             nudge: Notify::new(),
@@ -201,8 +204,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// Holds rounds off while it is held: whoever writes checkpoints or manifests of the task takes it. The records are
-    /// to be read again once it is held, and a checkpoint is changed by its own functions only.
+    /// No round commits while it is held: whoever writes checkpoints or manifests of the task takes it, and reads the
+    /// records once it is held. A round that is under way sees what changed before it commits.
     pub async fn gate(&self) -> Held<'_> {
         Held { delivery: self, _guard: self.gate.lock().await }
     }
@@ -249,10 +252,10 @@ impl Delivery {
 
     /// Gives false if there was nothing to do.
     async fn round(&self) -> Result<bool> {
-        let _gate = self.gate.lock().await;
+        let _turn = self.turn.lock().await;
         let start = Instant::now();
         self.lock_seen().known = None;
-        let Some(outcome) = round::run(&self.ground).await? else {
+        let Some(outcome) = round::run(&self.ground, &self.gate).await? else {
             self.known().await?;
             return Ok(false);
         };

@@ -18,6 +18,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, stream};
 use millrace_core::{Ddl, Error, Kind, Order, Result, Table, TableName, destination::Destination, error::Context};
+use tokio::sync::Mutex as Gate;
 
 use super::{
     DeliveryOptions,
@@ -81,21 +82,36 @@ struct Prepared {
 /// The shapes that each table took in the round, in order.
 type Shapes = BTreeMap<TableName, Vec<Arc<Table>>>;
 
-/// Runs one round; `None` where there is nothing to do.
-pub async fn run(ground: &Ground) -> Result<Option<Outcome>> {
-    let scan = ground.clone();
-    let prepared = blocking("scanning the stream", move || prepare(&scan)).await?;
-    let Some(mut prepared) = prepared else { return Ok(None) };
-    fail::fail_point!("delivery-after-intent", |_| Err(Error::new(Kind::Target, "failpoint delivery-after-intent")));
-    let files = publish(ground, &mut prepared.objects).await?;
-    fail::fail_point!("delivery-between-upload-and-commit", |_| Err(Error::new(
-        Kind::Target,
-        "failpoint delivery-between-upload-and-commit"
-    )));
-    let commit_ground = ground.clone();
-    let outcome = blocking("committing a round", move || commit(&commit_ground, prepared, files)).await?;
-    fail::fail_point!("delivery-after-commit", |_| Err(Error::new(Kind::Target, "failpoint delivery-after-commit")));
-    Ok(Some(outcome))
+/// Runs one round; `None` where there is nothing to do. The gate is held for the commit only: a target that is slow or
+/// down keeps nobody from writing checkpoints. Where one was written meanwhile that the round meant to write, the round
+/// is done again from what is true now.
+pub async fn run(ground: &Ground, gate: &Gate<()>) -> Result<Option<Outcome>> {
+    loop {
+        let scan = ground.clone();
+        let prepared = blocking("scanning the stream", move || prepare(&scan)).await?;
+        let Some(mut prepared) = prepared else { return Ok(None) };
+        fail::fail_point!("delivery-after-intent", |_| Err(Error::new(
+            Kind::Target,
+            "failpoint delivery-after-intent"
+        )));
+        let files = publish(ground, &mut prepared.objects).await?;
+        fail::fail_point!("delivery-between-upload-and-commit", |_| Err(Error::new(
+            Kind::Target,
+            "failpoint delivery-between-upload-and-commit"
+        )));
+        let writer = ground.clone();
+        let held = gate.lock().await;
+        let outcome = blocking("committing a round", move || commit(&writer, prepared, files)).await?;
+        drop(held);
+        fail::fail_point!("delivery-after-commit", |_| Err(Error::new(
+            Kind::Target,
+            "failpoint delivery-after-commit"
+        )));
+        if outcome.is_some() {
+            return Ok(outcome);
+        }
+        tracing::debug!(task = ground.options.task, "checkpoints changed during a round, which is done again");
+    }
 }
 
 fn prepare(ground: &Ground) -> Result<Option<Prepared>> {
@@ -298,9 +314,14 @@ async fn publish(ground: &Ground, finished: &mut Finished) -> Result<Vec<(TableN
     Ok(published.into_iter().flatten().collect())
 }
 
-fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>) -> Result<Outcome> {
+/// Registers what was published; `None` if somebody changed a checkpoint that the round would write.
+fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>) -> Result<Option<Outcome>> {
     let Prepared { mut ledger, before, intent, stored, shapes, mark, objects: _ } = prepared;
     let task = &ground.options.task;
+    let complete = ledger.close(&mark);
+    if !ledger.is_current(&*ground.state)? {
+        return Ok(None);
+    }
     let mut puts = vec![];
     for (name, shapes) in &shapes {
         let location = ground.destination.location(&layout::folder(name));
@@ -316,7 +337,6 @@ fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>
     for (table, file) in files {
         manifests.entry(table).or_default().push(file);
     }
-    let complete = ledger.close(&mark);
     for table in &complete {
         manifests.entry(table.clone()).or_default();
     }
@@ -332,7 +352,7 @@ fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>
         ..error
     })?;
     ground.log.set_pin(ledger.pin());
-    Ok(Outcome { ledger, before, object_bytes })
+    Ok(Some(Outcome { ledger, before, object_bytes }))
 }
 
 /// Runs what waits for disk or CPU on a thread of its own.

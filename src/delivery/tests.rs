@@ -7,8 +7,8 @@ mod reading;
 use std::{sync::Arc, time::Duration};
 
 use millrace_core::{
-    Capture, Change, ChangeBatch, Column, ColumnType, Columns, Ddl, Op, Order, Position, Reject, Table, TableName,
-    batch::Cell,
+    Capture, Change, ChangeBatch, Changes, Column, ColumnType, Columns, Ddl, Op, Order, Position, Reject, Table,
+    TableName, batch::Cell,
 };
 
 use self::{
@@ -26,7 +26,7 @@ use crate::{
         },
         read,
     },
-    stream::LogPosition,
+    stream::{Append, LogPosition, StreamOptions},
 };
 
 pub fn table(name: &str, extra: &[&str]) -> Arc<Table> {
@@ -422,6 +422,99 @@ async fn an_object_of_somebody_else_stops_delivery() {
     let error = house.delivery().run(CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.kind, millrace_core::Kind::TargetConflict);
     assert_eq!(house.files(&a).len(), 0);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_changes_under_a_round_is_not_overwritten() {
+    let house = House::new();
+    let (a, b) = (table("a", &[]), table("b", &[]));
+    house.checkpoint(&a, Flow::Delivering);
+    house.checkpoint(&b, Flow::Delivering);
+    house.log.append(vec![inserts(&a, 10, 0..2), inserts(&b, 10, 0..2)], 11);
+    let delivery = Arc::new(house.delivery());
+    let flushing = {
+        let gate = delivery.gate().await;
+        let flushing = tokio::spawn({
+            let delivery = delivery.clone();
+            async move { delivery.flush().await }
+        });
+        // The round publishes, and waits for the gate.
+        eventually(|| objects_below(&house.root()).iter().filter(|key| key.ends_with(".parquet")).count() == 2).await;
+        house.change_checkpoint(&a, Checkpoint::begin_load);
+        drop(gate);
+        flushing
+    };
+    flushing.await.unwrap().unwrap();
+    let waiting = house.read_checkpoint(&a);
+    assert_eq!((waiting.flow, waiting.held, waiting.through), (Flow::Waiting, 2, LogPosition(0)));
+    assert_eq!((house.files(&a).len(), ids(&delivered(&house, &b))), (0, vec![0, 1]));
+    assert_eq!(delivery.unaccounted(), 0);
+    house.complete_load(&delivery, &a, Position(5), &[]).await;
+    delivery.flush().await.unwrap();
+    assert_eq!(ids(&delivered(&house, &a)), [0, 1]);
+    assert_eq!(delivery.unaccounted(), 0);
+}
+
+#[tokio::test]
+async fn everything_goes_through_the_real_stream_too() {
+    let house = House::new();
+    let folder = tempfile::tempdir().unwrap();
+    let open = || {
+        let options = StreamOptions {
+            folder: folder.path().join("stream"),
+            shards: 2,
+            retention: Duration::ZERO,
+            segment_bytes: 1 << 16,
+            compress: true,
+            disk_bytes_max: 1 << 30,
+            epoch: 1,
+        };
+        Arc::new(Stream::open(options).unwrap())
+    };
+    let deliver = |stream: &Arc<Stream>| {
+        let (target, state) = (house.target.clone(), house.state.clone());
+        let metrics = Some(Arc::new(Metrics::default()));
+        let options = house.options.clone();
+        Delivery::new(options, stream.clone(), target, state, house.catalog.clone(), metrics)
+    };
+    let append = |stream: Arc<Stream>, items: Vec<Change>, upto: u128| async move {
+        let changes = Changes { items, upto: Some(Position(upto)), ..Changes::default() };
+        let captured = changes.rows() + 1;
+        let filtered = [("superseded".to_string(), 1)].into();
+        stream.append(Append { changes, captured, filtered }).await.unwrap();
+    };
+    let (a, b, c) = (table("a", &["x"]), table("b", &[]), table("c", &[]));
+    house.checkpoint(&a, Flow::Delivering);
+    house.checkpoint(&b, Flow::Delivering);
+    house.checkpoint(&c, Flow::Waiting);
+    let stream = open();
+    let wide = table("a", &["x", "y"]);
+    let evolved = Change::Ddl(Ddl::Evolved { table: wide.clone(), order: Order { commit: 20, ordinal: 0 } });
+    let truncate = Change::Truncate { tables: vec![b.name.clone()], order: Order { commit: 30, ordinal: 1 } };
+    append(stream.clone(), vec![inserts(&a, 10, 0..3000), inserts(&b, 10, 0..2), inserts(&c, 10, 0..5)], 11).await;
+    append(stream.clone(), vec![evolved, rows(&wide, 20, &[(Op::Delete, 1)])], 21).await;
+    append(stream.clone(), vec![Change::Rejected(vec![reject(&a, 25, 7), reject(&c, 25, 7)])], 26).await;
+    append(stream.clone(), vec![inserts(&b, 30, 2..3), truncate, inserts(&b, 30, 3..4)], 31).await;
+    let delivery = deliver(&stream);
+    house.state.fail_commit(1, fakes::When::Before);
+    delivery.flush().await.unwrap_err();
+    house.state.heal();
+    drop((delivery, stream));
+
+    let stream = open();
+    let delivery = deliver(&stream);
+    delivery.flush().await.unwrap();
+    assert_eq!(ids(&delivered(&house, &a)), (0..3000).chain([1]).collect::<Vec<_>>());
+    assert_eq!(ids(&delivered(&house, &b)), [0, 1, 2]);
+    assert_eq!(house.read_checkpoint(&b).flow, Flow::Suspended);
+    assert_eq!(house.read_checkpoint(&c).held, 6);
+    assert_eq!(delivery.unaccounted(), 0);
+    assert_eq!(delivery.buffered_bytes().await.unwrap(), 0);
+    house.complete_load(&delivery, &c, Position(5), &[]).await;
+    delivery.flush().await.unwrap();
+    assert_eq!(ids(&delivered(&house, &c)), [0, 1, 2, 3, 4]);
+    assert_eq!(delivery.unaccounted(), 0);
+    assert_eq!(objects_below(&house.root()), house.keys_in_manifests(&[&a, &b, &c]));
 }
 
 async fn eventually(done: impl Fn() -> bool) {

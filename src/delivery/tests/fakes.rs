@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::super::{
     Delivery, DeliveryOptions,
-    change_log::{ChangeLog, Entries, Wanted},
+    change_log::{ChangeLog, Entries},
 };
 use crate::{
     catalog::{Catalog, CatalogName, DataFile},
@@ -29,7 +29,7 @@ use crate::{
         memory::MemoryState,
         read,
     },
-    stream::{Entry, LogPosition, Mark, Totals},
+    stream::{Entry, LogPosition, Mark, Totals, Wanted},
 };
 
 /// Frames and marks; each takes ten bytes.

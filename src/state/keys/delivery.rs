@@ -1,4 +1,4 @@
-//! `delivery/<task>`: up to where a task's stream was scanned. Written by delivery rounds alone.
+//! `delivery/<task>/scanned`: up to where a task's stream was scanned. Written by delivery rounds alone.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use crate::stream::{LogPosition, Totals};
 
 /// The key.
 pub fn key(task: &str) -> String {
-    format!("delivery/{task}")
+    format!("delivery/{task}/scanned")
 }
 
 /// The farthest mark that a round reached. Before it every row of the log is either accounted for in its table's

@@ -1,4 +1,4 @@
-//! `intent/<task>`: what a delivery round is about to publish. Written when everything is staged and nothing is
+//! `intent/<task>/round`: what a delivery round is about to publish. Written when everything is staged and nothing is
 //! visible yet; deleted by the commit that registers the objects. One that is found means that a round was interrupted:
 //! the same range goes to the same keys again.
 
@@ -11,7 +11,7 @@ use crate::stream::LogPosition;
 
 /// The key.
 pub fn key(task: &str) -> String {
-    format!("intent/{task}")
+    format!("intent/{task}/round")
 }
 
 /// One round.

@@ -120,6 +120,16 @@ fn prepare(ground: &Ground) -> Result<Option<Prepared>> {
     let again: Option<Intent> = read(&*ground.state, &intent::key(task))?;
     let Some(last) = ground.log.last_mark() else { return Ok(None) };
     let ledger = Ledger::open(&*ground.state, task, again.as_ref())?;
+    if ledger.scanned().at > last.at {
+        let doing = format!(
+            "reading the stream from {}, where the last round ended: it holds nothing behind {}",
+            ledger.scanned().at,
+            last.at
+        );
+        return Err(Error::new(Kind::LogLost, doing).fix(
+            "restore the stream's folder and the state from the same moment, or delete the task and start it anew",
+        ));
+    }
     let (from, to) = again.as_ref().map_or((ledger.from(), last.at), |intent| (intent.from, intent.to));
     if from >= to {
         return Ok(None);

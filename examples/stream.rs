@@ -40,7 +40,9 @@ fn append(table: &Arc<Table>, commit: u128, rows: usize) -> Append {
     let mut after = Columns::new(table.columns.iter().map(|column| &column.ty));
     for row in 0..rows as i64 {
         after.column_mut(0).push_i64(commit as i64 * 1000 + row);
-        after.column_mut(1).push_str("a customer who wants it soon, and in blue");
+        after
+            .column_mut(1)
+            .push_str(&format!("customer {} wants {row} of them, soon", commit * 7919 + row as u128 * 104_729));
         after.column_mut(2).push_i64(1_700_000_000_000_000 + row * 997);
         after.end_row();
     }

@@ -77,7 +77,10 @@ impl Surroundings {
             PathBuf::from(text.split(':').next().unwrap_or_default())
         });
         let credentials = folder("CREDENTIALS_DIRECTORY");
-        let beside = file.parent().map(Path::to_path_buf).unwrap_or_default();
+        let beside = match file.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
         Self {
             state_directory,
             credentials: credentials.unwrap_or_else(|| PathBuf::from("/run/credentials/millrace.service")),

@@ -134,7 +134,7 @@ impl Reader {
 
     /// A duration.
     pub fn duration(&mut self, node: &Node, what: &str) -> Option<Duration> {
-        let duration = plain(node).and_then(parse_duration);
+        let duration = scalar(node).and_then(parse_duration);
         if duration.is_none() {
             self.wrong_type(node, what, "a duration with its unit, such as 500ms, 60s, 5m, 24h or 7d");
         }
@@ -143,7 +143,7 @@ impl Reader {
 
     /// A size in bytes.
     pub fn size(&mut self, node: &Node, what: &str) -> Option<u64> {
-        let size = plain(node).and_then(parse_size);
+        let size = scalar(node).and_then(parse_size);
         if size.is_none() {
             self.wrong_type(node, what, "a size with its unit, such as 64MiB or 8GB");
         }
@@ -175,6 +175,14 @@ impl Reader {
             Value::Map(_) => "a mapping",
         };
         self.wrong(node.at, "CFG-VALUE", format!("{what} is {is}"), format!("write {wanted}"));
+    }
+}
+
+/// The text of a scalar. A duration or a size is text to YAML, with quotes or without.
+fn scalar(node: &Node) -> Option<&str> {
+    match &node.value {
+        Value::Text { text, .. } => Some(text),
+        _ => None,
     }
 }
 

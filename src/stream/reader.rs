@@ -91,12 +91,13 @@ impl Reader {
     fn read_frame(&mut self, base: u64) -> Result<Option<Entry>> {
         let mut segment = match self.open.take() {
             Some(segment) => segment,
-            None => SegmentReader::open(&self.shared.options.folder, base)?,
+            None => self.open_segment(base)?,
         };
         let offset = self.at - base;
         let (header, next) = match segment.probe(offset)? {
             Probe::Whole(header, next) if base + next <= self.to => (header, next),
-            _ => return Err(damage(&segment.path, offset, "the frame's header is damaged")),
+            Probe::Whole(..) => return Err(no_mark(self.to)),
+            _ => return Err(self.explain(&mut segment, offset)),
         };
         let at = LogPosition(self.at);
         let rows = u64::from(header.rows);
@@ -128,6 +129,28 @@ impl Reader {
         })
     }
 
+    /// A segment that retention took meanwhile is not a damaged one.
+    fn open_segment(&self, base: u64) -> Result<SegmentReader> {
+        SegmentReader::open(&self.shared.options.folder, base).map_err(|error| {
+            let is_gone = self.shared.segments().first().is_none_or(|oldest| base < oldest.base);
+            let doing = "reading a range of the stream that retention took meanwhile";
+            if is_gone { Error::new(ErrorKind::Internal, doing).with(error) } else { error }
+        })
+    }
+
+    /// The error for a place without a frame: damage, unless it is the caller who is wrong about it.
+    fn explain(&self, segment: &mut SegmentReader, offset: u64) -> Error {
+        let mut at = self.segments.front().map_or(0, |&(base, content, _)| content - base);
+        while at < offset {
+            match segment.probe(at) {
+                Ok(Probe::Whole(_, next)) => at = next,
+                Ok(_) => break,
+                Err(error) => return error,
+            }
+        }
+        if at > offset { no_mark(self.at) } else { damage(&segment.path, at, "the frame's header is damaged") }
+    }
+
     /// Checks and decodes what is behind a header.
     fn decode(
         &mut self,
@@ -144,6 +167,11 @@ impl Reader {
         let offset = header.position - segment.header.base;
         found.ok_or_else(|| damage(&segment.path, offset, "the frame is damaged"))
     }
+}
+
+fn no_mark(position: u64) -> Error {
+    let position = LogPosition(position);
+    Error::new(ErrorKind::Internal, format!("reading the stream from or to {position}, which is no mark's place"))
 }
 
 /// What a frame holds.

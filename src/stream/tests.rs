@@ -7,6 +7,7 @@ use std::{
 };
 
 use millrace_core::{Capture, Column, ColumnType, Columns, Op, Table};
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::{
@@ -358,6 +359,12 @@ async fn only_what_is_durable_can_be_read() {
         assert_eq!(error.kind, ErrorKind::Internal);
     }
     assert!(entries_between(&stream, at, at).is_empty());
+    // A caller who is wrong about a place is told so; the disk is not blamed.
+    for (from, to) in [(LogPosition(0), LogPosition(at.0 - 1)), (LogPosition(at.0 - 1), at)] {
+        let mut reader = stream.read(from, to, Box::new(|_, _| true)).unwrap();
+        let error = std::iter::from_fn(|| reader.next_entry().transpose()).find_map(Result::err).unwrap();
+        assert_eq!(error.kind, ErrorKind::Internal, "{error}");
+    }
     let mut marks = stream.marks();
     marks.mark_unchanged();
     stream.append(rows(2, 99..100)).await.unwrap();
@@ -390,17 +397,22 @@ async fn three_appends(options: &StreamOptions) -> ([u64; 3], PathBuf) {
     (ends, segment_paths(&options.folder).pop().unwrap())
 }
 
+/// A folder in memory where there is such a place: opening a stream a thousand times costs as many fsyncs.
+fn quick_folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
+}
+
 #[tokio::test]
 async fn a_log_cut_at_any_byte_ends_at_its_last_whole_mark() {
-    let folder = TempDir::new().unwrap();
-    let options = options(folder.path());
+    let folder = quick_folder();
+    let options = StreamOptions { segment_bytes: 8000, ..options(folder.path()) };
     let (ends, path) = three_appends(&options).await;
     let bytes = fs::read(&path).unwrap();
     let content = frames(&options.folder, 0)[0].2;
     for cut in content..=ends[2] {
         // The rest is missing, or zeros as in a file that was given its length at once.
         for zeros in [0, 700] {
-            let crashed = TempDir::new().unwrap();
+            let crashed = quick_folder();
             let copied = copy(&options, crashed.path());
             let torn = [&bytes[..cut as usize], &vec![0; zeros]].concat();
             fs::write(&segment_paths(&copied.folder)[0], &torn).unwrap();
@@ -420,12 +432,12 @@ async fn a_log_cut_at_any_byte_ends_at_its_last_whole_mark() {
 
 #[tokio::test]
 async fn a_flipped_byte_is_never_read_as_data() {
-    let folder = TempDir::new().unwrap();
-    let options = options(folder.path());
+    let folder = quick_folder();
+    let options = StreamOptions { segment_bytes: 8000, ..options(folder.path()) };
     let (ends, path) = three_appends(&options).await;
     let bytes = fs::read(&path).unwrap();
     for at in 0..ends[2] as usize {
-        let crashed = TempDir::new().unwrap();
+        let crashed = quick_folder();
         let copied = copy(&options, crashed.path());
         let mut flipped = bytes.clone();
         flipped[at] ^= 0x10;
@@ -514,6 +526,7 @@ async fn retention_takes_old_segments_that_are_delivered() {
     let before = stream.usage();
     stream.retain().unwrap();
     assert_eq!(stream.usage(), before, "without a pin nothing goes");
+    let mut slow = stream.read(LogPosition(0), marks[19].at, Box::new(|_, _| true)).unwrap();
     stream.set_pin(marks[9].at);
     stream.retain().unwrap();
     let after = stream.usage();
@@ -521,6 +534,7 @@ async fn retention_takes_old_segments_that_are_delivered() {
     assert_eq!(segment_paths(&options.folder).len() as u64, after.segments);
     let error = stream.read(LogPosition(0), marks[19].at, Box::new(|_, _| true)).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Internal);
+    assert_eq!(slow.next_entry().unwrap_err().kind, ErrorKind::Internal, "a range that went while it was read");
     let rest = ids_of(&entries_between(&stream, marks[9].at, marks[19].at));
     assert_eq!(rest, all(100..200));
 
@@ -781,6 +795,113 @@ async fn arrival_never_goes_back() {
         .filter_map(|e| if let Entry::Mark(mark) = e { Some(mark.arrival_us) } else { None })
         .collect();
     assert_eq!(arrivals, [ahead, ahead]);
+}
+
+/// What happens to a stream.
+#[derive(Debug, Clone)]
+enum Step {
+    Append { rows: i64, is_marked: bool },
+    Reopen,
+    Crash { tail: Vec<u8>, keep: prop::sample::Index },
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let tail = prop::collection::vec(prop_oneof![3 => Just(0u8), 1 => any::<u8>()], 0..40);
+    prop_oneof![
+        6 => (1..60i64, prop::bool::weighted(0.6)).prop_map(|(rows, is_marked)| Step::Append { rows, is_marked }),
+        1 => Just(Step::Reopen),
+        2 => (tail, any::<prop::sample::Index>()).prop_map(|(tail, keep)| Step::Crash { tail, keep }),
+    ]
+}
+
+/// Whatever was not fsynced may be cut anywhere and overwritten; what was stays.
+fn crash(folder: &Path, durable: u64, tail: &[u8], keep: prop::sample::Index) {
+    let base = segment::list(folder).unwrap().pop().unwrap();
+    let content = frames(folder, base)[0].2;
+    let path = segment::path(folder, base);
+    let mut bytes = fs::read(&path).unwrap();
+    let safe = content.max(durable.saturating_sub(base)) as usize;
+    bytes.truncate(safe + keep.index(bytes.len() - safe + 1));
+    bytes.extend_from_slice(tail);
+    fs::write(&path, bytes).unwrap();
+}
+
+async fn run_steps(steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let folder = quick_folder();
+    let options = StreamOptions { segment_bytes: 2500, ..options(folder.path()) };
+    let mut stream = Stream::open(options.clone()).unwrap();
+    let (mut marked, mut written, mut commit) = (0, 0, 1u128);
+    for step in steps {
+        match step {
+            Step::Append { rows: count, is_marked } => {
+                let append = rows(commit, written..written + count);
+                written += count;
+                if is_marked {
+                    prop_assert!(stream.append(append).await.unwrap().is_some());
+                    marked = written;
+                    commit += 1;
+                } else {
+                    prop_assert!(stream.append(unmarked(append)).await.unwrap().is_none());
+                }
+            }
+            Step::Reopen | Step::Crash { .. } => {
+                let before = stream.last_mark();
+                drop(stream);
+                if let Step::Crash { tail, keep } = step {
+                    let durable = before.as_ref().map_or(0, |mark| mark.at.0);
+                    crash(&options.folder, durable, &tail, keep);
+                }
+                stream = Stream::open(options.clone()).unwrap();
+                prop_assert_eq!(stream.last_mark(), before);
+                written = marked;
+            }
+        }
+        prop_assert_eq!(ids(&stream), all(0..marked));
+        prop_assert_eq!(stream.last_mark().map_or(0, |mark| mark.totals.rows), marked as u64);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nothing_acknowledged_is_ever_lost_and_nothing_else_appears(steps in prop::collection::vec(any_step(), 1..40)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run_steps(steps))?;
+    }
+}
+
+/// What a kill at a failpoint leaves: a copy of the folder is taken there.
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn a_kill_at_a_failpoint_leaves_what_its_name_says() {
+    for (name, expected) in [("stream-between-frames-and-mark", 10), ("stream-after-fsync", 20)] {
+        let folder = quick_folder();
+        let crashed = quick_folder();
+        let options = options(folder.path());
+        let stream = Stream::open(options.clone()).unwrap();
+        stream.append(rows(1, 0..10)).await.unwrap();
+        let (from, to) = (options.clone(), crashed.path().to_path_buf());
+        // Other tests run through the failpoint too; a copy of ours harms nobody.
+        let armed = AtomicU32::new(0);
+        let content = stream.usage().bytes;
+        fail::cfg_callback(name, move || {
+            let base = segment::list(&from.folder).unwrap_or_default();
+            let has_more = base == [0] && frames(&from.folder, 0).last().is_some_and(|frame| frame.2 > content);
+            if has_more && armed.fetch_add(1, Ordering::SeqCst) == 0 {
+                copy(&from, &to);
+            }
+        })
+        .unwrap();
+        stream.append(rows(2, 10..20)).await.unwrap();
+        fail::remove(name);
+        let copied = StreamOptions { folder: crashed.path().join("task"), ..options };
+        let last = frames(&copied.folder, 0).pop().unwrap();
+        let is_mark = last.1.kind == frame::Kind::Mark;
+        assert_eq!(is_mark, expected == 20, "{name}: the frames are in the file, the mark only where it should be");
+        assert!(last.2 > content);
+        assert_eq!(ids(&Stream::open(copied).unwrap()), all(0..expected));
+    }
 }
 
 /// What `tests/fixtures/stream-v1` holds. Never change it: that format was written by a released Millrace.

@@ -341,6 +341,9 @@ impl Writer {
     }
 
     fn write_buffer(&mut self) -> Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
         let offset = self.segment.end - self.segment.base;
         self.disk.write(&self.file, &self.buffer, offset).map_err(|e| disk_error(e, "writing", &self.path))?;
         self.segment.end += self.buffer.len() as u64;

@@ -72,7 +72,7 @@ class Daemon:
             "PATH": os.environ["PATH"],
             "HOME": self.folder,
             "PGPASSWORD": Postgres.PASSWORD,
-            "RUST_BACKTRACE": "1",
+            "RUST_BACKTRACE": os.environ.get("RUST_BACKTRACE", "0"),
             "RUST_LOG": os.environ.get("RUST_LOG", "info"),
             **(environment or {}),
         }

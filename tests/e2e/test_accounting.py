@@ -59,4 +59,4 @@ def test_tables_counts_agree_with_what_was_done(daemon, sql):
     record = running.tables()[("public", "t")]
     found = {name: record.get(name) for name in ("inserts", "updates", "deletes")}
     assert found == {"inserts": 50, "updates": 20, "deletes": 10}, record
-    assert record.get("loaded_rows", record.get("full_load_rows")) == 100
+    assert record["loaded"] == 100

@@ -74,6 +74,33 @@ impl Kind {
         }
     }
 
+    /// What an operator does about it where the error itself does not say.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Connection => {
+                "see that host, port and network are right and that the other side runs; it is tried again"
+            }
+            Self::Authentication => "correct user, password or certificate; they are read anew at every try",
+            Self::Permission => "grant the right to the role: millrace grants prints what it needs; it is tried again",
+            Self::LogLost => "load the task's tables anew: millrace reload TASK",
+            Self::LogBusy => "end the other reader of the slot; it is tried again",
+            Self::SourceSetup => "change the server's setting that is named above; it is tried again",
+            Self::SchemaChange | Self::TableMissing => "load the table anew: millrace reload TASK TABLE",
+            Self::SnapshotStale => "nothing: a new snapshot is taken",
+            Self::Protocol => "if it stays, report it with the lines above; it is tried again",
+            Self::Target => "see that the target is there and may be written; it is tried again",
+            Self::TargetConflict => {
+                "move the object that is named above away; it is not ours, and nothing is overwritten"
+            }
+            Self::Storage => {
+                "see to the disk of the state folder, then start the daemon: it reads what is really there"
+            }
+            Self::DiskFull => "make room on the volume of the state folder; it is tried again",
+            Self::Config => "correct the config",
+            Self::Internal => "this is a bug: report it with the lines above, then: millrace resume TASK",
+        }
+    }
+
     /// The code that operators see, alerts match and runbooks are named after.
     pub fn code(self) -> &'static str {
         match self {

@@ -82,9 +82,8 @@ impl From<&Error> for Finding {
             }
             finding = finding.detail(format!("the other side said: {said}"));
         }
-        if !error.fix.is_empty() {
-            finding.fix.extend(error.fix.lines().map(String::from));
-        }
+        let fix = if error.fix.is_empty() { error.kind.advice() } else { &error.fix };
+        finding.fix.extend(fix.lines().map(String::from));
         finding
     }
 }

@@ -4,6 +4,7 @@
 //! - [`discover`]: tables and their shapes; [`types`]: what values become
 //! - [`publication`], [`slot`]: what a task makes at the server
 //! - [`snapshot`], [`load`]: full load by binary COPY at an exact position
+//! - [`log`]: changes by pgoutput; [`fence`], [`lookup`]: the values that it leaves out
 //! - [`wire`]: the protocol
 //!
 //! What is left out, on purpose: generated columns (pgoutput does not send them before PostgreSQL 18, and load and
@@ -27,7 +28,10 @@ pub mod types;
 pub mod waiting;
 pub mod wire;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use millrace_core::{
@@ -45,11 +49,13 @@ use wire::{Connection, Mode};
 pub struct Options {
     /// A longer value goes to the dead letters with its row; bytes.
     pub value_bytes_max: usize,
+    /// After how long a silence the server gives up on the reader of its log.
+    pub sender_timeout: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { value_bytes_max: 64 << 20 }
+        Self { value_bytes_max: 64 << 20, sender_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -59,7 +65,7 @@ pub struct Shared {
     config: PostgresConfig,
     names: Names,
     options: Options,
-    /// What a lookup must be able to see.
+    /// What the log has handed out and a lookup must see.
     fence: Arc<VisibilityFence>,
     /// A session for catalog queries, kept between them.
     idle: Mutex<Option<Connection>>,
@@ -131,7 +137,7 @@ impl Source for PostgresSource {
 
     async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
         let Shared { config, names, options, fence, .. } = &*self.shared;
-        let options = LogOptions { value_bytes_max: options.value_bytes_max, ..LogOptions::default() };
+        let options = LogOptions { value_bytes_max: options.value_bytes_max, sender_timeout: options.sender_timeout };
         let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
         Ok(Box::new(log))
     }
@@ -142,9 +148,9 @@ impl Source for PostgresSource {
         lookup::wait_until_visible(&mut connection, &xids).await?;
         self.shared.fence.seen(&xids);
         let value_bytes_max = self.shared.options.value_bytes_max;
-        let lookup = lookup::read(&mut connection, table, keys, columns, value_bytes_max).await?;
+        let found = lookup::read(&mut connection, table, keys, columns, value_bytes_max).await?;
         self.shared.give_back(connection);
-        Ok(lookup)
+        Ok(found)
     }
 
     async fn snapshot(&self, tables: &[TableName], exact: bool) -> Result<Box<dyn Snapshot>> {

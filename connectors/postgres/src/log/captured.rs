@@ -268,7 +268,7 @@ impl Captured {
     fn decode(&mut self, number: usize, row: Row<'_>) -> Result<(), (usize, String)> {
         self.unchanged.clear();
         for (index, (value, column)) in row.tuple.cells().zip(&self.table.columns).enumerate() {
-            let value = if value == Value::Unchanged { self.from_old(index, row.old) } else { value };
+            let value = if value == Value::Unchanged { self.value_in(index, row.old) } else { value };
             match value {
                 Value::Text(text) if text.len() > self.value_bytes_max => {
                     return Err((index, format!("it is longer than max-value ({} bytes)", self.value_bytes_max)));
@@ -301,7 +301,7 @@ impl Captured {
     }
 
     /// The cell of the old row, where the old row holds it.
-    fn from_old<'a>(&self, index: usize, old: Option<Old<'a>>) -> Value<'a> {
+    fn value_in<'a>(&self, index: usize, old: Option<Old<'a>>) -> Value<'a> {
         match old {
             Some(Old::Row(row)) => row.cell(index),
             Some(Old::Key(key)) if self.table.key.contains(&index) => key.cell(index),
@@ -330,7 +330,7 @@ impl Captured {
 
     fn reject(&self, transaction: &Transaction, order: Order, row: Row<'_>, column: usize, reason: String) -> Reject {
         let cells = row.tuple.cells().enumerate().map(|(index, value)| match value {
-            Value::Unchanged => self.from_old(index, row.old),
+            Value::Unchanged => self.value_in(index, row.old),
             value => value,
         });
         let cells: Vec<(String, Cell)> =

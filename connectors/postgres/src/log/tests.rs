@@ -299,7 +299,7 @@ async fn a_large_transaction_is_cut_and_read_again_whole_after_a_restart() {
     fixture.run("copy t from program 'seq 1 1000 | sed ''s/$/\\tcopied/'''").await;
     let small = Budget { rows: 100, bytes: 1 << 20, wait: WAIT };
     let before = log.pull(Budget { rows: 1, ..small }).await.unwrap();
-    assert_eq!((show(&[before]).len(), fixture.from < fixture.wal_end().await), (1, true));
+    assert_eq!(show(&[before]), ["I 0 before #1"]);
     let mut rows = 0;
     while rows < 500 {
         let piece = log.pull(small).await.unwrap();
@@ -362,7 +362,7 @@ async fn shapes_change() {
     let mut log = fixture.open().await;
     let sql = "insert into a values (1, 'sad'); begin; alter table a add x int, add y mood[]; insert into a values (2, null, 7, '{glad}'); commit";
     let effect = fixture.effect(&mut log, sql).await;
-    assert_eq!(effect, ["I 1 sad #1", "evolved a v2", "I 2 - 7 {\"glad\"} #1"]);
+    assert_eq!(effect, ["I 1 sad #1", "evolved a v2", "I 2 - 7 {\"glad\"} #2"]);
     assert_eq!(fixture.effect(&mut log, "insert into g values (1, default, 'v')").await, ["I 1 v #1"]);
     let unsupported = |what: &str| format!("unsupported public.{what}");
     let sql = "alter table c add x int default 5; insert into c values (1); insert into c values (2)";

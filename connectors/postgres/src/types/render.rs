@@ -36,11 +36,15 @@ pub fn scalar(ty: Scalar, bytes: &[u8], out: &mut String) -> Result<(), Malforme
         Scalar::Int8 => write!(out, "{}", i64::from_be_bytes(fixed(bytes)?))?,
         Scalar::Float4 => {
             let float = f32::from_be_bytes(fixed(bytes)?);
-            floating(f64::from(float), &format!("{float:e}"), 6, out)?;
+            let same = |text: &str| text.parse() == Ok(float.abs());
+            let rounded = |digits: usize| format!("{:.digits$e}", float.abs());
+            floating(f64::from(float), &shortest(format!("{:e}", float.abs()), rounded, same), 6, out)?;
         }
         Scalar::Float8 => {
             let float = f64::from_be_bytes(fixed(bytes)?);
-            floating(float, &format!("{float:e}"), 15, out)?;
+            let same = |text: &str| text.parse() == Ok(float.abs());
+            let rounded = |digits: usize| format!("{:.digits$e}", float.abs());
+            floating(float, &shortest(format!("{:e}", float.abs()), rounded, same), 15, out)?;
         }
         Scalar::Decimal { .. } | Scalar::Numeric => numeric(bytes, out)?,
         Scalar::Text | Scalar::Char | Scalar::Other => out.push_str(std::str::from_utf8(bytes).map_err(|_| Malformed)?),
@@ -185,23 +189,45 @@ fn numeric_digits(header: &NumericHeader<'_>, out: &mut String) -> Result<(), Ma
     Ok(())
 }
 
-/// `float8out`: the shortest digits that give the value back, with an exponent below 1e-4 and from `digits` digits on.
+/// The shortest digits that lie strictly nearer to the value than to its neighbours. Rust's own shortest digits may lie
+/// exactly between two values (and be read back as the even one), which PostgreSQL avoids (`d2s.c`, `acceptBounds`).
+fn shortest(shortest: String, rounded: impl Fn(usize) -> String, same: impl Fn(&str) -> bool) -> String {
+    // More digits than any value half-way between two doubles has.
+    const NUDGE_DIGITS: usize = 800;
+    let digits_of = |text: &str| text.split('e').next().map_or(0, |mantissa| mantissa.replace('.', "").len());
+    let is_inside = |text: &str| {
+        let Some((mantissa, exponent)) = text.split_once('e') else { return true };
+        let (Ok(digits), Ok(exponent)) = (mantissa.replace('.', "").parse::<u64>(), exponent.parse::<i64>()) else {
+            return true;
+        };
+        let exponent = exponent - digits_of(text) as i64 + 1;
+        let above = format!("{digits}.{}1e{exponent}", "0".repeat(NUDGE_DIGITS));
+        let below = format!("{}.{}e{exponent}", digits.saturating_sub(1), "9".repeat(NUDGE_DIGITS));
+        digits == 0 || (same(&above) && same(&below))
+    };
+    // As many digits as Rust's, but to even where two decimals are equally near; and more where those are at the edge.
+    let count = digits_of(&shortest).saturating_sub(1);
+    let found = (count..17).map(rounded).find(|text| same(text) && is_inside(text));
+    found.unwrap_or(shortest)
+}
+
+/// `float8out`: an exponent below 1e-4 and from `digits` digits on. `shortest` has no sign.
 fn floating(value: f64, shortest: &str, digits: i32, out: &mut String) -> Result<(), Malformed> {
     if value.is_nan() {
         out.push_str("NaN");
         return Ok(());
     }
+    if value.is_sign_negative() {
+        out.push('-');
+    }
     if value.is_infinite() {
-        out.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" });
+        out.push_str("Infinity");
         return Ok(());
     }
     let (mantissa, exponent) = shortest.split_once('e').ok_or(Malformed)?;
     let exponent: i32 = exponent.parse().map_err(|_| Malformed)?;
     if (-4..digits).contains(&exponent) {
-        let unsigned = mantissa.trim_start_matches('-').replace('.', "");
-        if mantissa.starts_with('-') {
-            out.push('-');
-        }
+        let unsigned = mantissa.replace('.', "");
         let point = exponent + 1;
         match usize::try_from(point) {
             Ok(0) => write!(out, "0.{unsigned}")?,
@@ -436,6 +462,11 @@ mod tests {
         ] {
             assert_eq!(text(Scalar::Float8, &f64::to_be_bytes(value)), expected);
         }
+        assert_eq!(
+            text(Scalar::Float4, &236_157_792_f32.to_be_bytes()),
+            "2.3615779e+08",
+            "not the even neighbour's edge"
+        );
         assert_eq!(text(Scalar::Float4, &1e6_f32.to_be_bytes()), "1e+06");
         assert_eq!(text(Scalar::Float4, &123_456_f32.to_be_bytes()), "123456");
     }

@@ -157,6 +157,7 @@ impl PostgresLog {
             if (ready && began.elapsed() >= COLLECT) || (!ready && tokio::time::Instant::now() >= deadline) {
                 return Ok(false);
             }
+            self.reader.leave_alone();
             tokio::time::sleep(sleep).await;
             return Ok(true);
         }

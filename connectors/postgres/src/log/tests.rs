@@ -104,7 +104,7 @@ fn show_change(change: &Change) -> Vec<String> {
             vec![format!("truncate {} #{}", names.join(" "), order.ordinal)]
         }
         Change::Ddl(Ddl::Evolved { table, .. }) => vec![format!("evolved {} v{}", table.name.name, table.version)],
-        Change::Ddl(Ddl::Unsupported { table, what, .. }) => vec![format!("unsupported {}: {what}", table.name)],
+        Change::Ddl(Ddl::Unsupported { table, what, .. }) => vec![format!("unsupported {table}: {what}")],
         Change::Rejected(rejects) => rejects
             .iter()
             .map(|reject| {

@@ -30,7 +30,7 @@ use tracing::{info, warn};
 
 use super::{rules::Mapped, tables::Tables};
 use crate::{
-    catalog::{Catalog, DataFile, FileKind},
+    catalog::{Catalog, CatalogName, DataFile, FileKind},
     delivery::{Delivery, OBJECT_BYTES_MAX, dead_letters, file_schema, layout},
     state::{
         Put, StateStore,
@@ -173,8 +173,10 @@ impl FullLoad {
             Some(old) => old.next_file,
             None => self.tables.checkpoint(&record.target)?.map_or(0, |checkpoint| checkpoint.next_load_file).max(1),
         };
-        // A number whose file may be there without a segment's record is never used again, and the file goes.
-        let kept: Vec<&DataFile> = stored.iter().filter(|_| resumed).flat_map(|(_, segment)| &segment.files).collect();
+        // A number whose file may be there without a segment's record is never used again, and the file goes; but not one
+        // that readers see.
+        let mut kept = self.catalog.files(&CatalogName::of(&record.target))?;
+        kept.extend(stored.iter().filter(|_| resumed).flat_map(|(_, segment)| segment.files.clone()));
         for number in old.map(|old| old.first_file..old.next_file).into_iter().flatten() {
             let key = layout::load_key(&record.target, number);
             if !kept.iter().any(|file| file.key == key) {

@@ -7,6 +7,7 @@ n-th time.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -107,13 +108,17 @@ class Daemon:
         )
 
     def full_form(self, endpoints, tasks):
-        """A config of the full form; values are written as JSON, which YAML contains."""
+        """A config of the full form; values are written as JSON, which YAML contains, durations and sizes without quotes."""
+
+        def written(value):
+            return re.sub(r'"(\d+(?:ms|[smhd]|[KMG]i?B|B))"', r"\1", json.dumps(value, ensure_ascii=False))
+
         lines = ["version: 1", f"state-dir: {self.state}", f"listen: {self.listen}", "endpoints:"]
-        lines += [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in endpoints.items()]
+        lines += [f"  {name}: {written(value)}" for name, value in endpoints.items()]
         lines += ["tasks:"]
         for name, task in tasks.items():
             lines += [f"  {name}:"]
-            lines += [f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in task.items()]
+            lines += [f"    {key}: {written(value)}" for key, value in task.items()]
         return "\n".join(lines) + "\n"
 
     def write_config(self, text):

@@ -86,10 +86,10 @@ impl Ledger {
         self.tables.values().any(|line| line.now.flow == Flow::Delivering && line.now.through < self.scanned.at)
     }
 
-    /// The oldest place of the stream that is still needed. A suspended table needs none.
+    /// The oldest place of the stream that is still needed. A suspended table needs none, but until a round has given up
+    /// what it held, somebody may still begin to load it.
     pub fn pin(&self) -> LogPosition {
-        let needed = self.tables.values().filter(|line| line.now.flow != Flow::Suspended).map(|line| line.now.through);
-        needed.fold(self.scanned.at, LogPosition::min)
+        self.tables.values().map(|line| line.now.through).fold(self.scanned.at, LogPosition::min)
     }
 
     /// The tables that take part and where their rows begin.

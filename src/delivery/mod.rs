@@ -163,7 +163,12 @@ impl Delivery {
                     failures = 0;
                     continue;
                 }
-                Ok(false) => LOOK_EVERY,
+                Ok(false) => {
+                    if std::mem::take(&mut failures) > 0 {
+                        self.lock_seen().error = None;
+                    }
+                    LOOK_EVERY
+                }
                 Err(error) => {
                     self.note_error(&error);
                     if error.kind.action() != Action::Retry {

@@ -37,14 +37,14 @@ const WRITERS_MAX: usize = 64;
 pub struct StagedObject {
     pub planned: Planned,
     pub kind: FileKind,
-    pub staged: Option<Staged>,
+    pub staged: Staged,
 }
 
 impl StagedObject {
     /// Of rejected rows.
     pub fn dead_letters(table: &TableName, first: LogPosition, rows: u64, staged: Staged) -> Self {
         let planned = Planned { table: table.clone(), key: staged.key.clone(), first, rows };
-        Self { planned, kind: FileKind::DeadLetters, staged: Some(staged) }
+        Self { planned, kind: FileKind::DeadLetters, staged }
     }
 }
 
@@ -58,7 +58,7 @@ pub struct Finished {
 impl Finished {
     /// Adds one.
     pub fn push(&mut self, object: StagedObject) {
-        self.paths.extend(object.staged.as_ref().map(|staged| staged.path.clone()));
+        self.paths.push(object.staged.path.clone());
         self.objects.push(object);
     }
 }
@@ -213,7 +213,7 @@ impl<'a> Objects<'a> {
         self.writers -= 1;
         let staged = writer.finish()?;
         let planned = Planned { table: name.clone(), key: staged.key.clone(), first: open.first, rows: staged.rows };
-        finished.push(StagedObject { planned, kind: FileKind::Changes, staged: Some(staged) });
+        finished.push(StagedObject { planned, kind: FileKind::Changes, staged });
         Ok(())
     }
 }

@@ -90,28 +90,28 @@ pub async fn run(ground: &Ground, gate: &Gate<()>) -> Result<Option<Outcome>> {
         let scan = ground.clone();
         let prepared = blocking("scanning the stream", move || prepare(&scan)).await?;
         let Some(mut prepared) = prepared else { return Ok(None) };
-        fail::fail_point!("delivery-after-intent", |_| Err(Error::new(
-            Kind::Target,
-            "failpoint delivery-after-intent"
-        )));
+        if prepared.stored.is_some() {
+            fail::fail_point!("delivery-after-intent", |_| Err(injected("delivery-after-intent")));
+        }
         let files = publish(ground, &mut prepared.objects).await?;
-        fail::fail_point!("delivery-between-upload-and-commit", |_| Err(Error::new(
-            Kind::Target,
-            "failpoint delivery-between-upload-and-commit"
+        fail::fail_point!("delivery-between-upload-and-commit", |_| Err(injected(
+            "delivery-between-upload-and-commit"
         )));
         let writer = ground.clone();
         let held = gate.lock().await;
         let outcome = blocking("committing a round", move || commit(&writer, prepared, files)).await?;
         drop(held);
-        fail::fail_point!("delivery-after-commit", |_| Err(Error::new(
-            Kind::Target,
-            "failpoint delivery-after-commit"
-        )));
+        fail::fail_point!("delivery-after-commit", |_| Err(injected("delivery-after-commit")));
         if outcome.is_some() {
             return Ok(outcome);
         }
         tracing::debug!(task = ground.options.task, "checkpoints changed during a round, which is done again");
     }
+}
+
+#[cfg(feature = "failpoints")]
+fn injected(failpoint: &str) -> Error {
+    Error::new(Kind::Target, format!("failing at the failpoint {failpoint}"))
 }
 
 fn prepare(ground: &Ground) -> Result<Option<Prepared>> {
@@ -120,6 +120,16 @@ fn prepare(ground: &Ground) -> Result<Option<Prepared>> {
     let again: Option<Intent> = read(&*ground.state, &intent::key(task))?;
     let Some(last) = ground.log.last_mark() else { return Ok(None) };
     let ledger = Ledger::open(&*ground.state, task, again.as_ref())?;
+    if ledger.scanned().at > last.at {
+        let doing = format!(
+            "reading the stream from {}, where the last round ended: it holds nothing behind {}",
+            ledger.scanned().at,
+            last.at
+        );
+        return Err(Error::new(Kind::LogLost, doing).fix(
+            "restore the stream's folder and the state from the same moment, or delete the task and start it anew",
+        ));
+    }
     let (from, to) = again.as_ref().map_or((ledger.from(), last.at), |intent| (intent.from, intent.to));
     if from >= to {
         return Ok(None);
@@ -296,7 +306,6 @@ async fn publish(ground: &Ground, finished: &mut Finished) -> Result<Vec<(TableN
     let objects: Vec<StagedObject> = finished.objects.drain(..).collect();
     let each = objects.into_iter().map(|object| async move {
         let StagedObject { planned, kind, staged } = object;
-        let Some(staged) = staged else { return Ok(None) };
         let published = ground.destination.publish(staged).await?;
         tracing::debug!(
             task = ground.options.task,
@@ -308,10 +317,9 @@ async fn publish(ground: &Ground, finished: &mut Finished) -> Result<Vec<(TableN
             "object published"
         );
         let (key, path, bytes) = (published.key, published.location, published.bytes);
-        Ok(Some((planned.table, DataFile { key, path, rows: planned.rows, bytes, kind })))
+        Ok((planned.table, DataFile { key, path, rows: planned.rows, bytes, kind }))
     });
-    let published: Vec<_> = stream::iter(each).buffered(PUBLISHES_MAX).try_collect().await?;
-    Ok(published.into_iter().flatten().collect())
+    stream::iter(each).buffered(PUBLISHES_MAX).try_collect().await
 }
 
 /// Registers what was published; `None` if somebody changed a checkpoint that the round would write.

@@ -456,6 +456,37 @@ async fn a_checkpoint_that_changes_under_a_round_is_not_overwritten() {
 }
 
 #[tokio::test]
+async fn a_table_that_was_given_up_may_be_loaded_again_before_the_next_round() {
+    let house = House::new();
+    let (a, b) = (table("a", &[]), table("b", &[]));
+    house.checkpoint(&a, Flow::Delivering);
+    house.checkpoint(&b, Flow::Waiting);
+    house.log.append(vec![inserts(&a, 10, 0..1), inserts(&b, 10, 0..2)], 11);
+    let delivery = house.delivery();
+    delivery.flush().await.unwrap();
+    house.change_checkpoint(&b, |checkpoint| checkpoint.suspend("its load failed"));
+    house.delivery().known().await.unwrap();
+    assert_eq!(house.log.pin(), LogPosition(0));
+    house.change_checkpoint(&b, Checkpoint::begin_load);
+    house.complete_load(&delivery, &b, Position(5), &[]).await;
+    delivery.flush().await.unwrap();
+    assert_eq!((ids(&delivered(&house, &b)), delivery.unaccounted()), (vec![0, 1], 0));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_shorter_than_the_state_knows_is_refused() {
+    let house = House::new();
+    let a = table("a", &[]);
+    house.checkpoint(&a, Flow::Delivering);
+    house.log.append(vec![inserts(&a, 10, 0..1)], 11);
+    house.log.append(vec![inserts(&a, 20, 0..1)], 21);
+    house.delivery().flush().await.unwrap();
+    let other = House { log: Arc::default(), ..house };
+    other.log.append(vec![inserts(&a, 10, 0..1)], 11);
+    assert_eq!(other.delivery().flush().await.unwrap_err().kind, millrace_core::Kind::LogLost);
+}
+
+#[tokio::test]
 async fn everything_goes_through_the_real_stream_too() {
     let house = House::new();
     let folder = tempfile::tempdir().unwrap();

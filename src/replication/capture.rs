@@ -6,7 +6,7 @@
 //! a mark is neither kept nor counted twice.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, stream::FuturesOrdered};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use millrace_core::{
     Change, ChangeBatch, Changes, Ddl, Durable, Error, Kind, Position, Reject, Result, Table, TableName,
     source::{Budget, Identity, Log, Source},
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    fill::fill,
+    fill::Filling,
     rules::{Mapped, Rules},
     tables::Tables,
 };
@@ -35,6 +35,8 @@ use crate::{
 
 /// Appends that may wait for their fsync at once; with the pull's budget it bounds what capture holds in memory.
 const APPENDS_IN_FLIGHT_MAX: usize = 4;
+/// A piece is appended at this size.
+const PIECE_BYTES: usize = 16 << 20;
 const BUDGET: Budget = Budget { rows: 65_536, bytes: 8 << 20, wait: Duration::from_secs(1) };
 
 /// What others ask of a running capture.
@@ -87,10 +89,9 @@ impl Capture<'_> {
         let from = self.stream.last_mark().map(|mark| mark.source);
         let from = from.ok_or_else(|| Error::new(Kind::Internal, "opening the log: the stream has no mark"))?;
         let mut log = self.source.open_log(&self.tables.captured(), from, self.identity).await?;
-        info!(task = self.task, position = %from, "capture began");
         opened();
         let mut shapes = Shapes::new(self.tables.rules().clone());
-        let mut appends = FuturesOrdered::new();
+        let mut appends: Appends<'_> = FuturesOrdered::new();
         loop {
             // A pull is safe to cancel, so an append that is done need not wait for the next change.
             let changes = tokio::select! {
@@ -107,11 +108,10 @@ impl Capture<'_> {
                 changes = log.pull(BUDGET), if appends.len() < APPENDS_IN_FLIGHT_MAX => changes?,
             };
             // What was pulled and not appended is not confirmed either: it comes again.
-            let prepared = tokio::select! {
+            tokio::select! {
                 () = cancel.cancelled() => break,
-                prepared = self.prepare(changes, &mut *log, &mut shapes) => prepared?,
-            };
-            appends.push_back(self.append(prepared));
+                prepared = self.prepare(changes, &mut *log, &mut shapes, &mut appends) => prepared?,
+            }
         }
         while let Some(done) = appends.next().await {
             self.confirm(&mut *log, done?).await?;
@@ -130,17 +130,15 @@ impl Capture<'_> {
         }
     }
 
-    async fn append(&self, prepared: Prepared) -> Result<(Option<Durable<Position>>, Vec<Aftermath>)> {
-        let durable = self.stream.append(prepared.append).await?;
-        Ok((durable, prepared.aftermath))
+    fn append(&self, prepared: Prepared) -> BoxFuture<'_, Result<Appended>> {
+        Box::pin(async move {
+            let durable = self.stream.append(prepared.append).await?;
+            Ok((durable, prepared.aftermath))
+        })
     }
 
     /// The append is durable: tells the source, and keeps what it said about tables.
-    async fn confirm(
-        &self,
-        log: &mut dyn Log,
-        (durable, aftermath): (Option<Durable<Position>>, Vec<Aftermath>),
-    ) -> Result<()> {
+    async fn confirm(&self, log: &mut dyn Log, (durable, aftermath): Appended) -> Result<()> {
         for after in aftermath {
             match after {
                 Aftermath::Evolved(table) => {
@@ -160,81 +158,121 @@ impl Capture<'_> {
         }
     }
 
-    /// Makes rows whole and names them as the target does; counts what is left out.
-    async fn prepare(&self, changes: Changes, log: &mut dyn Log, shapes: &mut Shapes) -> Result<Prepared> {
+    /// Makes rows whole, names them as the target does, counts what is left out, and appends. What a pull becomes is
+    /// appended in pieces: a row of a hundred bytes may have been sent without a megabyte that did not change.
+    async fn prepare<'s>(
+        &'s self,
+        changes: Changes,
+        log: &mut dyn Log,
+        shapes: &mut Shapes,
+        appends: &mut Appends<'s>,
+    ) -> Result<()> {
         self.note(&changes);
         let captured = changes.rows();
         if captured > 0 {
             self.metrics.count_rows(self.task, "captured", captured);
         }
-        let mut prepared = Prepared { append: Append { captured, ..Append::default() }, aftermath: vec![] };
+        let mut piece = Prepared::default();
+        piece.append.captured = captured;
         for item in changes.items {
             match item {
-                Change::Rows(batch) => self.rows(batch, shapes, &mut prepared).await?,
-                Change::Rejected(rejects) => self.rejected(rejects, shapes, &mut prepared),
+                Change::Rows(batch) => self.rows(batch, log, shapes, &mut piece, appends).await?,
+                Change::Rejected(rejects) => self.rejected(rejects, shapes, &mut piece),
                 Change::Truncate { tables, order } => {
                     let tables: Vec<TableName> = tables.into_iter().filter(|t| self.tables.is_captured(t)).collect();
                     let why = "the source truncated the table, which is not applied yet";
-                    tables.iter().for_each(|table| self.suspend(table, why, log, &mut prepared));
+                    tables.iter().for_each(|table| self.suspend(table, why, log, &mut piece));
                     let tables = tables.iter().map(|table| shapes.rules.target(table)).collect();
-                    prepared.append.changes.items.push(Change::Truncate { tables, order });
+                    piece.append.changes.items.push(Change::Truncate { tables, order });
                 }
                 Change::Ddl(Ddl::Evolved { table, order }) => {
                     let target = shapes.of(&table).target.clone();
-                    prepared.append.changes.items.push(Change::Ddl(Ddl::Evolved { table: target, order }));
-                    prepared.aftermath.push(Aftermath::Evolved(table));
+                    piece.append.changes.items.push(Change::Ddl(Ddl::Evolved { table: target, order }));
+                    piece.aftermath.push(Aftermath::Evolved(table));
                 }
                 Change::Ddl(Ddl::Unsupported { table, what, order }) => {
-                    self.suspend(&table, &what, log, &mut prepared);
+                    self.suspend(&table, &what, log, &mut piece);
                     let table = shapes.rules.target(&table);
-                    prepared.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
+                    piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
                 }
             }
         }
-        prepared.append.changes.upto = changes.upto;
-        prepared.append.changes.newest_commit_us = changes.newest_commit_us;
-        Ok(prepared)
+        piece.append.changes.upto = changes.upto;
+        piece.append.changes.newest_commit_us = changes.newest_commit_us;
+        appends.push_back(self.append(piece));
+        Ok(())
+    }
+
+    /// Appends what there is so far, without a mark, and waits until there is room for more.
+    async fn append_piece<'s>(
+        &'s self,
+        log: &mut dyn Log,
+        piece: &mut Prepared,
+        appends: &mut Appends<'s>,
+    ) -> Result<()> {
+        let suspended = piece.suspended.clone();
+        let full = std::mem::replace(piece, Prepared { suspended, ..Prepared::default() });
+        appends.push_back(self.append(full));
+        while appends.len() >= APPENDS_IN_FLIGHT_MAX {
+            if let Some(done) = appends.next().await {
+                self.confirm(log, done?).await?;
+            }
+        }
+        Ok(())
     }
 
     /// A table that is delivered is suspended from here on. One that is being loaded is not: whether this lies before or
     /// behind its load's position is known only when that is complete, and delivery decides by the order of the entry.
-    fn suspend(&self, table: &TableName, why: &str, log: &mut dyn Log, prepared: &mut Prepared) {
+    fn suspend(&self, table: &TableName, why: &str, log: &mut dyn Log, piece: &mut Prepared) {
         let loading = self.tables.to_load().iter().any(|record| record.table.name == *table);
         if loading || !self.tables.is_captured(table) {
             return;
         }
         log.remove_table(table);
-        prepared.aftermath.push(Aftermath::Suspend(table.clone(), why.to_string()));
+        piece.suspended.insert(table.clone());
+        piece.aftermath.push(Aftermath::Suspend(table.clone(), why.to_string()));
     }
 
-    async fn rows(&self, batch: ChangeBatch, shapes: &mut Shapes, prepared: &mut Prepared) -> Result<()> {
-        let name = batch.table.name.clone();
-        let suspended = prepared.suspends(&name) || !self.tables.is_captured(&name);
-        if suspended {
-            prepared.filtered("suspended", batch.rows() as u64);
+    async fn rows<'s>(
+        &'s self,
+        batch: ChangeBatch,
+        log: &mut dyn Log,
+        shapes: &mut Shapes,
+        piece: &mut Prepared,
+        appends: &mut Appends<'s>,
+    ) -> Result<()> {
+        let name = &batch.table.name;
+        if piece.suspended.contains(name) || !self.tables.is_captured(name) {
+            piece.filtered("suspended", batch.rows() as u64);
             return Ok(());
         }
-        let filled = fill(self.source, batch).await?;
-        prepared.filtered("superseded", filled.superseded);
-        self.rejected(filled.rejects, shapes, prepared);
-        if let Some(batch) = filled.batch {
-            let batch = shapes.of(&batch.table).batch(batch);
-            prepared.append.changes.items.push(Change::Rows(batch));
+        let mut filling = Filling::new(batch);
+        while let Some(filled) = filling.next(self.source).await? {
+            piece.filtered("superseded", filled.superseded);
+            self.rejected(filled.rejects, shapes, piece);
+            if let Some(batch) = filled.batch {
+                piece.bytes += batch.byte_size();
+                let batch = shapes.of(&batch.table).batch(batch);
+                piece.append.changes.items.push(Change::Rows(batch));
+            }
+            if piece.bytes >= PIECE_BYTES {
+                self.append_piece(log, piece, appends).await?;
+            }
         }
         Ok(())
     }
 
-    fn rejected(&self, rejects: Vec<Reject>, shapes: &Shapes, prepared: &mut Prepared) {
+    fn rejected(&self, rejects: Vec<Reject>, shapes: &Shapes, piece: &mut Prepared) {
         let mut by_table: BTreeMap<TableName, Vec<Reject>> = BTreeMap::new();
         for mut reject in rejects {
-            if prepared.suspends(&reject.table) || !self.tables.is_captured(&reject.table) {
-                prepared.filtered("suspended", 1);
+            if piece.suspended.contains(&reject.table) || !self.tables.is_captured(&reject.table) {
+                piece.filtered("suspended", 1);
                 continue;
             }
             reject.table = shapes.rules.target(&reject.table);
             by_table.entry(reject.table.clone()).or_default().push(reject);
         }
-        prepared.append.changes.items.extend(by_table.into_values().map(Change::Rejected));
+        piece.append.changes.items.extend(by_table.into_values().map(Change::Rejected));
     }
 
     fn note(&self, changes: &Changes) {
@@ -259,9 +297,18 @@ enum Aftermath {
     Suspend(TableName, String),
 }
 
+/// What an append gave, and what is to be done now that it is durable.
+type Appended = (Option<Durable<Position>>, Vec<Aftermath>);
+type Appends<'a> = FuturesOrdered<BoxFuture<'a, Result<Appended>>>;
+
+/// An append in the making.
+#[derive(Default)]
 struct Prepared {
     append: Append,
     aftermath: Vec<Aftermath>,
+    /// Tables that this pull suspended: their later rows in it are left out.
+    suspended: BTreeSet<TableName>,
+    bytes: usize,
 }
 
 impl Prepared {
@@ -269,10 +316,6 @@ impl Prepared {
         if rows > 0 {
             *self.append.filtered.entry(reason.into()).or_default() += rows;
         }
-    }
-
-    fn suspends(&self, table: &TableName) -> bool {
-        self.aftermath.iter().any(|after| matches!(after, Aftermath::Suspend(suspended, _) if suspended == table))
     }
 }
 

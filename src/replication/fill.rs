@@ -21,18 +21,77 @@ pub struct Filled {
     pub rejects: Vec<Reject>,
 }
 
+/// Rows that are looked up first; then as many as give about [`LOOKUP_BYTES`].
+const LOOKUP_ROWS_FIRST: usize = 256;
+const LOOKUP_ROWS_MAX: usize = 4096;
+const LOOKUP_BYTES: usize = 8 << 20;
+
+/// Fills one batch, in pieces of bounded size.
+#[derive(Debug)]
+pub struct Filling {
+    batch: ChangeBatch,
+    cells: Vec<(u32, u16)>,
+    next: usize,
+    rows: usize,
+}
+
+impl Filling {
+    /// A batch as the source gave it.
+    pub fn new(mut batch: ChangeBatch) -> Self {
+        let cells = batch.absent.take().unwrap_or_default().cells;
+        Self { batch, cells, next: 0, rows: LOOKUP_ROWS_FIRST }
+    }
+
+    /// The next rows, whole; `None` at the end.
+    pub async fn next(&mut self, source: &dyn Source) -> Result<Option<Filled>> {
+        if self.next >= self.batch.rows() {
+            return Ok(None);
+        }
+        if self.cells.is_empty() {
+            let rest = self.slice(self.next, self.batch.rows());
+            self.next = self.batch.rows();
+            return Ok(Some(Filled { batch: Some(rest), superseded: 0, rejects: vec![] }));
+        }
+        let (from, to) = (self.next, (self.next + self.rows).min(self.batch.rows()));
+        let shift = from as u32;
+        let end = self.cells.partition_point(|cell| (cell.0 as usize) < to);
+        let cells: Vec<(u32, u16)> = self.cells.drain(..end).map(|(row, column)| (row - shift, column)).collect();
+        let filled = fill(source, self.slice(from, to), &cells).await?;
+        self.next = to;
+        let bytes = filled.batch.as_ref().map_or(0, ChangeBatch::byte_size).max(1);
+        self.rows = (self.rows * LOOKUP_BYTES / bytes).clamp(1, LOOKUP_ROWS_MAX);
+        Ok(Some(filled))
+    }
+
+    fn slice(&self, from: usize, to: usize) -> ChangeBatch {
+        if from == 0 && to == self.batch.rows() {
+            return self.batch.clone();
+        }
+        let mut after = Columns::new(self.batch.table.columns.iter().map(|column| &column.ty));
+        after.append_range(&self.batch.after, from, to - from);
+        ChangeBatch {
+            table: self.batch.table.clone(),
+            ops: self.batch.ops[from..to].to_vec(),
+            order: self.batch.order[from..to].to_vec(),
+            commit_time_us: self.batch.commit_time_us[from..to].to_vec(),
+            after,
+            absent: None,
+        }
+    }
+}
+
 /// Fills what is absent by one lookup.
-pub async fn fill(source: &dyn Source, mut batch: ChangeBatch) -> Result<Filled> {
-    let Some(absent) = batch.absent.take() else {
+async fn fill(source: &dyn Source, batch: ChangeBatch, cells: &[(u32, u16)]) -> Result<Filled> {
+    if cells.is_empty() {
         return Ok(Filled { batch: Some(batch), superseded: 0, rejects: vec![] });
-    };
+    }
     if !batch.table.is_keyed() {
         let doing = format!("filling unchanged values of {}: it has no key", batch.table.name);
         return Err(Error::new(Kind::Internal, doing));
     }
-    let mut rows: Vec<u32> = absent.cells.iter().map(|cell| cell.0).collect();
+    let mut rows: Vec<u32> = cells.iter().map(|cell| cell.0).collect();
     rows.dedup();
-    let mut columns: Vec<u16> = absent.cells.iter().map(|cell| cell.1).collect();
+    let mut columns: Vec<u16> = cells.iter().map(|cell| cell.1).collect();
     columns.sort_unstable();
     columns.dedup();
     let wanted: Vec<usize> = columns.iter().map(|&column| column as usize).collect();
@@ -40,7 +99,7 @@ pub async fn fill(source: &dyn Source, mut batch: ChangeBatch) -> Result<Filled>
     let all_keys = batch.after.project(&batch.table.key);
     rows.iter().for_each(|&row| keys.append_range(&all_keys, row as usize, 1));
     let lookup = source.lookup(&batch.table, &keys, &wanted).await?;
-    Ok(patch(batch, &absent.cells, &rows, &wanted, &lookup))
+    Ok(patch(batch, cells, &rows, &wanted, &lookup))
 }
 
 fn patch(batch: ChangeBatch, cells: &[(u32, u16)], rows: &[u32], wanted: &[usize], lookup: &Lookup) -> Filled {

@@ -30,8 +30,8 @@ use tracing::{info, warn};
 
 use super::{rules::Mapped, tables::Tables};
 use crate::{
-    catalog::{Catalog, DataFile, FileKind},
-    delivery::{Delivery, dead_letters, file_schema, layout},
+    catalog::{Catalog, CatalogName, DataFile, FileKind},
+    delivery::{Delivery, OBJECT_BYTES_MAX, dead_letters, file_schema, layout},
     state::{
         Put, StateStore,
         keys::{
@@ -53,8 +53,6 @@ const SEGMENT_BYTES: u64 = 256 << 20;
 const SMALL_TABLE_BYTES: u64 = 32 << 20;
 /// What the Parquet writers of all segments may hold together before they write a row group.
 const WRITERS_BYTES: u64 = 96 << 20;
-/// A LOAD file is closed at this size, so that an upload of one piece stays small.
-const FILE_BYTES_MAX: u64 = 96 << 20;
 /// Batches that may wait for the encoder of one segment.
 const BATCHES_AHEAD: usize = 2;
 
@@ -175,8 +173,10 @@ impl FullLoad {
             Some(old) => old.next_file,
             None => self.tables.checkpoint(&record.target)?.map_or(0, |checkpoint| checkpoint.next_load_file).max(1),
         };
-        // A number whose file may be there without a segment's record is never used again, and the file goes.
-        let kept: Vec<&DataFile> = stored.iter().filter(|_| resumed).flat_map(|(_, segment)| &segment.files).collect();
+        // A number whose file may be there without a segment's record is never used again, and the file goes; but not one
+        // that readers see.
+        let mut kept = self.catalog.files(&CatalogName::of(&record.target))?;
+        kept.extend(stored.iter().filter(|_| resumed).flat_map(|(_, segment)| segment.files.clone()));
         for number in old.map(|old| old.first_file..old.next_file).into_iter().flatten() {
             let key = layout::load_key(&record.target, number);
             if !kept.iter().any(|file| file.key == key) {
@@ -262,16 +262,25 @@ impl FullLoad {
         }
     }
 
-    /// Gives the file its number, stored before it is used, and makes it visible.
+    /// Gives the file its number, stored before it is used, and makes it visible. A number that was taken before this
+    /// task began (by a task of the same name that was deleted) is passed over.
     async fn publish(&self, table: &TableName, target: &TableName, staged: Staged) -> Result<Published> {
-        let mut number = 0;
-        self.tables.update(table, vec![], |record| {
-            if let Some(load) = &mut record.load {
-                number = load.next_file;
-                load.next_file += 1;
+        let Staged { path, rows, bytes, metadata, .. } = staged;
+        loop {
+            let mut number = 0;
+            self.tables.update(table, vec![], |record| {
+                if let Some(load) = &mut record.load {
+                    number = load.next_file;
+                    load.next_file += 1;
+                }
+            })?;
+            let key = layout::load_key(target, number);
+            let numbered = Staged { key, path: path.clone(), rows, bytes, metadata: metadata.clone() };
+            match self.destination.publish(numbered).await {
+                Err(error) if error.kind == Kind::TargetConflict => continue,
+                published => return published,
             }
-        })?;
-        self.destination.publish(Staged { key: layout::load_key(target, number), ..staged }).await
+        }
     }
 
     /// The last segment is done: the new generation replaces what the manifest held, in one commit.
@@ -368,7 +377,7 @@ impl Encoder {
             if open.held_bytes() >= self.held_bytes_max {
                 open.flush()?;
             }
-            if open.size_so_far() >= FILE_BYTES_MAX {
+            if open.size_so_far() >= OBJECT_BYTES_MAX {
                 written.files.extend(writer.take().map(|full| full.finish()).transpose()?);
             }
         }

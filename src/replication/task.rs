@@ -259,9 +259,8 @@ impl Task {
         }
         let name = self.name();
         let mut puts = vec![Put::delete(task::key(name))];
-        for prefix in
-            [table::prefix(name), checkpoint::prefix(name), format!("segment/{name}/"), format!("intent/{name}/")]
-        {
+        let kinds = ["segment", "intent", "delivery", "garbage"].map(|kind| format!("{kind}/{name}/"));
+        for prefix in kinds.into_iter().chain([table::prefix(name), checkpoint::prefix(name)]) {
             puts.extend(self.wiring.state.scan(&prefix)?.into_iter().map(|(key, _)| Put::delete(key)));
         }
         self.wiring.state.commit(&puts)?;

@@ -1,14 +1,22 @@
-//! Takes whole segments whose time has passed and which every delivery has behind it. Nothing is ever taken early: at
-//! the disk bound it is the writer that waits.
+//! Takes whole segments whose time has passed and which every delivery has behind it.
+//!
+//! Near the disk bound history gives way before the source does: what is delivered goes early, oldest first. What is not
+//! delivered is never taken; when only that is left the writer waits.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
 use millrace_core::Result;
 
-use super::{segment, shared::Shared};
+use super::{
+    segment::{self, SegmentInfo},
+    shared::{Shared, bytes_on_disk},
+};
 
-/// Removes, oldest first, every closed segment whose newest frame is older than the retention and which ends at or
-/// before the pin.
+/// From this share of the disk bound on, delivered segments go before their time: numerator and denominator.
+const PRESSURE: (u64, u64) = (3, 4);
+
+/// Removes, oldest first, every closed segment which ends at or before the pin and whose newest frame is older than the
+/// retention, or as many as bring the log below three quarters of its bound.
 pub(super) fn retain(shared: &Shared) -> Result<()> {
     let folder = &shared.options.folder;
     let pin = shared.pin.load(Ordering::Acquire);
@@ -20,7 +28,14 @@ pub(super) fn retain(shared: &Shared) -> Result<()> {
         let is_due = |last_arrival_us: i64| {
             Duration::from_micros(now_us.saturating_sub(last_arrival_us).max(0) as u64) >= shared.options.retention
         };
-        let due = segments.iter().take(closed).take_while(|s| s.end <= pin && is_due(s.last_arrival_us)).count();
+        let bound = shared.options.disk_bytes_max / PRESSURE.1 * PRESSURE.0;
+        let mut left = bytes_on_disk(&segments);
+        let goes = |segment: &&SegmentInfo| {
+            let goes = segment.end <= pin && (left > bound || is_due(segment.last_arrival_us));
+            left -= segment.end - segment.base;
+            goes
+        };
+        let due = segments.iter().take(closed).take_while(goes).count();
         // Out of sight first: a reader that begins now is told that the range is gone.
         bases.extend(segments.drain(..due).map(|segment| segment.base));
     }

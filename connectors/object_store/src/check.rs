@@ -46,6 +46,8 @@ pub fn check_folder(folder: &Folder) -> Vec<Finding> {
     }
     let _ = fs::remove_file(&link);
     let _ = fs::remove_file(&probe);
+    // Goes only while it is empty.
+    let _ = fs::remove_dir(&folder.staging);
     findings
 }
 

@@ -47,13 +47,14 @@ impl TempFile {
     /// Makes a new file in the folder, and the folder itself.
     fn create(folder: &Path) -> io::Result<(Self, File)> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        fs::create_dir_all(folder)?;
         loop {
+            // Each time, because a check that ends at the same moment takes an empty folder away.
+            fs::create_dir_all(folder)?;
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(format!("{:08x}-{number:08x}.tmp", std::process::id()));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => return Ok((Self { path, kept: false }, file)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -106,6 +106,7 @@ async fn check_finds_a_folder_that_cannot_be_written_to() {
     let good = store(&folder.path().join("new/lake"), folder.path(), Compression::Zstd);
     assert_eq!(good.check().await, []);
     assert_eq!(files_below(&folder.path().join("new/lake")), Vec::<String>::new(), "the probe is gone");
+    assert_eq!(fs::read_dir(folder.path().join("new/lake/_staging")).unwrap().count(), 0);
 
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();

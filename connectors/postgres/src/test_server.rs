@@ -78,6 +78,14 @@ impl TestServer {
         self.run("pg_ctl", &["-D", &self.data(), "-m", mode, "-w", "stop"]);
     }
 
+    /// Restarts the server as a standby of nobody and promotes it: it is on a new timeline then.
+    pub fn fork_timeline(&self) {
+        self.stop("fast");
+        fs::write(Path::new(&self.data()).join("standby.signal"), "").unwrap();
+        self.begin();
+        self.run("pg_ctl", &["-D", &self.data(), "-w", "promote"]);
+    }
+
     /// The data folder.
     pub fn data(&self) -> String {
         self.folder.join("data").display().to_string()

@@ -271,7 +271,7 @@ pub struct House {
     pub target: Arc<FaultyTarget>,
     pub state: Arc<FaultyState>,
     pub catalog: Catalog,
-    folder: Arc<tempfile::TempDir>,
+    pub folder: Arc<tempfile::TempDir>,
 }
 
 impl House {

@@ -251,10 +251,11 @@ impl Decoder {
             captured.close(&mut self.items);
             self.dirty.retain(|&dirty| dirty != oid);
         }
+        let overflow = captured.tracker.as_ref().is_some_and(KeyTracker::is_full);
         if !sent {
             return self.suspend(oid, "an update came without the old row, which a table without a key needs");
         }
-        if self.tables.get(&oid).and_then(|captured| captured.tracker.as_ref()).is_some_and(KeyTracker::is_full) {
+        if overflow {
             return self.suspend(oid, "one transaction changed too many rows for its deferrable key");
         }
         Ok(())

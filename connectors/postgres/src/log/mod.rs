@@ -46,6 +46,9 @@ use crate::{
 /// While a backlog is read in bursts, changes are collected for so long before they are handed out.
 const COLLECT: Duration = Duration::from_millis(25);
 
+/// Other tasks are let run at least so often.
+const YIELD_INTERVAL: Duration = Duration::from_millis(5);
+
 /// How the log is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogOptions {
@@ -69,6 +72,8 @@ pub struct PostgresLog {
     status: StatusSender,
     decoder: Decoder,
     pace: Pace,
+    /// When other tasks were last let run.
+    yielded: Instant,
     fence: Arc<VisibilityFence>,
     /// For shapes that changed; closed when a pull ends.
     catalog: Option<Connection>,
@@ -102,6 +107,7 @@ impl PostgresLog {
             reader: stream.reader,
             status: StatusSender::spawn(stream.writer, start, interval),
             decoder,
+            yielded: Instant::now(),
             fence,
             catalog: None,
         })
@@ -148,6 +154,11 @@ impl PostgresLog {
     /// Reads more; `false` when it is time to hand out what there is. Safe to cancel.
     async fn read_more(&mut self, began: Instant, deadline: tokio::time::Instant) -> Result<bool> {
         let ready = self.decoder.has_changes() && !self.decoder.in_transaction();
+        // A backlog may keep this task busy for long, and status updates must go out meanwhile.
+        if self.yielded.elapsed() >= YIELD_INTERVAL {
+            tokio::task::yield_now().await;
+            self.yielded = Instant::now();
+        }
         let count = self.reader.fill_now().await?;
         if count > 0 {
             self.pace.read(count, Instant::now());
@@ -157,6 +168,7 @@ impl PostgresLog {
             if (ready && began.elapsed() >= COLLECT) || (!ready && tokio::time::Instant::now() >= deadline) {
                 return Ok(false);
             }
+            self.reader.leave_alone();
             tokio::time::sleep(sleep).await;
             return Ok(true);
         }

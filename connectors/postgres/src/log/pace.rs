@@ -10,13 +10,17 @@ use std::time::{Duration, Instant};
 /// tokio's timer has no finer grain.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
 const SLEEP_MAX: Duration = Duration::from_millis(5);
-/// A backlog is recognised by so many reads within [`WINDOW`], or by one read as large as [`LARGE_READ`].
-const READS_MAX: u32 = 32;
-const WINDOW: Duration = Duration::from_millis(2);
+/// A backlog is recognised by so many reads within [`WINDOW`], or by one read as large as [`LARGE_READ`]. A thousand
+/// small transactions per second make about 3,000 reads per second, and are still read at once.
+const READS_MAX: u32 = 64;
+const WINDOW: Duration = Duration::from_millis(10);
 const LARGE_READ: usize = 32 << 10;
-/// Above this rate the sleep doubles, below the other it halves, and at its least the backlog is over; bytes per second.
+/// Above this rate the sleep doubles; bytes per second.
 const RATE_HIGH: f64 = 6e6;
-const RATE_LOW: f64 = 2e6;
+/// Below this rate it halves, and after so many bursts the backlog is over. A walsender that has to wait for a core
+/// is silent for some milliseconds; at the least sleep, patience costs little.
+const RATE_LOW: f64 = 5e5;
+const SLOW_BURSTS_MAX: u32 = 16;
 
 /// The state between reads.
 #[derive(Debug)]
@@ -28,12 +32,14 @@ pub struct Pace {
     since: Instant,
     reads: u32,
     bytes: usize,
+    /// Slow bursts in a row.
+    slow: u32,
 }
 
 impl Pace {
     /// Begins live.
     pub fn new(gains_from_bursts: bool, now: Instant) -> Self {
-        Self { gains_from_bursts, sleep: None, since: now, reads: 0, bytes: 0 }
+        Self { gains_from_bursts, sleep: None, since: now, reads: 0, bytes: 0, slow: 0 }
     }
 
     /// So much was read at once.
@@ -47,7 +53,7 @@ impl Pace {
         }
         self.reads += 1;
         if self.reads >= READS_MAX || count >= LARGE_READ {
-            (self.sleep, self.since, self.bytes) = (Some(SLEEP_MIN), now, 0);
+            (self.sleep, self.since, self.bytes, self.slow) = (Some(SLEEP_MIN), now, 0, 0);
         }
     }
 
@@ -56,14 +62,13 @@ impl Pace {
         let sleep = self.sleep?;
         let elapsed_s = (now - self.since).as_secs_f64().max(1e-6);
         let rate = self.bytes as f64 / elapsed_s;
+        self.slow = if rate < RATE_LOW { self.slow + 1 } else { 0 };
         self.sleep = if rate >= RATE_HIGH {
             Some((sleep * 2).min(SLEEP_MAX))
-        } else if rate >= RATE_LOW {
+        } else if self.slow == 0 {
             Some(sleep)
-        } else if self.bytes > 0 && sleep > SLEEP_MIN {
-            Some((sleep / 2).max(SLEEP_MIN))
         } else {
-            None
+            (self.slow < SLOW_BURSTS_MAX).then_some((sleep / 2).max(SLEEP_MIN))
         };
         (self.since, self.bytes, self.reads) = (now, 0, 0);
         self.sleep
@@ -99,13 +104,19 @@ mod tests {
             sleeps.push(pace.dry(now).unwrap());
         }
         assert_eq!(sleeps, [2 * MS, 4 * MS, 5 * MS, 5 * MS, 5 * MS]);
-        let mut left = 0;
-        while pace.dry(now + MS).is_some() {
-            now += MS;
+        // A pause of the walsender is no end; the end is met with short sleeps.
+        now += 5 * MS;
+        assert_eq!(pace.dry(now), Some(SLEEP_MAX / 2));
+        now += 3 * MS;
+        pace.read(300_000, now);
+        assert_eq!(pace.dry(now), Some(SLEEP_MAX));
+        let mut quiet = Duration::ZERO;
+        while let Some(sleep) = pace.dry(now) {
+            now += sleep;
+            quiet += sleep;
             pace.read(10, now);
-            left += 1;
         }
-        assert!(left < 4, "a source that went quiet is left in {left} steps");
+        assert!(quiet < 30 * MS, "a source that went quiet is read at once after {quiet:?}");
     }
 
     #[test]

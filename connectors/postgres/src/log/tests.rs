@@ -104,7 +104,7 @@ fn show_change(change: &Change) -> Vec<String> {
             vec![format!("truncate {} #{}", names.join(" "), order.ordinal)]
         }
         Change::Ddl(Ddl::Evolved { table, .. }) => vec![format!("evolved {} v{}", table.name.name, table.version)],
-        Change::Ddl(Ddl::Unsupported { table, what, .. }) => vec![format!("unsupported {}: {what}", table.name)],
+        Change::Ddl(Ddl::Unsupported { table, what, .. }) => vec![format!("unsupported {table}: {what}")],
         Change::Rejected(rejects) => rejects
             .iter()
             .map(|reject| {
@@ -477,4 +477,54 @@ async fn the_end_of_the_server_ends_the_pull() {
     assert_eq!(error.kind, Kind::Connection, "{error}");
     fixture.server.begin();
     assert!(fixture.open().await.pull(budget()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_new_timeline_is_followed_if_it_holds_our_position() {
+    let Some(mut fixture) = Fixture::new("create table t (id int primary key)").await else { return };
+    fixture.run("insert into t values (1)").await;
+    fixture.server.fork_timeline();
+    fixture.session = fixture.server.session().await;
+    let now = slot::identity(&mut fixture.session).await.unwrap();
+    assert_eq!((fixture.known.timeline, now.timeline), (1, 2));
+    let mut log = fixture.open().await;
+    assert_eq!(fixture.effect(&mut log, "insert into t values (2)").await, ["I 1 #1", "I 2 #1"]);
+    drop(log);
+    // What the old timeline wrote behind the fork point is not here.
+    let behind = fixture.wal_end().await;
+    let error = fixture.try_open(behind).await.map(|_| ()).unwrap_err();
+    assert_eq!((error.kind, error.to_string().contains("left timeline 1 at")), (Kind::LogLost, true), "{error}");
+}
+
+#[tokio::test]
+async fn a_pull_that_is_given_up_loses_nothing() {
+    let Some(mut fixture) = Fixture::new("create table t (id int primary key, v text)").await else { return };
+    let mut log = fixture.open().await;
+    fixture.run("insert into t select g, repeat('x', 200) from generate_series(1, 20000) g").await;
+    let (mut seen, mut given_up, mut next) = (0, 0, 1);
+    while seen < 20_000 {
+        let patience = Duration::from_micros(200);
+        match tokio::time::timeout(patience, log.pull(Budget { rows: 500, ..budget() })).await {
+            Err(_) => given_up += 1,
+            Ok(changes) => {
+                let changes = changes.unwrap();
+                seen += changes.rows();
+                for row in show(&[changes]) {
+                    assert!(row.starts_with(&format!("I {next} ")), "{row} instead of {next}");
+                    next += 1;
+                }
+            }
+        }
+    }
+    assert!(given_up > 0, "no pull was given up");
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_as_well() {
+    let Some(mut fixture) = Fixture::new("create table t (id int primary key)").await else { return };
+    let config = PostgresConfig { host: fixture.server.socket_folder(), ..fixture.server.config("postgres") };
+    let (names, tables, known, fence) = (&fixture.names, &fixture.tables, &fixture.known, fixture.fence.clone());
+    let mut log = PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options, fence).await.unwrap();
+    fixture.run("insert into t select generate_series(1, 50000)").await;
+    assert_eq!(drain(&mut log).await.iter().map(Changes::rows).sum::<u64>(), 50_000);
 }

@@ -191,7 +191,7 @@ impl Connection {
         self.begin(sql).await?;
         loop {
             match self.answer(sql).await? {
-                Answer::CopyBoth => return Ok(CopyBoth::new(self.socket, self.inbox)),
+                Answer::CopyBoth => return CopyBoth::new(self.socket, self.inbox),
                 Answer::Ready => {
                     return Err(Error::new(Kind::Protocol, running(sql)).with("the server did not begin to stream"));
                 }

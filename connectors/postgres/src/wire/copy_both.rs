@@ -1,9 +1,13 @@
 //! COPY both: the log comes in, status updates go out.
 
 use millrace_core::{Error, Kind, Result, error::Context};
-use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 
-use super::{inbox::Inbox, server_error::ServerError, socket::Socket};
+use super::{
+    inbox::Inbox,
+    log_socket::{self, ReadingSide, WritingSide},
+    server_error::ServerError,
+    socket::Socket,
+};
 
 /// A walsender that streams. The halves are used apart, so that the session can be kept alive while nobody reads.
 #[derive(Debug)]
@@ -15,17 +19,18 @@ pub struct CopyBoth {
 }
 
 impl CopyBoth {
-    pub(super) fn new(socket: Socket, inbox: Inbox) -> Self {
+    pub(super) fn new(socket: Socket, inbox: Inbox) -> Result<Self> {
         let gains_from_bursts = socket.gains_from_bursts();
-        let (read, write) = tokio::io::split(socket);
-        Self { reader: LogReader { socket: read, inbox, gains_from_bursts }, writer: LogWriter { socket: write } }
+        let (read, write) =
+            log_socket::split(socket).context(Kind::Connection, || "taking the replication socket apart")?;
+        Ok(Self { reader: LogReader { socket: read, inbox, gains_from_bursts }, writer: LogWriter { socket: write } })
     }
 }
 
 /// Receives the log's messages.
 #[derive(Debug)]
 pub struct LogReader {
-    socket: ReadHalf<Socket>,
+    socket: ReadingSide,
     inbox: Inbox,
     gains_from_bursts: bool,
 }
@@ -66,21 +71,26 @@ impl LogReader {
         }
     }
 
+    /// Nobody will wait for the socket for a while.
+    pub fn leave_alone(&mut self) {
+        self.socket.leave_alone();
+    }
+
     /// Waits for bytes and reads them. Safe to cancel.
     pub async fn fill(&mut self) -> Result<usize> {
-        self.inbox.fill(&mut self.socket).await.context(Kind::Connection, || "reading the log")
+        self.socket.fill(&mut self.inbox).await.context(Kind::Connection, || "reading the log")
     }
 
     /// Reads what is there without waiting; 0 if there is nothing.
     pub async fn fill_now(&mut self) -> Result<usize> {
-        self.inbox.fill_now(&mut self.socket).await.context(Kind::Connection, || "reading the log")
+        self.socket.fill_now(&mut self.inbox).await.context(Kind::Connection, || "reading the log")
     }
 }
 
 /// Sends messages to the walsender.
 #[derive(Debug)]
 pub struct LogWriter {
-    socket: WriteHalf<Socket>,
+    socket: WritingSide,
 }
 
 impl LogWriter {
@@ -91,7 +101,6 @@ impl LogWriter {
         message.push(b'd');
         message.extend_from_slice(&length.to_be_bytes());
         message.extend_from_slice(payload);
-        self.socket.write_all(&message).await.context(Kind::Connection, || "writing a status update")?;
-        self.socket.flush().await.context(Kind::Connection, || "writing a status update")
+        self.socket.write(&message).await.context(Kind::Connection, || "writing a status update")
     }
 }

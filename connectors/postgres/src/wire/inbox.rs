@@ -17,6 +17,8 @@ use super::reader::Malformed;
 /// Room for reads: larger ones do not make the walsender or the COPY cheaper.
 pub const ROOM: usize = 256 << 10;
 
+const CLOSED: &str = "the server closed the connection";
+
 /// The largest frame that is taken. PostgreSQL itself builds no message above 1 GiB.
 const FRAME_BYTES_MAX: usize = (1 << 30) + (1 << 20);
 
@@ -132,8 +134,13 @@ impl Inbox {
             (self.start, self.end) = (0, self.end - self.start);
         }
         if self.data.len() - self.end < ROOM / 8 {
-            let double = self.data.len() * 2;
-            self.data.resize(double, 0);
+            // Twice as much, but of a message whose length is known no more than it needs.
+            let needed = match self.header() {
+                Ok(Some(header)) => self.start + header.body + ROOM,
+                _ => usize::MAX,
+            };
+            let larger = (self.data.len() * 2).min(needed).max(self.data.len() + ROOM / 2);
+            self.data.resize(larger, 0);
         }
     }
 
@@ -148,11 +155,25 @@ impl Inbox {
                 let count = room.filled().len();
                 self.end += count;
                 Poll::Ready(if count == 0 {
-                    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"))
+                    Err(io::Error::new(io::ErrorKind::UnexpectedEof, CLOSED))
                 } else {
                     Ok(count)
                 })
             }
+        }
+    }
+
+    /// Reads once by a call that does not wait; 0 if it would have to.
+    pub fn fill_from(&mut self, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
+        self.make_room();
+        match read(self.data.get_mut(self.end..).unwrap_or_default()) {
+            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, CLOSED)),
+            Ok(count) => {
+                self.end += count;
+                Ok(count)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+            Err(error) => Err(error),
         }
     }
 

@@ -22,6 +22,7 @@ pub mod delete;
 mod inbox;
 pub mod insert;
 pub mod keepalive;
+mod log_socket;
 pub mod logical_message;
 pub mod origin;
 mod password;

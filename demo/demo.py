@@ -98,8 +98,7 @@ def show_results(results):
     width = max(len(result.table) for result in results)
     print(f"\n      {'table':<{width}}{'source':>12}{'lake':>12}{'files':>8}")
     for result in results:
-        note = "  (events)" if result.table == "shop.sensor" else ""
-        print(f"      {result.table:<{width}}{result.source_rows:>12,}{result.lake_rows:>12,}{result.files:>8}{note}")
+        print(f"      {result.table:<{width}}{result.source_rows:>12,}{result.lake_rows:>12,}{result.files:>8}")
     print(f"      {'':<{width}}{sum(r.source_rows for r in results):>12,}{sum(r.lake_rows for r in results):>12,}")
 
 

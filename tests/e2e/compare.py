@@ -271,7 +271,7 @@ def compare_table(connection, lake, schema, table, target=None, rename=None, dro
     op, time, order = our_columns([row[0] for row in duck.execute("describe lake").fetchall()])
     check_change_files(duck, result, op, time, order)
     if audit:
-        compare_events(duck, connection, result, audit, columns, targets, op)
+        compare_events(duck, connection, result, audit, columns, targets, op, (schema, table))
         return result
     if key:
         listed = ", ".join(name(column) for column in key)
@@ -358,21 +358,24 @@ def describe_differences(duck, result, targets, key, through):
         result.problems.append(f"{through}key {found}, (source, lake): {pairs}")
 
 
-def compare_events(duck, connection, result, audit, columns, targets, op):
-    """A keyless table's events against the audit of its triggers, as multisets. An update of a table without a key may
-    be told as an update, or as a delete and an insert; either way the rows that came and the rows that went agree."""
-    schema, table = audit
-    result.source_rows = connection.execute(f"select count(*) from {name(schema)}.{name(table)}").fetchone()[0]
-    result.lake_rows = duck.execute("select count(*) from lake").fetchone()[0]
-    for title, source_where, lake_where in (
-        ("rows that came", "where came", f"{name(op)} in ('I', 'U')"),
-        ("rows that went by a delete", "where went = 'D'", f"{name(op)} = 'D'"),
+def compare_events(duck, connection, result, audit, columns, targets, op, table):
+    """A keyless table with full identity: an update is told as a delete of the old row and an insert of the new one. Its
+    events agree with the audit of its triggers as multisets, and what came less what went is what is there."""
+    schema, audited = audit
+    for title, source, lake_rows in (
+        ("rows that came", (schema, audited, "where came"), f"select * from lake where {name(op)} in ('I', 'U')"),
+        ("rows that went", (schema, audited, "where not came"), f"select * from lake where {name(op)} = 'D'"),
+        (
+            "rows that are there",
+            (*table, ""),
+            f"select {', '.join(map(name, targets))} from lake where {name(op)} <> 'D' except all "
+            f"select {', '.join(map(name, targets))} from lake where {name(op)} = 'D'",
+        ),
     ):
-        duck.execute(f"create or replace view part as select * from lake where {lake_where}")
-        source = fetch_source(connection, schema, table, columns, source_where)
-        before = (result.source_rows, result.lake_rows)
-        compare_rows(duck, result, source, targets, [], "part", f"{title}: ")
-        result.source_rows, result.lake_rows = before
+        duck.execute(f"create or replace view part as {lake_rows}")
+        found = fetch_source(connection, source[0], source[1], columns, source[2])
+        result.source_rows = found.num_rows
+        compare_rows(duck, result, found, targets, [], "part", f"{title}: ")
 
 
 def assert_identical(results):

@@ -9,6 +9,7 @@ import glob
 import http.server
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -340,8 +341,11 @@ class CarelessS3:
             do_HEAD = do_GET
 
             def do_POST(self):
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self.answer(200, b"<DeleteResult/>", Content_Type="application/xml")
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+                keys = re.findall("<Key>(.*?)</Key>", body)
+                deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+                answer = f'<?xml version="1.0"?><DeleteResult>{deleted}</DeleteResult>'
+                self.answer(200, answer.encode(), Content_Type="application/xml")
 
             def do_DELETE(self):
                 objects.pop(self.key(), None)

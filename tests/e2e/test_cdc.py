@@ -241,7 +241,8 @@ def test_mode_cdc_takes_changes_from_now_on(daemon, sql):
     sql("create table t (id int primary key, v text)", "insert into t values (1, 'before')")
     running = daemon(["public.t"], mode="cdc").start_and_load()
     sql("insert into t values (2, 'after')")
-    wait_for(lambda: running.lake.files("public", "t"), 20, "a file")
+    # The catalog knows the table from its first delivery on.
+    wait_for(lambda: running.catalog_tables("public") and running.lake.files("public", "t"), 20, "a file")
     duck = duckdb.connect()
     running.lake.relation(duck, running.lake.files("public", "t"))
     assert duck.execute('select "Op", id, v from lake').fetchall() == [("I", 2, "after")]

@@ -99,7 +99,7 @@ def test_readers_see_the_old_table_until_the_new_one_is_whole(daemon, sql):
     while time.monotonic() < deadline:
         state = running.states()[("public", "t")]
         reloading |= state == "Table is being reloaded"
-        counts.add(duckdb.sql(f"select count(*) from ({running.lake.view('public', 't')})").fetchone()[0])
+        counts.add(duckdb.connect().execute(f"select count(*) from ({running.lake.view('public', 't')})").fetchone()[0])
         if reloading and state == "Table completed":
             break
         time.sleep(0.1)

@@ -29,7 +29,7 @@ def test_two_unknown_keys_at_once(daemon, sql):
         ((lambda text: text.replace('"full-load-and-cdc"', '"fulload"')), "full-load"),
         ((lambda text: text.replace('"interval": 1s', '"interval": 1')), "interval"),
         ((lambda text: text.replace("source: \"source\"", "source: \"sauce\"")), "sauce"),
-        ((lambda text: text.replace("tables: [", "tables: [\"nodot\", ")), "nodot"),
+        ((lambda text: text.replace("tables: [", "tables: [\"nodot\", ")), "schema.table"),
         ((lambda text: text + "  : {"), "millrace.yaml"),
         ((lambda text: text.replace("listen: 127.0.0.1:", "listen: 0.0.0.0:")), "listen"),
     ],

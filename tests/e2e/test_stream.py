@@ -96,7 +96,7 @@ def test_a_state_folder_from_yesterday_is_refused(daemon, sql):
     running = daemon(["public.t"]).start_and_load()
     running.compare([("public", "t")])
     running.terminate()
-    shutil.copytree(running.state, running.state + ".yesterday")
+    shutil.copytree(running.state, running.state + ".yesterday", ignore=shutil.ignore_patterns("*.sock"))
     running.start()
     sql("insert into t select generate_series(10, 1000)")
     running.wait_confirmed()

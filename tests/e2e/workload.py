@@ -47,7 +47,10 @@ create schema audit;
 create table audit.sensor (came boolean, went "char", like shop.sensor);
 create function audit.note() returns trigger language plpgsql as $$ begin
   if tg_op = 'DELETE' then insert into audit.sensor select false, 'D', old.*;
-  else insert into audit.sensor select true, case tg_op when 'UPDATE' then 'U'::"char" end, new.*; end if;
+  elsif tg_op = 'UPDATE' then
+    insert into audit.sensor select false, 'U', old.*;
+    insert into audit.sensor select true, null, new.*;
+  else insert into audit.sensor select true, null, new.*; end if;
   return null; end $$;
 create trigger note after insert or update or delete on shop.sensor for each row execute function audit.note();
 """

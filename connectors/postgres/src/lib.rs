@@ -4,6 +4,7 @@
 //! - [`discover`]: tables and their shapes; [`types`]: what values become
 //! - [`publication`], [`slot`]: what a task makes at the server
 //! - [`snapshot`], [`load`]: full load by binary COPY at an exact position
+//! - [`log`]: changes by pgoutput; [`fence`], [`lookup`]: the values that it leaves out
 //! - [`wire`]: the protocol
 //!
 //! What is left out, on purpose: generated columns (pgoutput does not send them before PostgreSQL 18, and load and
@@ -26,7 +27,10 @@ pub mod types;
 pub mod waiting;
 pub mod wire;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use millrace_core::{
@@ -35,6 +39,8 @@ use millrace_core::{
 };
 
 pub use config::{Names, PostgresConfig, Tls, TlsMode};
+use fence::VisibilityFence;
+use log::{LogOptions, PostgresLog};
 use wire::{Connection, Mode};
 
 /// What a task may set.
@@ -42,11 +48,13 @@ use wire::{Connection, Mode};
 pub struct Options {
     /// A longer value goes to the dead letters with its row; bytes.
     pub value_bytes_max: usize,
+    /// After how long a silence the server gives up on the reader of its log.
+    pub sender_timeout: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { value_bytes_max: 64 << 20 }
+        Self { value_bytes_max: 64 << 20, sender_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -56,6 +64,8 @@ pub struct Shared {
     config: PostgresConfig,
     names: Names,
     options: Options,
+    /// What the log has handed out and a lookup must see.
+    fence: Arc<VisibilityFence>,
     /// A session for catalog queries, kept between them.
     idle: Mutex<Option<Connection>>,
 }
@@ -87,7 +97,7 @@ impl PostgresSource {
     /// Nothing is connected yet. What the task makes at the server is named after it.
     pub fn new(config: PostgresConfig, task: &str, options: Options) -> Self {
         let names = Names::of_task(task);
-        Self { shared: Arc::new(Shared { config, names, options, idle: Mutex::new(None) }) }
+        Self { shared: Arc::new(Shared { config, names, options, fence: Arc::default(), idle: Mutex::new(None) }) }
     }
 }
 
@@ -124,12 +134,22 @@ impl Source for PostgresSource {
         slot::create(&self.shared.config, &self.shared.names).await
     }
 
-    async fn open_log(&self, _tables: &[Arc<Table>], _from: Position, _known: &Identity) -> Result<Box<dyn Log>> {
-        unimplemented!("until the log is merged")
+    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
+        let Shared { config, names, options, fence, .. } = &*self.shared;
+        let options = LogOptions { value_bytes_max: options.value_bytes_max, sender_timeout: options.sender_timeout };
+        let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
+        Ok(Box::new(log))
     }
 
-    async fn lookup(&self, _table: &Table, _keys: &Columns, _columns: &[usize]) -> Result<Lookup> {
-        unimplemented!("until the log is merged")
+    async fn lookup(&self, table: &Table, keys: &Columns, columns: &[usize]) -> Result<Lookup> {
+        let mut connection = self.shared.catalog().await?;
+        let xids = self.shared.fence.xids();
+        lookup::wait_until_visible(&mut connection, &xids).await?;
+        self.shared.fence.seen(&xids);
+        let value_bytes_max = self.shared.options.value_bytes_max;
+        let found = lookup::read(&mut connection, table, keys, columns, value_bytes_max).await?;
+        self.shared.give_back(connection);
+        Ok(found)
     }
 
     async fn snapshot(&self, tables: &[TableName], exact: bool) -> Result<Box<dyn Snapshot>> {

@@ -182,6 +182,7 @@ impl TupleSink<'_> {
                 }
                 Tuple::Unfit { bytes: count, column, reason } => {
                     let tuple = rest.get(..count).unwrap_or_default();
+                    let reason = self.decoder.explain(reason);
                     self.batch.rejects.push(reject(self.table, self.types, self.order, tuple, column, reason));
                     at += count;
                     self.batch.bytes += count;
@@ -268,7 +269,7 @@ impl Rows for SegmentRows {
 }
 
 /// A row for the dead letters, with every column as the server's text.
-fn reject(table: &Table, types: &[PgType], order: Order, tuple: &[u8], column: usize, reason: &str) -> Reject {
+fn reject(table: &Table, types: &[PgType], order: Order, tuple: &[u8], column: usize, reason: String) -> Reject {
     let cells: Vec<Cell> = fields(tuple)
         .zip(types)
         .map(|(value, ty)| {
@@ -297,7 +298,7 @@ fn reject(table: &Table, types: &[PgType], order: Order, tuple: &[u8], column: u
         order,
         commit_time_us: None,
         column: name(column),
-        reason: reason.into(),
+        reason,
         row: cells.into_iter().enumerate().map(|(index, cell)| (name(index), cell)).collect(),
     }
 }

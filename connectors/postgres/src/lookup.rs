@@ -170,7 +170,7 @@ impl Plan {
                         // The first field is the key's number: 2 bytes of count, 4 of length, 4 of value.
                         let number = tuple.get(6..10).and_then(|number| number.first_chunk());
                         let number = u32::from_be_bytes(*number.ok_or_else(|| wrong(Malformed))?);
-                        lookup.rejected.push((number, reason.into()));
+                        lookup.rejected.push((number, decoder.explain(reason)));
                         at += count;
                     }
                     Tuple::Incomplete => break,

@@ -330,6 +330,10 @@ async fn rows_are_read_anew_by_key() {
     assert_eq!(cells(1), [Some("19723".into()), Some("19724".into()), Some("19723".into())]);
     assert_eq!(found.rejected.len(), 1);
     assert!(found.rejected[0].0 == 0 && found.rejected[0].1.contains("infinity"));
+    let short = lookup::read(&mut session, &table, &keys, &[big], 100).await.unwrap();
+    assert_eq!((short.found, short.rejected.len()), (vec![0, 3], 2));
+    assert_eq!(short.rejected[1], (4, "it is longer than max-value (100 bytes)".into()));
+
     session.execute("alter table moved drop column large").await.unwrap();
     let error = lookup::read(&mut session, &table, &keys, &[big], 1 << 20).await.unwrap_err();
     assert_eq!(error.kind, Kind::SchemaChange);

@@ -26,7 +26,7 @@ enum Out {
     Cell(&'static str),
     /// Null.
     Null,
-    /// The row goes to the dead letters, with the value as the server prints it; the reason has these words.
+    /// The row goes to the dead letters for this reason, with the value as the server prints it.
     Unfit(&'static str),
 }
 use Out::{Cell as C, Null, Unfit};
@@ -57,7 +57,7 @@ const CASES: &[(&str, &str, Out)] = &[
     ("numeric(10,2)", "'0'", C("0")),
     ("numeric(10,2)", "'99999999.99'", C("9999999999")),
     ("numeric(10,2)", "'10000'", C("1000000")),
-    ("numeric(10,2)", "'NaN'", Unfit("NaN")),
+    ("numeric(10,2)", "'NaN'", Unfit("NaN is not a decimal")),
     ("numeric(5,5)", "'0.00001'", C("1")),
     ("numeric(38,0)", "'99999999999999999999999999999999999999'", C("99999999999999999999999999999999999999")),
     ("numeric(38,38)", "'-0.99999999999999999999999999999999999999'", C("-99999999999999999999999999999999999999")),
@@ -88,23 +88,23 @@ const CASES: &[(&str, &str, Out)] = &[
     ("date", "'0001-01-01'", C("-719162")),
     ("date", "'9999-12-31'", C("2932896")),
     ("date", "'5874897-12-31'", C("2145042905")),
-    ("date", "'0001-12-31 BC'", Unfit("BC")),
-    ("date", "'4714-11-24 BC'", Unfit("BC")),
-    ("date", "'infinity'", Unfit("infinity")),
-    ("date", "'-infinity'", Unfit("infinity")),
+    ("date", "'0001-12-31 BC'", Unfit("a date before the year 1 is out of range")),
+    ("date", "'4714-11-24 BC'", Unfit("a date before the year 1 is out of range")),
+    ("date", "'infinity'", Unfit("infinity is not a date or time")),
+    ("date", "'-infinity'", Unfit("infinity is not a date or time")),
     ("time", "'00:00:00.000001'", C("1")),
     ("time(3)", "'23:59:59.999'", C("86399999000")),
-    ("time", "'24:00:00'", Unfit("24:00:00")),
+    ("time", "'24:00:00'", Unfit("24:00:00 is not a time below 24 hours")),
     ("timestamp", "'1970-01-01 00:00:00.000001'", C("1")),
     ("timestamp", "'1969-12-31 23:59:59'", C("-1000000")),
     ("timestamp", "'0001-01-01 00:00:00'", C("-62135596800000000")),
-    ("timestamp", "'0044-03-15 12:30:00.5 BC'", Unfit("BC")),
-    ("timestamp", "'infinity'", Unfit("infinity")),
+    ("timestamp", "'0044-03-15 12:30:00.5 BC'", Unfit("a date before the year 1 is out of range")),
+    ("timestamp", "'infinity'", Unfit("infinity is not a date or time")),
     ("timestamp", "'294246-12-31 23:59:59.999999'", C("9223371244799999999")),
-    ("timestamp", "'294276-12-31 23:59:59.999999'", Unfit("year")),
+    ("timestamp", "'294276-12-31 23:59:59.999999'", Unfit("the timestamp is out of range")),
     ("timestamptz", "'2024-03-31 03:30:00+02'", C("1711848600000000")),
-    ("timestamptz", "'0044-03-15 12:30:00+00 BC'", Unfit("BC")),
-    ("timestamptz", "'-infinity'", Unfit("infinity")),
+    ("timestamptz", "'0044-03-15 12:30:00+00 BC'", Unfit("a date before the year 1 is out of range")),
+    ("timestamptz", "'-infinity'", Unfit("infinity is not a date or time")),
     ("timetz", "'12:00:00+05:30:15'", C("12:00:00+05:30:15")),
     ("interval", "'1 year 2 mons 3 days 04:05:06.789'", C("1 year 2 mons 3 days 04:05:06.789")),
     ("interval", "'-1 year +2 days'", C("-1 years +2 days")),
@@ -121,16 +121,16 @@ const CASES: &[(&str, &str, Out)] = &[
     ("integer[]", "'{1,NULL,-3}'", C("{\"1\",NULL,\"-3\"}")),
     ("integer[]", "'{}'", C("{}")),
     ("integer[]", "null", Null),
-    ("integer[]", "'[0:1]={7,8}'", Unfit("first index")),
-    ("integer[]", "'{{1,2},{3,4}}'", Unfit("more than one dimension")),
+    ("integer[]", "'[0:1]={7,8}'", Unfit("an array whose first index is not 1 is out of range")),
+    ("integer[]", "'{{1,2},{3,4}}'", Unfit("an array of several dimensions is out of range")),
     ("text[]", "'{\"a b\",\"\",NULL,\"NULL\",\"q\\\"\\\\\",\"{,}\"}'", C(r#"{"a b","",NULL,"NULL","q\"\\","{,}"}"#)),
-    ("text[]", "'[2:3][1:1]={{\"a,b\"},{null}}'", Unfit("more than one dimension")),
+    ("text[]", "'[2:3][1:1]={{\"a,b\"},{null}}'", Unfit("an array whose first index is not 1 is out of range")),
     ("numeric(6,2)[]", "'{1.5,NULL}'", C("{\"150\",NULL}")),
     ("numeric[]", "'{1.50,NaN}'", C("{\"1.50\",\"NaN\"}")),
-    ("numeric(6,2)[]", "'{NaN}'", Unfit("NaN")),
+    ("numeric(6,2)[]", "'{NaN}'", Unfit("NaN is not a decimal")),
     ("bytea[]", "array['\\x00'::bytea, '\\x5c'::bytea]", C(r#"{"\\x00","\\x5c"}"#)),
     ("date[]", "'{1970-01-02}'", C("{\"1\"}")),
-    ("date[]", "'{infinity,1970-01-02}'", Unfit("infinity")),
+    ("date[]", "'{infinity,1970-01-02}'", Unfit("infinity is not a date or time")),
     ("timestamptz[]", "'{\"1970-01-01 00:00:01+00\"}'", C("{\"1000000\"}")),
     ("interval[]", "'{1 day,\"-1 mon 2 days\"}'", C("{\"1 day\",\"-1 mons +2 days\"}")),
     ("uuid[]", "'{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11}'", C("{\"a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11\"}")),
@@ -180,10 +180,10 @@ fn compare(case: usize, printed: &Option<String>, columns: &Columns, rejects: &[
     let (ty, literal, out) = CASES[case];
     let what = format!("{ty} {literal}");
     match out {
-        Unfit(words) => {
+        Unfit(reason) => {
             assert_eq!((columns.rows(), rejects.len()), (0, 1), "{what}");
             let reject = &rejects[0];
-            assert!(reject.reason.contains(words), "{what}: {}", reject.reason);
+            assert_eq!(reject.reason, reason, "{what}");
             assert_eq!((reject.column.as_str(), reject.key[0].1.as_deref()), ("v", Some("1")), "{what}");
             assert_eq!(reject.row[1].1, Cell::Text(printed.clone().unwrap()), "{what}");
         }

@@ -17,7 +17,10 @@ pub(super) const DAY_US: i64 = 86_400_000_000;
 /// Days from 1970-01-01 to 0001-01-01.
 const FIRST_DAY: i32 = -719_162;
 
-/// Why a value was not taken.
+/// The reason for which a value that is too long is refused.
+const TOO_LONG: &str = "it is longer than max-value";
+
+/// Why a value was not taken. The sentences are those of [`super::text`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     /// Its column cannot hold it; the sentence says why.
@@ -65,6 +68,11 @@ impl TupleDecoder {
         Self { types, value_bytes_max, scratch: String::new() }
     }
 
+    /// The sentence for people, with the limit where that is the reason.
+    pub fn explain(&self, reason: &str) -> String {
+        if reason == TOO_LONG { format!("{reason} ({} bytes)", self.value_bytes_max) } else { reason.into() }
+    }
+
     /// Adds the row of the tuple at the front of the bytes to the columns, or nothing of it.
     pub fn decode(&mut self, bytes: &[u8], columns: &mut Columns) -> Result<Tuple, Malformed> {
         let Some((count, mut rest)) = bytes.split_first_chunk::<2>() else { return Ok(Tuple::Incomplete) };
@@ -96,7 +104,7 @@ impl TupleDecoder {
                 continue;
             };
             if value.len() > self.value_bytes_max {
-                unfit = Some((index, "it is longer than max-value"));
+                unfit = Some((index, TOO_LONG));
                 continue;
             }
             match push(column, *ty, value, &mut self.scratch) {
@@ -222,7 +230,7 @@ fn fixed<const N: usize>(value: &[u8]) -> Result<[u8; N], Trouble> {
 
 /// The server sends what it stores, and a database of encoding SQL_ASCII stores anything.
 fn push_text(column: &mut ColumnVec, value: &[u8]) -> Result<(), Trouble> {
-    let text = std::str::from_utf8(value).map_err(|_| Trouble::Unfit("it is no valid UTF-8"))?;
+    let text = std::str::from_utf8(value).map_err(|_| Trouble::Unfit("it is not UTF-8"))?;
     column.push_str(text);
     Ok(())
 }
@@ -231,9 +239,11 @@ fn push_array(column: &mut ColumnVec, item: Scalar, value: &[u8], scratch: &mut 
     let array = ArrayHeader::read(value).ok_or(Trouble::Malformed)?;
     let count = match array.dimensions() {
         [] => 0,
-        [(count, 1)] => *count,
-        [_] => return Err(Trouble::Unfit("it is an array whose first index is not 1")),
-        _ => return Err(Trouble::Unfit("it is an array of more than one dimension")),
+        dimensions if dimensions.iter().any(|(_, first)| *first != 1) => {
+            return Err(Trouble::Unfit("an array whose first index is not 1 is out of range"));
+        }
+        [(count, _)] => *count,
+        _ => return Err(Trouble::Unfit("an array of several dimensions is out of range")),
     };
     let mut rest = array.items;
     column.push_list(|items| {
@@ -354,9 +364,9 @@ fn power(exponent: i32) -> Option<i128> {
 fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128, Trouble> {
     let header = NumericHeader::read(bytes).ok_or(Trouble::Malformed)?;
     match header.sign {
-        NumericHeader::SIGN_NAN => return Err(Trouble::Unfit("NaN is no decimal")),
+        NumericHeader::SIGN_NAN => return Err(Trouble::Unfit("NaN is not a decimal")),
         NumericHeader::SIGN_INFINITY | NumericHeader::SIGN_MINUS_INFINITY => {
-            return Err(Trouble::Unfit("infinity is no decimal"));
+            return Err(Trouble::Unfit("infinity is not a decimal"));
         }
         _ => {}
     }
@@ -371,7 +381,7 @@ fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128, Trouble> {
     Ok(if header.sign == NumericHeader::SIGN_NEGATIVE { -value } else { value })
 }
 
-const TOO_LARGE: Trouble = Trouble::Unfit("it has more digits than its decimal type");
+const TOO_LARGE: Trouble = Trouble::Unfit("it has more digits than its column");
 
 /// The absolute unscaled value of a numeric of at most four groups, in 64 bits: the usual case, and the 128-bit
 /// divisions of [`magnitude`] cost as much as all the rest of it. `None` where that does not do.
@@ -427,16 +437,16 @@ fn magnitude(header: &NumericHeader<'_>, scale: u8) -> Result<i128, Trouble> {
 /// Days since 1970 from days since 2000.
 fn date(days: i32) -> Result<i32, Trouble> {
     if days == i32::MAX || days == i32::MIN {
-        return Err(Trouble::Unfit("infinity is no date"));
+        return Err(Trouble::Unfit("infinity is not a date or time"));
     }
     let days = days.checked_add(EPOCH_DAYS).ok_or(Trouble::Malformed)?;
-    if days < FIRST_DAY { Err(Trouble::Unfit("a date BC does not fit its type")) } else { Ok(days) }
+    if days < FIRST_DAY { Err(Trouble::Unfit("a date before the year 1 is out of range")) } else { Ok(days) }
 }
 
 fn time(us: i64) -> Result<i64, Trouble> {
     match us {
         0..DAY_US => Ok(us),
-        DAY_US => Err(Trouble::Unfit("24:00:00 does not fit its type")),
+        DAY_US => Err(Trouble::Unfit("24:00:00 is not a time below 24 hours")),
         _ => Err(Trouble::Malformed),
     }
 }
@@ -444,13 +454,11 @@ fn time(us: i64) -> Result<i64, Trouble> {
 /// Microseconds since 1970 from microseconds since 2000.
 fn timestamp(us: i64) -> Result<i64, Trouble> {
     if us == i64::MAX || us == i64::MIN {
-        return Err(Trouble::Unfit("infinity is no timestamp"));
+        return Err(Trouble::Unfit("infinity is not a date or time"));
     }
-    let us = us
-        .checked_add(i64::from(EPOCH_DAYS) * DAY_US)
-        .ok_or(Trouble::Unfit("it lies behind the year 294246, the last that microseconds since 1970 reach"))?;
+    let us = us.checked_add(i64::from(EPOCH_DAYS) * DAY_US).ok_or(Trouble::Unfit("the timestamp is out of range"))?;
     if us < i64::from(FIRST_DAY) * DAY_US {
-        return Err(Trouble::Unfit("a timestamp BC does not fit its type"));
+        return Err(Trouble::Unfit("a date before the year 1 is out of range"));
     }
     Ok(us)
 }
@@ -505,7 +513,7 @@ mod tests {
         assert_eq!(value(&[1, 0, 1], 2, 12, 2), Ok(10_000_000_100));
         assert_eq!(value(&[1], -2, 12, 8), Ok(1));
         assert_eq!(value(&[99, 9999, 9999, 9999, 9999, 9999, 9999, 9999, 9999, 9999], 8, 38, 4), Ok(POWERS[38] - 1));
-        assert_eq!(value(&[9999; 10], 8, 38, 4), Err(Trouble::Unfit("it has more digits than its decimal type")));
+        assert_eq!(value(&[9999; 10], 8, 38, 4), Err(Trouble::Unfit("it has more digits than its column")));
         assert!(matches!(value(&[5601], -1, 6, 2), Err(Trouble::Unfit(_))));
         assert!(matches!(value(&[1], 9, 6, 2), Err(Trouble::Unfit(_))));
         assert!(matches!(value(&[1, 0], -9, 6, 2), Err(Trouble::Unfit(_))));

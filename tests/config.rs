@@ -238,3 +238,19 @@ fn state_folder_falls_back_to_systemd() {
     assert_eq!(read(MINIMAL), Path::new("/var/lib/private/millrace"));
     assert_eq!(read(&format!("{MINIMAL}\nstate-dir: state\n")), Path::new("/etc/millrace/state"));
 }
+
+proptest::proptest! {
+    /// Whatever an editor leaves behind is read, or told with places and remedies; it never ends the process.
+    #[test]
+    fn a_damaged_config_is_told(from in 0_usize..5_000, length in 0_usize..40, typed in "[ a-z:{}\\[\\],'\"#&*!\\n-]{0,12}") {
+        let text = EVERY_OPTION;
+        let at = |index: usize| (0..=index.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+        let damaged = format!("{}{typed}{}", &text[..at(from)], &text[at(from + length)..]);
+        if let Err(problems) = Config::parse(Path::new("t.yaml"), &damaged, &surroundings()) {
+            proptest::prop_assert!(!problems.is_empty());
+            for problem in problems {
+                proptest::prop_assert!(problem.at.is_some() && !problem.finding.fix.is_empty(), "{problem:?}");
+            }
+        }
+    }
+}

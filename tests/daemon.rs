@@ -157,7 +157,7 @@ fn a_daemon_from_start_to_end() {
 
     let mode = |path: &str| fs::metadata(daemon.path(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("state"), mode("state/control.sock")), (0o700, 0o600));
-    assert_eq!(daemon.json(&["status"])["daemon_runs"], true);
+    assert_eq!(daemon.json(&["status", "--running"])["daemon_runs"], true);
     let second = daemon.ask(&["run"]);
     assert_eq!(second.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&second.stderr).contains("DAEMON-RUNS"));
@@ -165,6 +165,7 @@ fn a_daemon_from_start_to_end() {
     daemon.signal(rustix::process::Signal::TERM);
     daemon.hear("STOPPING=1");
     assert_eq!(daemon.wait_exit().code(), Some(0));
+    assert_eq!(daemon.ask(&["status", "--running"]).status.code(), Some(1));
     let left = daemon.json(&["status"]);
     assert_eq!((&left["daemon_runs"], &left["tasks"][0]["task"]), (&Value::Bool(false), &Value::from("greet")));
     assert_eq!(daemon.rows(), 10, "the catalog answers without a daemon");

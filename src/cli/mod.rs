@@ -58,7 +58,11 @@ enum Command {
     /// Show what the config would create, load, reload and drop, and how each table is captured
     Plan,
     /// Show the tasks: state, positions, what sources keep, streams, delivery, errors
-    Status,
+    Status {
+        /// Exit with 1 if no daemon answers, for health checks
+        #[arg(long)]
+        running: bool,
+    },
     /// Show the tables: state, rows, dead letters, progress of loads
     Tables {
         /// Of this task only
@@ -211,7 +215,7 @@ fn dispatch(context: &Context, command: Command) -> Outcome {
         Command::Run { log_format } => run::run(context, if context.json { Format::Json } else { log_format }),
         Command::Check => check::check(context),
         Command::Plan => plan::plan(context),
-        Command::Status => status::status(context),
+        Command::Status { running } => status::status(context, running),
         Command::Tables { task } => tables::tables(context, task.as_deref()),
         Command::Events { last, task } => events::events(context, last, task.as_deref()),
         Command::Pause { task } => operate::pause(context, task),

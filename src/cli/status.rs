@@ -71,7 +71,8 @@ struct Pin {
     log_position: String,
 }
 
-pub fn status(context: &Context) -> Outcome {
+/// With `running`, a daemon that does not answer is a failure.
+pub fn status(context: &Context, running: bool) -> Outcome {
     let config = context.config()?;
     let mut live = BTreeMap::new();
     let answered = ask(&config.state_dir, &Request::Live, |reply| {
@@ -93,7 +94,7 @@ pub fn status(context: &Context) -> Outcome {
         };
         [daemon].into_iter().chain(status.tasks.iter().map(text)).collect::<Vec<_>>().join("\n")
     });
-    Ok(ExitCode::SUCCESS)
+    Ok(if running && !status.daemon_runs { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn look(config: &Config, task: &TaskConfig, state: &dyn StateStore, live: Live) -> Result<TaskStatus> {

@@ -21,8 +21,12 @@ use crate::{
         binary::{HEADER_BYTES, Malformed, Tuple, TupleDecoder, bytes_wanted, fields, strip_header},
         render,
     },
-    wire::{Connection, CopyOut, Mode},
+    wire::{Connection, CopyOut, Mode, sqlstate},
 };
+
+/// How long a segment waits for its lock, in milliseconds. The table is locked by us already, so it is there at once or
+/// not before we let go.
+const SEGMENT_LOCK_TIMEOUT_MS: u32 = 1_000;
 
 /// A table and its lock.
 #[derive(Debug)]
@@ -74,9 +78,17 @@ impl TableLoad for PostgresLoad {
         let planned = self.plan.segments.get(segment).ok_or_else(|| Error::new(Kind::Internal, doing()))?;
         let range = BlockRange::parse(&planned.range)?;
         let mut connection = Connection::connect(&self.shared.config, Mode::Plain, "millrace load").await?;
+        // Somebody who wants to alter the table queues behind the table's own lock, and this session's lock queues behind
+        // him: waiting for it would be waiting for ourselves, which the server cannot see as a deadlock. Nobody else can
+        // be in the way, so the load steps back, lets him through, and comes again with a new snapshot.
+        connection.execute(&format!("SET lock_timeout = {SEGMENT_LOCK_TIMEOUT_MS}")).await?;
         // The table's own lock should hold it; but should that session have been ended by somebody, a rewrite may have
         // slipped in, so each segment looks again under its own lock.
-        lock_table(&mut connection, &self.snapshot, &self.shape).await?;
+        lock_table(&mut connection, &self.snapshot, &self.shape).await.map_err(|error| match sqlstate(&error) {
+            // lock_not_available
+            Some("55P03") => Error { kind: Kind::SnapshotStale, ..error },
+            _ => error,
+        })?;
         let copy = connection.into_copy_out(&copy_statement(&self.shape, range)).await?;
         let types: Vec<PgType> = self.shape.types.iter().map(|ty| ty.after_cast()).collect();
         Ok(Box::new(SegmentRows {

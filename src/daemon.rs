@@ -69,7 +69,7 @@ impl Daemon {
     pub async fn new(config: Config, format: Format) -> std::result::Result<Self, Refused> {
         let world = |finding: Finding| Refused::World(vec![Told::of_daemon(finding)]);
         let broken = |error: millrace_core::Error| world(Finding::from(&error));
-        let lock = folder::open(&config.state_dir).map_err(world)?;
+        let lock = folder::open(&config.state_dir).map_err(|finding| world(*finding))?;
         let state = Arc::new(ReservedState::open(&config.state_dir).map_err(broken)?);
         let gone = tasks::vanished(&config, &*state).map_err(broken)?;
         if !gone.is_empty() {
@@ -77,7 +77,7 @@ impl Daemon {
         }
         let epoch = next_epoch(&*state).map_err(broken)?;
         let (watch, first_start) = Watch::begin(&*state, format).map_err(broken)?;
-        let control = control::bind(&config.state_dir).map_err(world)?;
+        let control = control::bind(&config.state_dir).map_err(|finding| world(*finding))?;
         let http = api::bind(config.listen).await.map_err(|error| {
             let finding = Finding::error("LISTEN", format!("{} cannot be listened at", config.listen));
             world(

@@ -163,7 +163,7 @@ tasks:
         "12:13 CFG-UNKNOWN-ENDPOINT \"source\" of task a/b names an endpoint that is not there: \"pgg\" | did you mean \"pg\"?",
         "14:5 CFG-UNKNOWN-KEY unknown key \"tabels\" in task a/b | did you mean \"tables\"?",
         "16:35 CFG-UNKNOWN-KEY unknown key \"renames\" in table public.customers of task a/b | did you mean \"rename\"?",
-        "17:9 CFG-VALUE a table of task a/b is not of the form schema.table",
+        "17:9 CFG-VALUE table \"orders\" of task a/b is not of the form schema.table",
         "18:9 CFG-VALUE table public.* of task a/b: many tables would become one | keep the table's name: to: lake.*",
         "19:11 CFG-VALUE \"mode\" of task a/b cannot be \"full_load\" | did you mean \"full-load\"?",
         "20:5 CFG-DUPLICATE-KEY key \"mode\" stands twice in task a/b",

@@ -289,3 +289,25 @@ fn a_second_signal_stops_at_once_and_nothing_is_lost() {
     daemon
         .wait("all ten greetings", |daemon| Path::new(&daemon.path("state/state.db")).exists() && daemon.rows() == 10);
 }
+
+#[test]
+fn two_tasks_that_would_write_one_table_are_told() {
+    let two = format!("{ONE}{}", ONE.replace("greet:", "twin:"));
+    let mut daemon = Daemon::new(&two);
+    let checked = daemon.ask(&["check"]);
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert_eq!(checked.status.code(), Some(3));
+    assert!(
+        said.contains("belongs to task greet") && said.contains("fix: tables: - { from: hello.greetings, to:"),
+        "{said}"
+    );
+    daemon.configure(ONE);
+    daemon.start();
+    daemon.hear("READY=1");
+    daemon.wait("its table", |daemon| daemon.json(&["tables"])[0]["state"] == "Table completed");
+    daemon.configure(&two);
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.hear("STATUS=1 of 2 tasks run; failed: twin");
+    let (status, body) = daemon.http("/readyz");
+    assert!(status == 503 && body.contains("\"task\":\"twin\""), "{body}");
+}

@@ -26,35 +26,8 @@ use crate::{
     stream::LogPosition,
 };
 
+pub use crate::state::keys::catalog::{CatalogName, DataFile, FileKind};
 pub use own_names::OwnNames;
-
-/// Database and table as the catalog names them: lower case.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct CatalogName {
-    /// The database.
-    pub database: String,
-    /// The table.
-    pub table: String,
-}
-
-impl CatalogName {
-    /// The catalog's name of a target table.
-    pub fn of(table: &TableName) -> Self {
-        Self { database: table.schema.to_lowercase(), table: table.name.to_lowercase() }
-    }
-
-    /// `database.table`, split at the first dot as operators write it.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (database, table) = text.split_once('.')?;
-        Some(Self { database: database.to_lowercase(), table: table.to_lowercase() })
-    }
-}
-
-impl std::fmt::Display for CatalogName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.database, self.table)
-    }
-}
 
 /// A column with its Hive type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,33 +40,6 @@ pub struct CatalogColumn {
     pub comment: String,
     /// Its type in the files, which Hive's does not always tell.
     pub exact: ColumnType,
-}
-
-/// A file of a table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DataFile {
-    /// Relative to the target's prefix.
-    pub key: String,
-    /// As readers name it: `s3://…` or a local path.
-    pub path: String,
-    /// Rows in it.
-    pub rows: u64,
-    /// Its size.
-    pub bytes: u64,
-    /// `load` or `changes`.
-    pub kind: FileKind,
-}
-
-/// What a file holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FileKind {
-    /// Rows of a full load.
-    Load,
-    /// Changes.
-    Changes,
-    /// Rejected rows, as JSON lines.
-    DeadLetters,
 }
 
 /// A table in the catalog.

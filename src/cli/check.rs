@@ -9,7 +9,7 @@ use super::{Context, Failure, Outcome, block_on, output};
 use crate::{
     config::Config,
     daemon::tasks::{Shared, vanished, wire},
-    replication,
+    replication::{self, neighbours::Owners},
     state::memory::MemoryState,
     telemetry::{metrics::Metrics, report::Told},
 };
@@ -24,7 +24,12 @@ pub fn check(context: &Context) -> Outcome {
         }
     }
     let mut told: Vec<Told> = config.warnings.iter().map(|warning| Told::of_config(&config.file, warning)).collect();
-    told.extend(block_on(check_world(&config))?);
+    let shared = match context.state_if_any(&config) {
+        // Who owns which table in the catalog stands in the state; a check only looks.
+        Ok(Some(state)) => Shared { state: Arc::new(state), ..throwaway() },
+        _ => throwaway(),
+    };
+    told.extend(block_on(check_world(&config, &shared))?);
     let errors = told.iter().filter(|told| told.is_error()).count();
     let warnings = told.len() - errors;
     output::print(context, &json!({ "errors": errors, "warnings": warnings, "findings": told }), || {
@@ -43,19 +48,27 @@ pub(super) fn throwaway() -> Shared {
     Shared { state: Arc::new(MemoryState::default()), metrics: Arc::new(Metrics::default()), epoch: 0 }
 }
 
-/// The findings of all tasks, which are checked at the same time.
-async fn check_world(config: &Config) -> Vec<Told> {
-    let shared = throwaway();
-    let checks = config.tasks.values().filter(|task| !task.removed).map(|task| {
-        let shared = &shared;
-        async move {
-            let findings = match wire(config, task, shared) {
-                Ok(wiring) => replication::check(&wiring).await,
-                Err(error) => vec![Finding::from(&error)],
-            };
-            let told = |finding: &Finding| Told::of_task(config, &task.name, finding);
-            findings.iter().map(told).collect::<Vec<Told>>()
-        }
+/// The findings of all tasks, which are checked at the same time; then those between tasks that are both new, of which
+/// the state knows nothing yet.
+async fn check_world(config: &Config, shared: &Shared) -> Vec<Told> {
+    let checks = config.tasks.values().filter(|task| !task.removed).map(async |task| {
+        let (findings, tables) = match wire(config, task, shared) {
+            Ok(wiring) => {
+                let findings = replication::check(&wiring).await;
+                (findings, wiring.source.tables(&task.selection()).await.unwrap_or_default())
+            }
+            Err(error) => (vec![Finding::from(&error)], vec![]),
+        };
+        (task, findings, tables)
     });
-    futures::future::join_all(checks).await.into_iter().flatten().collect()
+    let (mut owners, mut told) = (Owners::default(), vec![]);
+    for (task, mut findings, tables) in futures::future::join_all(checks).await {
+        for finding in owners.add(task, &tables) {
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+        told.extend(findings.iter().map(|finding| Told::of_task(config, &task.name, finding)));
+    }
+    told
 }

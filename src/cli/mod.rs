@@ -146,9 +146,9 @@ impl From<Error> for Failure {
     }
 }
 
-impl From<Told> for Failure {
-    fn from(told: Told) -> Self {
-        Self { told: vec![told], code: 1 }
+impl From<Box<Told>> for Failure {
+    fn from(told: Box<Told>) -> Self {
+        Self { told: vec![*told], code: 1 }
     }
 }
 

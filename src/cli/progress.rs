@@ -11,6 +11,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::info;
 
+use super::output;
 use crate::{
     config::units::show_duration,
     state::{StateStore, keys::progress::LoadProgress, read_all},
@@ -60,43 +61,43 @@ struct Shown {
 
 impl Shown {
     fn new(table: &str, load: &LoadProgress, terminal: bool) -> Self {
-        let bar = if terminal { logs::bars().add(ProgressBar::new(0)) } else { ProgressBar::hidden() };
-        bar.set_style(style(load));
-        bar.set_prefix(table.to_string());
+        let bar = ProgressBar::new(load.rows_estimated.max(load.rows)).with_position(load.rows);
+        let bar = bar.with_style(style(load)).with_prefix(table.to_string());
+        let bar = if terminal { logs::bars().add(bar) } else { bar };
         Self { bar, started: Instant::now(), started_rows: load.rows, last_line: Instant::now() }
     }
 
     fn update(&mut self, table: &str, load: &LoadProgress, terminal: bool) {
-        // An estimate may be too low; a bar never goes beyond its end.
-        self.bar.set_length(load.rows_estimated.max(load.rows));
-        self.bar.set_position(load.rows);
-        if terminal || self.last_line.elapsed() < LINE_EVERY {
-            return;
-        }
-        self.last_line = Instant::now();
-        let rate =
-            (load.rows - self.started_rows.min(load.rows)) as f64 / self.started.elapsed().as_secs_f64().max(0.001);
+        let rate = load.rows.saturating_sub(self.started_rows) as f64 / self.started.elapsed().as_secs_f64().max(0.001);
         let left = load.rows_estimated.saturating_sub(load.rows) as f64 / rate;
-        let left =
-            if left.is_finite() { show_duration(Duration::from_secs_f64(left.min(1e9))) } else { "unknown".into() };
-        let (task, table) = table.split_once(' ').unwrap_or(("", table));
+        let left = left.is_finite().then(|| show_duration(Duration::from_secs(left.min(1e9).ceil() as u64)));
+        let left = left.filter(|_| load.rows_estimated > 0).unwrap_or_else(|| "unknown".into());
         let rows_per_second = rate as u64;
-        info!(
-            task,
-            table,
-            rows = load.rows,
-            estimated = load.rows_estimated,
-            rows_per_second,
-            left,
-            "full load goes on"
-        );
+        if terminal {
+            // An estimate may be too low; a bar never goes beyond its end.
+            self.bar.set_length(load.rows_estimated.max(load.rows));
+            self.bar.set_position(load.rows);
+            self.bar.set_message(format!("{} rows/s, {left} left", output::number(rows_per_second)));
+        } else if self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            let (task, table) = table.split_once(' ').unwrap_or(("", table));
+            info!(
+                task,
+                table,
+                rows = load.rows,
+                estimated = load.rows_estimated,
+                rows_per_second,
+                left,
+                "full load goes on"
+            );
+        }
     }
 }
 
 fn style(load: &LoadProgress) -> ProgressStyle {
     let template = match load.rows_estimated {
-        0 => "{prefix:32!} {human_pos} rows  {per_sec}",
-        _ => "{prefix:32!} [{bar:24}] {human_pos}/{human_len} rows  {per_sec}  {eta} left",
+        0 => "{prefix:32!} {human_pos} rows  {msg}",
+        _ => "{prefix:32!} [{bar:24}] {human_pos}/{human_len} rows  {msg}",
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
@@ -119,13 +120,18 @@ mod tests {
     }
 
     #[test]
-    fn both_styles_are_sound() {
-        for rows_estimated in [0, 10] {
-            let load = LoadProgress { rows: 5, rows_estimated };
-            let mut shown = Shown::new("shop public.a", &load, false);
-            shown.last_line = Instant::now() - LINE_EVERY;
-            shown.update("shop public.a", &load, false);
-            assert_eq!((shown.bar.position(), shown.bar.length()), (5, Some(rows_estimated.max(5))));
+    fn bars_say_how_fast_and_how_long() {
+        for rows_estimated in [0, 40] {
+            let mut load = LoadProgress { rows: 5, rows_estimated };
+            let mut shown = Shown::new("shop public.a", &load, true);
+            shown.started = Instant::now() - Duration::from_secs(10);
+            load.rows = 25;
+            shown.update("shop public.a", &load, true);
+            assert_eq!((shown.bar.position(), shown.bar.length()), (25, Some(rows_estimated.max(25))));
+            // 20 rows in 10 s; 15 are left of 40.
+            let left = if rows_estimated == 0 { "unknown" } else { "8s" };
+            let (message, wanted) = (shown.bar.message(), format!(" rows/s, {left} left"));
+            assert!(message.ends_with(&wanted) && (message.starts_with('1') || message.starts_with('2')), "{message}");
         }
     }
 }

@@ -160,7 +160,9 @@ fn text(status: &TaskStatus) -> String {
     if status.mode != "full-load" {
         let bound = status.stream_bytes_max.map_or(String::new(), |bytes| format!(" of {}", show_bytes(bytes)));
         let flow = |flow: Flow| if flow == Flow::Waiting { "waits for its load" } else { "farthest behind" };
-        let pin = status.pinned_by.as_ref();
+        // With nothing undelivered, what is kept is kept for its retention only.
+        let waits = status.live.buffer_bytes != Some(0);
+        let pin = status.pinned_by.as_ref().filter(|pin| waits || pin.flow == Flow::Waiting);
         let pin = pin.map_or(String::new(), |pin| format!(", kept for {} ({})", pin.table, flow(pin.flow)));
         line("stream", format!("{}{bound}{pin}", show_bytes(status.stream_bytes)));
     }

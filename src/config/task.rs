@@ -181,7 +181,7 @@ fn tables(reader: &mut Reader, node: &Node, section: &Section<'_>) -> Option<Vec
 
 fn table(reader: &mut Reader, node: &Node, of: &str) -> Option<TableRule> {
     if let Value::Text { text, .. } = &node.value {
-        let from = pattern(reader, node, &format!("a table of {of}"), text)?;
+        let from = pattern(reader, node, &format!("table \"{text}\" of {of}"), text)?;
         return Some(TableRule { from, to: None, rename: BTreeMap::new(), drop: vec![] });
     }
     let named = match &node.value {

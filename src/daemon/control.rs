@@ -81,12 +81,12 @@ pub fn path(state_dir: &Path) -> PathBuf {
 }
 
 /// Makes the socket. The folder's lock is held, so one that is there is left from a daemon that was killed.
-pub fn bind(state_dir: &Path) -> Result<UnixListener, Finding> {
+pub fn bind(state_dir: &Path) -> Result<UnixListener, Box<Finding>> {
     let path = path(state_dir);
     let cannot = |error: io::Error| {
-        Finding::error("CONTROL-SOCKET", format!("the control socket {} cannot be made", path.display()))
-            .detail(format!("the system said: {error}"))
-            .fix("choose a shorter path (a socket's may have 107 bytes): state-dir: /path")
+        let summary = format!("the control socket {} cannot be made", path.display());
+        let finding = Finding::error("CONTROL-SOCKET", summary).detail(format!("the system said: {error}"));
+        Box::new(finding.fix("choose a shorter path (a socket's may have 107 bytes): state-dir: /path"))
     };
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
@@ -147,14 +147,14 @@ async fn answer(socket: UnixStream, tasks: &Tasks) -> io::Result<()> {
 }
 
 /// Asks the daemon of a state folder; blocking, for the command line. Lines are passed on as they come.
-pub fn ask(state_dir: &Path, request: &Request, mut take: impl FnMut(Reply)) -> Result<(), Told> {
+pub fn ask(state_dir: &Path, request: &Request, mut take: impl FnMut(Reply)) -> Result<(), Box<Told>> {
     let path = path(state_dir);
     let refused = |error: io::Error| {
-        Told::of_daemon(
+        Box::new(Told::of_daemon(
             Finding::error("DAEMON-SILENT", format!("no daemon answers at {}", path.display()))
                 .detail(format!("the system said: {error}"))
                 .fix("start it: millrace run --config FILE, or systemctl start millrace"),
-        )
+        ))
     };
     let mut socket = std::os::unix::net::UnixStream::connect(&path).map_err(refused)?;
     let mut text = serde_json::to_string(request).map_err(|error| refused(error.into()))?;
@@ -164,7 +164,7 @@ pub fn ask(state_dir: &Path, request: &Request, mut take: impl FnMut(Reply)) -> 
         let line = line.map_err(refused)?;
         match serde_json::from_str(&line).map_err(|error| refused(error.into()))? {
             Reply::Done => return Ok(()),
-            Reply::Failed(finding) => return Err(Told::of_daemon(finding)),
+            Reply::Failed(finding) => return Err(Box::new(Told::of_daemon(finding))),
             reply => take(reply),
         }
     }

@@ -17,11 +17,11 @@ pub struct FolderLock {
 }
 
 /// Makes the folder if it is not there, and locks it.
-pub fn open(state_dir: &Path) -> Result<FolderLock, Finding> {
+pub fn open(state_dir: &Path) -> Result<FolderLock, Box<Finding>> {
     let cannot = |what: &str, error: io::Error| {
-        Finding::error("STATE-DIR", format!("the state folder {} cannot be {what}", state_dir.display()))
-            .detail(format!("the system said: {error}"))
-            .fix("give it to the user that runs the daemon, or name another one: state-dir: /path")
+        let summary = format!("the state folder {} cannot be {what}", state_dir.display());
+        let finding = Finding::error("STATE-DIR", summary).detail(format!("the system said: {error}"));
+        Box::new(finding.fix("give it to the user that runs the daemon, or name another one: state-dir: /path"))
     };
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
     made.map_err(|error| cannot("made", error))?;
@@ -39,9 +39,10 @@ pub fn open(state_dir: &Path) -> Result<FolderLock, Finding> {
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
             let _ = file.read_to_string(&mut pid);
-            return Err(Finding::error("DAEMON-RUNS", "another daemon runs on this state folder")
+            let finding = Finding::error("DAEMON-RUNS", "another daemon runs on this state folder")
                 .detail(format!("{} is locked by process {}", path.display(), pid.trim()))
-                .fix("stop it first, or give this one a folder of its own: state-dir: /path"));
+                .fix("stop it first, or give this one a folder of its own: state-dir: /path");
+            return Err(Box::new(finding));
         }
         Err(TryLockError::Error(error)) => return Err(cannot("locked", error)),
     }

@@ -85,7 +85,7 @@ pub fn vanished(config: &Config, state: &dyn StateStore) -> Result<Vec<Told>> {
         let file = config.file.display().to_string();
         let finding = Finding::error("CFG-TASK-VANISHED", format!("task {name} is not in the config any more"))
             .detail(format!("it has state here, and a slot at its source {} may keep that one's log", record.source))
-            .fix(format!("put it back with `removed: true`: it is deleted at its source and here"))
+            .fix("put it back with `removed: true`: it is deleted at its source and here")
             .fix(format!("or put it back, run `millrace delete {name}`, and then take it out"));
         Told { file: Some(file), ..Told::of_daemon(finding) }
     });

@@ -29,6 +29,7 @@ use super::{
     tables::Tables,
 };
 use crate::{
+    state::keys::table::TableState,
     stream::{Append, Stream},
     telemetry::metrics::{Metrics, task_label},
 };
@@ -181,7 +182,9 @@ impl Capture<'_> {
                 Change::Truncate { tables, order } => {
                     let tables: Vec<TableName> = tables.into_iter().filter(|t| self.tables.is_captured(t)).collect();
                     let why = "the source truncated the table, which is not applied yet";
-                    tables.iter().for_each(|table| self.suspend(table, why, log, &mut piece));
+                    for table in &tables {
+                        self.suspend(table, why, log, &mut piece)?;
+                    }
                     let tables = tables.iter().map(|table| shapes.rules.target(table)).collect();
                     piece.append.changes.items.push(Change::Truncate { tables, order });
                 }
@@ -191,7 +194,7 @@ impl Capture<'_> {
                     piece.aftermath.push(Aftermath::Evolved(table));
                 }
                 Change::Ddl(Ddl::Unsupported { table, what, order }) => {
-                    self.suspend(&table, &what, log, &mut piece);
+                    self.suspend(&table, &what, log, &mut piece)?;
                     let table = shapes.rules.target(&table);
                     piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
                 }
@@ -221,16 +224,24 @@ impl Capture<'_> {
         Ok(())
     }
 
-    /// A table that is delivered is suspended from here on. One that is being loaded is not: whether this lies before or
-    /// behind its load's position is known only when that is complete, and delivery decides by the order of the entry.
-    fn suspend(&self, table: &TableName, why: &str, log: &mut dyn Log, piece: &mut Prepared) {
-        let loading = self.tables.to_load().iter().any(|record| record.table.name == *table);
-        if loading || !self.tables.is_captured(table) {
-            return;
+    /// A table that is delivered is suspended from here on. One that is being loaded begins its load again: whether this
+    /// lies before the load's position is not known yet, and the log may leave out what stands behind it.
+    fn suspend(&self, table: &TableName, why: &str, log: &mut dyn Log, piece: &mut Prepared) -> Result<()> {
+        let Some(record) = self.tables.get(table).filter(|_| self.tables.is_captured(table)) else { return Ok(()) };
+        if record.state != TableState::Completed {
+            info!(task = self.task, table = %table, reason = why, "table changed while it is loaded; its load begins again");
+            self.tables.update(table, vec![], |record| {
+                if let Some(load) = &mut record.load {
+                    load.forget_segments();
+                }
+            })?;
+            log.add_table(Arc::new(record.table));
+            return Ok(());
         }
         log.remove_table(table);
         piece.suspended.insert(table.clone());
         piece.aftermath.push(Aftermath::Suspend(table.clone(), why.to_string()));
+        Ok(())
     }
 
     async fn rows<'s>(

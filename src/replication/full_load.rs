@@ -190,7 +190,7 @@ impl FullLoad {
         let drop_stored = stored.iter().filter(|_| !resumed).map(|(rest, _)| Put::delete(format!("{prefix}{rest}")));
         let shape = (**load.table()).clone();
         self.tables.update(name, drop_stored.collect(), |record| {
-            record.load = Some(LoadRecord { plan, start, first_file, next_file, started_us });
+            record.load = Some(LoadRecord { plan, start, first_file, next_file, started_us, stale: false });
             record.table = shape;
             if record.state == TableState::BeforeLoad {
                 record.state = TableState::FullLoad;
@@ -287,10 +287,15 @@ impl FullLoad {
     async fn complete(&self, name: &TableName, mapped: &Mapped, begun: Instant) -> Result<()> {
         let prefix = segment::prefix(&self.task, name);
         let segments: Vec<(String, SegmentRecord)> = read_all(&*self.state, &prefix)?;
+        let _gate = self.delivery.gate().await;
         let record = self.tables.get(name).filter(|record| record.load.is_some());
         let record =
             record.ok_or_else(|| Error::new(Kind::Internal, format!("completing the load of {name}: it is gone")))?;
         let load = record.load.clone().expect("filtered above");
+        if load.stale {
+            let doing = format!("completing the load of {name}: the table changed meanwhile");
+            return Err(Error::new(Kind::SnapshotStale, doing));
+        }
         let target = &mapped.target.name;
         let mut files: Vec<DataFile> = segments.iter().flat_map(|(_, segment)| segment.files.clone()).collect();
         let rows: u64 = files.iter().map(|file| file.rows).sum();
@@ -298,7 +303,6 @@ impl FullLoad {
         let letters =
             dead_letters::publish(&*self.destination, target, load.started_us, load.first_file, &rejects).await?;
         files.extend(letters);
-        let _gate = self.delivery.gate().await;
         let mut delivery: Checkpoint = self.tables.checkpoint(target)?.unwrap_or_default();
         delivery.target = target.clone();
         delivery.finish_load(load.start, rows, rejects.len() as u64, load.next_file);

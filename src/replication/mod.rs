@@ -6,6 +6,7 @@
 pub mod capture;
 pub mod fill;
 pub mod full_load;
+pub mod neighbours;
 mod reload;
 pub mod rules;
 mod session;
@@ -27,6 +28,7 @@ use crate::{
     state::StateStore,
     telemetry::metrics::Metrics,
 };
+use neighbours::Owners;
 use rules::Rules;
 
 /// What a task needs to run.
@@ -141,7 +143,13 @@ pub async fn check(wiring: &Wiring) -> Vec<Finding> {
     findings.extend(target.into_iter().map(|finding| finding.at(&config.target)));
     if reachable {
         match wiring.source.tables(&scope.selection).await {
-            Ok(tables) => findings.extend(Rules::new(config).check(&tables)),
+            Ok(tables) => {
+                findings.extend(Rules::new(config).check(&tables));
+                match Owners::of_state(&*wiring.state) {
+                    Ok(mut owners) => findings.extend(owners.add(config, &tables)),
+                    Err(error) => findings.push(Finding::from(&error)),
+                }
+            }
             Err(error) => findings.push(Finding::from(&error).at(&config.source)),
         }
     }

@@ -37,7 +37,6 @@ mod writer;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -60,21 +59,12 @@ use self::{
     shared::{Job, Request, Shared, Work},
     writer::Writer,
 };
+pub use crate::state::keys::log::{LogPosition, Totals};
 
 /// As many appends may wait for the writer.
 const QUEUE_JOBS_MAX: usize = 64;
 /// Appends up to this size are encoded without leaving the caller's thread: well under a millisecond.
 const DRAFT_INLINE_BYTES_MAX: usize = 256 << 10;
-
-/// A place in a stream's log: bytes since the log's birth, over all its segments. Never goes back, never reused.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct LogPosition(pub u64);
-
-impl fmt::Display for LogPosition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
 
 /// How a stream is kept.
 #[derive(Debug, Clone)]
@@ -93,19 +83,6 @@ pub struct StreamOptions {
     pub disk_bytes_max: u64,
     /// Fencing epoch of this daemon, higher than that of any earlier one.
     pub epoch: u64,
-}
-
-/// Cumulative counts since the stream's birth, written with every mark.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Totals {
-    /// Row changes that the source handed out.
-    pub captured: u64,
-    /// Rows that were left out before the log, by reason.
-    pub filtered: BTreeMap<String, u64>,
-    /// Rows in the log, rejected ones included.
-    pub rows: u64,
-    /// Bytes of rows before compression: what a buffer's size is measured in.
-    pub bytes: u64,
 }
 
 /// Everything before it in the log is whole, durable and readable.

@@ -5,12 +5,13 @@
 //!
 //! - [`types`]: the column types; [`table`]: tables, columns and their identity
 //! - [`position`]: where a transaction stands in its source's log, and what may be confirmed
-//! - [`columns`], [`batch`], [`builder`]: rows of one table as plain vectors
+//! - [`columns`], [`bitmap`], [`batch`], [`builder`]: rows of one table as plain vectors
 //! - [`source`], [`destination`]: the traits a connector implements
 //! - [`error`], [`finding`]: how trouble is told, with its remedy
 //! - [`throttle`]: the rate limit of full loads; [`secret`]: values that no log can print
 
 pub mod batch;
+pub mod bitmap;
 pub mod builder;
 pub mod columns;
 pub mod destination;
@@ -24,8 +25,9 @@ pub mod throttle;
 pub mod types;
 
 pub use batch::{Absent, Change, ChangeBatch, Changes, Ddl, Op, Reject};
+pub use bitmap::Bitmap;
 pub use builder::BatchBuilder;
-pub use columns::{Bitmap, ColumnVec, Columns, Values};
+pub use columns::{ColumnVec, Columns, Values};
 pub use error::{Error, Kind, Result};
 pub use finding::{Finding, Severity};
 pub use position::{Durable, Order, Position};

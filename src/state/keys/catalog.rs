@@ -1,7 +1,65 @@
 //! `catalog/…`: the catalog's records. What changes with every round is apart from what changes with the shape, and a
 //! file is a record of its own, so that a commit writes as much as changed.
 
-use crate::catalog::CatalogName;
+use std::fmt;
+
+use millrace_core::TableName;
+use serde::{Deserialize, Serialize};
+
+/// Database and table as the catalog names them: lower case.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CatalogName {
+    /// The database.
+    pub database: String,
+    /// The table.
+    pub table: String,
+}
+
+impl CatalogName {
+    /// The catalog's name of a target table.
+    pub fn of(table: &TableName) -> Self {
+        Self { database: table.schema.to_lowercase(), table: table.name.to_lowercase() }
+    }
+
+    /// `database.table`, split at the first dot as operators write it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (database, table) = text.split_once('.')?;
+        Some(Self { database: database.to_lowercase(), table: table.to_lowercase() })
+    }
+}
+
+impl fmt::Display for CatalogName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.database, self.table)
+    }
+}
+
+/// A file of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// Relative to the target's prefix.
+    pub key: String,
+    /// As readers name it: `s3://…` or a local path.
+    pub path: String,
+    /// Rows in it.
+    pub rows: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// `load` or `changes`.
+    pub kind: FileKind,
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileKind {
+    /// Rows of a full load.
+    Load,
+    /// Changes.
+    Changes,
+    /// Rejected rows, as JSON lines.
+    DeadLetters,
+}
 
 fn part(name: &CatalogName) -> String {
     format!("{}/{}", super::escape(&name.database), super::escape(&name.table))

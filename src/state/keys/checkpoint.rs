@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use millrace_core::{Position, TableName};
 use serde::{Deserialize, Serialize};
 
-use super::table_part;
-use crate::stream::LogPosition;
+use super::{log::LogPosition, table_part};
 
 /// The key. The table is the *target's* name: the stream and everything behind it know tables as the rules named them.
 pub fn key(task: &str, table: &TableName) -> String {

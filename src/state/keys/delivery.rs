@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::stream::{LogPosition, Totals};
+use super::log::{LogPosition, Totals};
 
 /// The key.
 pub fn key(task: &str) -> String {

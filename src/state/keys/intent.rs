@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use millrace_core::{Position, TableName};
 use serde::{Deserialize, Serialize};
 
-use crate::stream::LogPosition;
+use super::log::LogPosition;
 
 /// The key.
 pub fn key(task: &str) -> String {

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod delivery;
 pub mod garbage;
 pub mod intent;
+pub mod log;
 pub mod progress;
 pub mod segment;
 pub mod table;

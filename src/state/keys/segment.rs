@@ -3,8 +3,7 @@
 use millrace_core::{Position, Reject, TableName};
 use serde::{Deserialize, Serialize};
 
-use super::table_part;
-use crate::catalog::DataFile;
+use super::{catalog::DataFile, table_part};
 
 /// The key.
 pub fn key(task: &str, table: &TableName, segment: usize) -> String {

@@ -92,6 +92,9 @@ pub struct LoadRecord {
     pub next_file: u32,
     /// When it began (microseconds since 1970-01-01 UTC).
     pub started_us: i64,
+    /// The log showed something of the table that is not applied while it was being loaded: it cannot be completed, and
+    /// begins again behind that.
+    pub stale: bool,
 }
 
 impl LoadRecord {
@@ -99,5 +102,6 @@ impl LoadRecord {
     pub fn forget_segments(&mut self) {
         self.plan.segments.clear();
         self.plan.storage_id = 0;
+        self.stale = true;
     }
 }

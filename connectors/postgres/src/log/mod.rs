@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// While a backlog is read in bursts, changes are collected for so long before they are handed out.
-const COLLECT: Duration = Duration::from_millis(25);
+const COLLECT: Duration = Duration::from_millis(40);
 
 /// Other tasks are let run at least so often.
 const YIELD_INTERVAL: Duration = Duration::from_millis(5);
@@ -159,7 +159,7 @@ impl PostgresLog {
             tokio::task::yield_now().await;
             self.yielded = Instant::now();
         }
-        let count = self.reader.fill_now().await?;
+        let count = if self.pace.is_drained() { 0 } else { self.reader.fill_now().await? };
         if count > 0 {
             self.pace.read(count, Instant::now());
             return Ok(true);

@@ -9,7 +9,12 @@ use std::time::{Duration, Instant};
 
 /// tokio's timer has no finer grain.
 const SLEEP_MIN: Duration = Duration::from_millis(1);
-const SLEEP_MAX: Duration = Duration::from_millis(5);
+/// Long enough that most of what the server sends meanwhile finds the receive window closed, also at 100,000 changes
+/// per second; short enough that its send buffer (4 MiB) does not fill at 200 MB/s.
+const SLEEP_MAX: Duration = Duration::from_millis(20);
+/// A shorter read in a burst means that the server's queue is drained: to read on would be to wait for single changes,
+/// with an open window.
+const SHORT_READ: usize = 16 << 10;
 /// A backlog is recognised by so many reads within [`WINDOW`], or by one read as large as [`LARGE_READ`]. A thousand
 /// small transactions per second make about 3,000 reads per second, and are still read at once.
 const READS_MAX: u32 = 64;
@@ -17,9 +22,11 @@ const WINDOW: Duration = Duration::from_millis(10);
 const LARGE_READ: usize = 32 << 10;
 /// Above this rate the sleep doubles; bytes per second.
 const RATE_HIGH: f64 = 6e6;
-/// Below this rate it halves, and after so many bursts the backlog is over. A walsender that has to wait for a core
-/// is silent for some milliseconds; at the least sleep, patience costs little.
-const RATE_LOW: f64 = 5e5;
+/// Below this rate it halves.
+const RATE_LOW: f64 = 2e6;
+/// After so many bursts below this rate the backlog is over. A walsender that has to wait for a core is silent for some
+/// milliseconds; at the least sleep, patience costs little.
+const RATE_SLOW: f64 = 5e5;
 const SLOW_BURSTS_MAX: u32 = 16;
 
 /// The state between reads.
@@ -34,18 +41,23 @@ pub struct Pace {
     bytes: usize,
     /// Slow bursts in a row.
     slow: u32,
+    drained: bool,
 }
 
 impl Pace {
     /// Begins live.
     pub fn new(gains_from_bursts: bool, now: Instant) -> Self {
-        Self { gains_from_bursts, sleep: None, since: now, reads: 0, bytes: 0, slow: 0 }
+        Self { gains_from_bursts, sleep: None, since: now, reads: 0, bytes: 0, slow: 0, drained: false }
     }
 
     /// So much was read at once.
     pub fn read(&mut self, count: usize, now: Instant) {
         self.bytes += count;
-        if self.sleep.is_some() || !self.gains_from_bursts {
+        if self.sleep.is_some() {
+            self.drained = count < SHORT_READ;
+            return;
+        }
+        if !self.gains_from_bursts {
             return;
         }
         if now - self.since > WINDOW {
@@ -57,19 +69,27 @@ impl Pace {
         }
     }
 
+    /// Whether the socket counts as empty without asking it.
+    pub fn is_drained(&self) -> bool {
+        self.drained
+    }
+
     /// The socket was found empty: how long to leave it alone, or `None` to wait for the next byte.
     pub fn dry(&mut self, now: Instant) -> Option<Duration> {
         let sleep = self.sleep?;
         let elapsed_s = (now - self.since).as_secs_f64().max(1e-6);
         let rate = self.bytes as f64 / elapsed_s;
-        self.slow = if rate < RATE_LOW { self.slow + 1 } else { 0 };
-        self.sleep = if rate >= RATE_HIGH {
+        self.slow = if rate < RATE_SLOW { self.slow + 1 } else { 0 };
+        self.sleep = if self.slow >= SLOW_BURSTS_MAX {
+            None
+        } else if rate >= RATE_HIGH {
             Some((sleep * 2).min(SLEEP_MAX))
-        } else if self.slow == 0 {
+        } else if rate >= RATE_LOW {
             Some(sleep)
         } else {
-            (self.slow < SLOW_BURSTS_MAX).then_some((sleep / 2).max(SLEEP_MIN))
+            Some((sleep / 2).max(SLEEP_MIN))
         };
+        self.drained = false;
         (self.since, self.bytes, self.reads) = (now, 0, 0);
         self.sleep
     }
@@ -98,12 +118,15 @@ mod tests {
         let mut pace = Pace::new(true, now);
         pace.read(LARGE_READ, now);
         let mut sleeps = vec![];
-        for _ in 0..5 {
+        for _ in 0..6 {
             now += 5 * MS;
             pace.read(300_000, now);
+            assert!(!pace.is_drained());
             sleeps.push(pace.dry(now).unwrap());
         }
-        assert_eq!(sleeps, [2 * MS, 4 * MS, 5 * MS, 5 * MS, 5 * MS]);
+        assert_eq!(sleeps, [2 * MS, 4 * MS, 8 * MS, 16 * MS, 20 * MS, 20 * MS]);
+        pace.read(200, now);
+        assert!(pace.is_drained());
         // A pause of the walsender is no end; the end is met with short sleeps.
         now += 5 * MS;
         assert_eq!(pace.dry(now), Some(SLEEP_MAX / 2));
@@ -115,8 +138,9 @@ mod tests {
             now += sleep;
             quiet += sleep;
             pace.read(10, now);
+            assert!(pace.is_drained());
         }
-        assert!(quiet < 30 * MS, "a source that went quiet is read at once after {quiet:?}");
+        assert!(quiet < 60 * MS, "a source that went quiet is read at once after {quiet:?}");
     }
 
     #[test]

@@ -13,8 +13,13 @@ def test_a_commit_that_waits_for_a_standby_while_a_load_starts(sql, server, data
     """A transaction that waits for a synchronous standby is in the log and not yet visible: its change must not be lost
     between a snapshot that does not see it and a position that is behind it."""
     sql("create table t (id int primary key, v text)", "insert into t select i, 'old' from generate_series(1, 100) i")
+    # The daemon's own commits (publications) must not wait; the table's owner's do.
     server.execute(
-        database, "alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()", user="postgres"
+        database,
+        "alter role cdc set synchronous_commit = local",
+        "alter system set synchronous_standby_names = 'nobody'",
+        "select pg_reload_conf()",
+        user="postgres",
     )
     try:
         time.sleep(0.3)
@@ -31,8 +36,6 @@ def test_a_commit_that_waits_for_a_standby_while_a_load_starts(sql, server, data
             10,
             "the wait",
         )
-        # Other sessions must not wait; the daemon makes publications, which commit.
-        server.execute(database, "alter role cdc set synchronous_commit = local", user="postgres")
         running = daemon(["public.t"])
         running.start()
         try:

@@ -15,7 +15,7 @@
 //! - `fdatasync` of 1.2 KB: 175 to 219 µs at the end of a growing file, 111 to 139 in one that was given its length at
 //!   once, 123 to 152 over zeros that were written: so a segment is given its length at once
 //!
-//! What it holds (DESIGN section 5): nothing is acknowledged before it is fsynced, and nothing is read before it is
+//! What it holds: nothing is acknowledged before it is fsynced, and nothing is read before it is
 //! acknowledged; [`Durable`] is made here only. A position never goes back. Nothing is taken before its time, and
 //! nothing undelivered ever.
 

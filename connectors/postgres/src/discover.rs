@@ -177,7 +177,7 @@ impl Found {
         Ok(())
     }
 
-    /// Decides key and capture (DESIGN section 2, "A key change …").
+    /// Decides key and capture.
     fn finish(mut self) -> Shape {
         let deferrable = self.primary.is_some() && !self.primary_immediate;
         let primary = self.primary.take().filter(|_| !deferrable || self.identity == b'f');

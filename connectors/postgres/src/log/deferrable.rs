@@ -4,7 +4,7 @@
 //! row onto the key of the other before that one has left it. The delete of the row that leaves must rank before the
 //! insert of the row that came, although the log has it later. So every insert keeps an ordinal free before its own,
 //! and the delete of another row of that key takes it. The full old image tells which of the rows is meant; where that
-//! does not decide what remains, the row is asked for anew (DESIGN section 2).
+//! does not decide what remains, the row is asked for anew.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

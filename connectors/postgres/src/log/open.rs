@@ -1,6 +1,6 @@
 //! Opening the log: is the server who it was, and does the slot still hold everything from our position on?
 //!
-//! Asked at every connect, not only at the first (DESIGN section 5.3).
+//! Asked at every connect, not only at the first.
 
 use std::{sync::Arc, time::Duration};
 

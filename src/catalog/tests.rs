@@ -187,18 +187,8 @@ fn the_view_quotes_names_and_paths() {
     assert_eq!(catalog.view_sql(&CatalogName::parse("no.such").unwrap()).unwrap(), None);
 }
 
-/// Writes the files with DuckDB, then asks it the view's query.
-#[test]
-fn the_view_shows_the_current_state() {
-    let python = std::env::var("MILLRACE_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-    let has_duckdb = Command::new(&python).args(["-c", "import duckdb"]).output().is_ok_and(|o| o.status.success());
-    if !has_duckdb {
-        eprintln!("skipped: {python} has no duckdb (pip install duckdb; MILLRACE_TEST_PYTHON names another Python)");
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
-    let all = [
+fn every_type() -> [(&'static str, ColumnType); 14] {
+    [
         ("id", ColumnType::Int64),
         ("t", ColumnType::Text),
         ("b", ColumnType::Boolean),
@@ -213,7 +203,21 @@ fn the_view_shows_the_current_state() {
         ("at", ColumnType::Timestamp),
         ("atz", ColumnType::TimestampTz),
         ("l", ColumnType::List(Box::new(ColumnType::Int32))),
-    ];
+    ]
+}
+
+/// Writes the files with DuckDB, then asks it the view's query.
+#[test]
+fn the_view_shows_the_current_state() {
+    let python = std::env::var("MILLRACE_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let has_duckdb = Command::new(&python).args(["-c", "import duckdb"]).output().is_ok_and(|o| o.status.success());
+    if !has_duckdb {
+        eprintln!("skipped: {python} has no duckdb (pip install duckdb; MILLRACE_TEST_PYTHON names another Python)");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let all = every_type();
     let keyed = table("keyed", &all, &[0]);
     let keyless = table("keyless", &all[..2], &[]);
     let (state, catalog) = catalog();

@@ -97,7 +97,6 @@ impl FullLoad {
         let names: Vec<TableName> = waiting.iter().map(|record| record.table.name.clone()).collect();
         info!(task = self.task, tables = names.len(), "full load begins");
         let snapshot: Arc<dyn Snapshot> = Arc::from(self.source.snapshot(&names, self.exact).await?);
-        info!(task = self.task, position = %snapshot.position(), "snapshot is taken");
         let permits = Arc::new(Semaphore::new(self.parallel));
         let tables_at_once = Arc::new(Semaphore::new(self.parallel));
         let mut loads = JoinSet::new();

@@ -191,7 +191,7 @@ impl Task {
     async fn obey(&self, (command, answer): Request) -> bool {
         let ends = matches!(command, Command::ShutDown { .. } | Command::Delete);
         let done = match command {
-            Command::ShutDown { .. } => Ok(vec![]),
+            Command::ShutDown { .. } => self.shut_down(),
             Command::Delete => self.delete().await,
             Command::Stop => self.stopped().await,
             Command::Pause => self.set_paused(true),
@@ -201,6 +201,16 @@ impl Task {
         let ends = ends && done.is_ok();
         let _ = answer.send(done);
         !ends
+    }
+
+    /// A task that an operator stopped, or that failed, keeps saying so.
+    fn shut_down(&self) -> Result<Vec<String>> {
+        self.update(|record| {
+            if matches!(record.state, TaskState::Starting | TaskState::Running | TaskState::Stopping) {
+                record.state = TaskState::Ready;
+            }
+        })?;
+        Ok(vec![])
     }
 
     pub(super) fn set_paused(&self, paused: bool) -> Result<Vec<String>> {

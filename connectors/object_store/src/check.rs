@@ -131,7 +131,7 @@ async fn probe_bucket(bucket: &Bucket) -> Vec<Finding> {
 fn refused(bucket: &Bucket, doing: &str, error: &StoreError) -> Finding {
     let trouble = Trouble::of(error);
     let mut finding = Finding::error(trouble.code(), format!("cannot {doing} {}", bucket.location("")))
-        .detail(format!("the server said: {}", shorten(&error.to_string())));
+        .detail(format!("the server said: {}", said(error)));
     finding.fix = trouble.fix(&bucket.config);
     finding
 }
@@ -143,6 +143,15 @@ fn not_enforced(bucket: &Bucket) -> Finding {
         .detail("without it an object that readers already use could be overwritten after a crash")
         .fix("use an endpoint that enforces conditional writes, as Amazon S3 does,")
         .fix("or deliver to a folder: target: file:///var/lib/millrace/lake/")
+}
+
+/// The innermost cause: what stands around it tells of tries, durations and the probe's name, which differ every time.
+fn said(error: &StoreError) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    shorten(&innermost.to_string())
 }
 
 fn shorten(text: &str) -> String {

@@ -109,6 +109,9 @@ class Session:
 def crash_in_load(server, point, seed, times=1):
     """A fresh shop whose first load dies at the point, goes on, and dies again there once in a reload of all tables."""
     with Session(server, f"crash_{point.replace('-', '_')}_{times}", seed) as session:
+        if point == "pg-load-inside-segment":
+            # It is passed from a segment's second batch on.
+            session.shop.add_orders(150_000)
         session.crash_at(point, times)
         session.daemon.start()
         session.loaded()

@@ -140,6 +140,16 @@ class Shop:
             # None of this belongs to a replication slot, so let the log go.
         self.server.execute(self.database, "analyze")
 
+    def add_orders(self, rows):
+        """Many small rows, so that the load of a table takes more than one batch."""
+        self.server.execute(
+            self.database,
+            "insert into shop.orders select i, i % 500 + 1, 'old', (i % 9999) / 7.0, now() - i * interval '1 minute', "
+            "current_date - i % 700, i % 3 = 0, 'comment ' || md5(i::text) "
+            f"from generate_series({10**8}, {10**8 + rows - 1}) i",
+            "analyze",
+        )
+
     @property
     def odd(self):
         """The table with the worst name, quoted."""

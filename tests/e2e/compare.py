@@ -122,13 +122,13 @@ def source_key(connection, schema, table):
     ]
 
 
-def fetch_source(connection, schema, table, columns, where=""):
+def fetch_source(connection, schema, table, columns, where="", only=False):
     """The source's rows as an Arrow table of text, exactly as the server prints them."""
     connection.execute(SESSION)
     chosen = ", ".join(name(column) for column in columns)
     text = io.BytesIO()
     with connection.cursor().copy(
-        f"copy (select {chosen} from {name(schema)}.{name(table)} {where}) to stdout "
+        f"copy (select {chosen} from {'only ' * only}{name(schema)}.{name(table)} {where}) to stdout "
         "(format csv, force_quote *, null '')"
     ) as copy:
         for piece in copy:
@@ -246,7 +246,7 @@ def check_files(lake, files, result):
         result.problems.append("the manifest lists a file twice")
 
 
-def compare_table(connection, lake, schema, table, target=None, rename=None, drop=(), audit=None, where=""):
+def compare_table(connection, lake, schema, table, target=None, rename=None, drop=(), audit=None, where="", only=False):
     """Compares one table; `target` is (schema, table) in the lake, `audit` the table of its audited events."""
     target_schema, target_table = target or (schema, table)
     database, catalog_table = target_schema.lower(), target_table.lower()
@@ -257,7 +257,7 @@ def compare_table(connection, lake, schema, table, target=None, rename=None, dro
     columns = [column for column, _ in source_columns(connection, schema, table) if column not in drop]
     targets = [(rename or {}).get(column, column) for column in columns]
     key = [(rename or {}).get(column, column) for column in source_key(connection, schema, table)]
-    source = fetch_source(connection, schema, table, columns, where)
+    source = fetch_source(connection, schema, table, columns, where, only)
     result.source_rows = source.num_rows
     if any("does not open" in problem for problem in result.problems):
         return result

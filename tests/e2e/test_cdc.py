@@ -54,7 +54,9 @@ def orphans_at_the_smallest_cut(running):
             f"create view {table} as select * from (select * from all_{table} where left(change_order, 32) < '{cut}' "
             f"qualify row_number() over (partition by {key} order by change_order desc) = 1) where \"Op\" <> 'D'"
         )
-    orphans = duck.execute("select count(*) from order_line where order_id not in (select id from orders)").fetchone()[0]
+    orphans = duck.execute("select count(*) from order_line where order_id not in (select id from orders)").fetchone()[
+        0
+    ]
     return orphans, cut
 
 

@@ -23,6 +23,7 @@ use super::{
     capture::{Ask, Capture, Progress},
     check,
     full_load::FullLoad,
+    neighbours::Owners,
     reload,
     rules::Rules,
     tables::Tables,
@@ -48,6 +49,8 @@ const GRACE: Duration = Duration::from_secs(3600);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Every so many looks the source is asked what it keeps for us.
 const LOOKS_PER_QUESTION: u64 = 5;
+/// Held while a task claims its tables in the catalog.
+static CLAIMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Runs the loops until one of them cannot go on, everything is loaded, or somebody asks for their end.
@@ -297,10 +300,16 @@ impl Session {
     /// Brings the records in line with what the source has now.
     async fn reconcile(&self, found: &[Table]) -> Result<()> {
         let wiring = &self.task.wiring;
+        // The records are the claim to a table of the catalog: between looking and writing nobody else may do so.
+        let claiming = CLAIMING.lock().await;
+        let taken = Owners::of_state(&*wiring.state)?.add(&wiring.config, found).into_iter().next();
+        if let Some(finding) = taken {
+            return Err(Error::new(Kind::Config, finding.summary).fix(finding.fix.join("\n")));
+        }
         let gate = self.delivery.gate().await;
         let mark = self.stream.last_mark();
         let changed = self.tables.reconcile(found, mark.as_ref(), wiring.config.mode.loads())?;
-        drop(gate);
+        drop((gate, claiming));
         for message in changed {
             info!(task = self.task.name(), "{message}");
             events::record(&*wiring.state, events::Event::of_task("configuration change", self.task.name(), message));

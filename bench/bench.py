@@ -328,7 +328,7 @@ def bench_drain(pairs, changes):
             daemon.start_and_load()
             daemon.terminate()
             fresh = f"{daemon.folder}/fresh"
-            shutil.copytree(daemon.state, fresh)
+            shutil.copytree(daemon.state, fresh, ignore=shutil.ignore_patterns("control.sock", "reserve", "lock"))
             server.execute(
                 database, "select pg_copy_logical_replication_slot('millrace_drain', 'base')", user="postgres"
             )

@@ -151,14 +151,14 @@ impl Catalog {
         Ok(shape.map(|shape| glue::own_names(&shape.parameters)))
     }
 
-    /// Adds files to the table's current generation and moves `complete_through`. The table must be defined, in this
+    /// Adds files to the table's current generation and moves `complete_through`, if the table is complete to there. The table must be defined, in this
     /// commit or an earlier one; only dead letters may come before its shape is known.
     pub fn add_files(
         &self,
         puts: &mut Vec<Put>,
         table: &TableName,
         files: &[DataFile],
-        complete: (Position, LogPosition),
+        complete: Option<(Position, LogPosition)>,
     ) -> Result<()> {
         let name = CatalogName::of(table);
         let known = self.pending::<Progress>(puts, &keys::progress(&name))?;
@@ -172,7 +172,9 @@ impl Catalog {
         for file in files {
             puts.push(Put::set(progress.key_of_next(&name, file), file));
         }
-        (progress.complete_through, progress.complete_through_log) = complete;
+        if let Some(complete) = complete {
+            (progress.complete_through, progress.complete_through_log) = complete;
+        }
         puts.push(Put::set(keys::progress(&name), &progress));
         Ok(())
     }
@@ -202,7 +204,7 @@ impl Catalog {
         let next =
             Progress { generation: before.generation + 1, dead_letters: before.dead_letters, ..Progress::default() };
         puts.push(Put::set(keys::progress(&name), &next));
-        self.add_files(puts, &table.name, files, complete)?;
+        self.add_files(puts, &table.name, files, Some(complete))?;
         Ok(left.into_iter().map(|(_, file)| file).collect())
     }
 

@@ -53,7 +53,7 @@ fn a_table_is_registered_in_glues_shape() {
     let (state, catalog) = catalog();
     let mut puts = vec![];
     catalog.define(&mut puts, "shop", &orders(), "s3://lake/Sales/Orders").unwrap();
-    catalog.add_files(&mut puts, &orders().name, &[file("a", FileKind::Changes)], at(7)).unwrap();
+    catalog.add_files(&mut puts, &orders().name, &[file("a", FileKind::Changes)], Some(at(7))).unwrap();
     state.commit(&puts).unwrap();
     assert_eq!(catalog.databases().unwrap(), ["sales"]);
     let found = catalog.tables("Sales").unwrap();
@@ -110,7 +110,7 @@ fn a_new_generation_replaces_the_files_and_keeps_the_dead_letters() {
     let mut puts = vec![];
     catalog.define(&mut puts, "shop", &orders(), "a").unwrap();
     let files = [file("a", FileKind::Load), file("b", FileKind::Changes), file("c", FileKind::DeadLetters)];
-    catalog.add_files(&mut puts, &orders().name, &files, at(7)).unwrap();
+    catalog.add_files(&mut puts, &orders().name, &files, Some(at(7))).unwrap();
     state.commit(&puts).unwrap();
     let mut puts = vec![];
     let load = [file("d", FileKind::Load), file("e", FileKind::DeadLetters)];
@@ -129,7 +129,7 @@ fn a_new_generation_replaces_the_files_and_keeps_the_dead_letters() {
 #[test]
 fn files_of_a_table_that_was_never_defined_are_refused() {
     let (_, catalog) = catalog();
-    let add = |kind| catalog.add_files(&mut vec![], &orders().name, &[file("a", kind)], at(1));
+    let add = |kind| catalog.add_files(&mut vec![], &orders().name, &[file("a", kind)], Some(at(1)));
     assert_eq!(add(FileKind::Changes).unwrap_err().kind, Kind::Internal);
     add(FileKind::DeadLetters).unwrap();
 }
@@ -141,10 +141,10 @@ fn a_commit_writes_as_much_as_changed() {
     let mut puts = vec![];
     catalog.define(&mut puts, "shop", &orders(), "a").unwrap();
     let many: Vec<DataFile> = (0..5000).map(|number| file(&number.to_string(), FileKind::Changes)).collect();
-    catalog.add_files(&mut puts, &orders().name, &many, at(1)).unwrap();
+    catalog.add_files(&mut puts, &orders().name, &many, Some(at(1))).unwrap();
     state.commit(&puts).unwrap();
     let mut puts = vec![];
-    catalog.add_files(&mut puts, &orders().name, &[file("new", FileKind::Changes)], at(2)).unwrap();
+    catalog.add_files(&mut puts, &orders().name, &[file("new", FileKind::Changes)], Some(at(2))).unwrap();
     assert_eq!(puts.len(), 2);
     assert!(puts.iter().all(|put| put.value.as_ref().is_some_and(|value| value.len() < 300)), "{puts:?}");
     state.commit(&puts).unwrap();
@@ -162,7 +162,7 @@ fn a_thousand_tables_are_quick() {
         let mut puts = vec![];
         for table in &tables {
             catalog.define(&mut puts, "shop", table, "a").unwrap();
-            catalog.add_files(&mut puts, &table.name, &[file("f", FileKind::Changes)], at(round)).unwrap();
+            catalog.add_files(&mut puts, &table.name, &[file("f", FileKind::Changes)], Some(at(round))).unwrap();
         }
         state.commit(&puts).unwrap();
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
@@ -178,7 +178,7 @@ fn the_view_quotes_names_and_paths() {
     let mut puts = vec![];
     catalog.define(&mut puts, "shop", &odd, "a").unwrap();
     let path = DataFile { path: "s3://lake/o'dd/x.parquet".into(), ..file("x", FileKind::Changes) };
-    catalog.add_files(&mut puts, &odd.name, &[path], at(1)).unwrap();
+    catalog.add_files(&mut puts, &odd.name, &[path], Some(at(1))).unwrap();
     state.commit(&puts).unwrap();
     let sql = catalog.view_sql(&CatalogName::of(&odd.name)).unwrap().unwrap();
     assert!(sql.starts_with("SELECT \"i\"\"d\"\nFROM"), "{sql}");
@@ -230,8 +230,8 @@ fn the_view_shows_the_current_state() {
     let mut puts = vec![];
     let at_path = |name: &str| DataFile { path: path(name), ..file(name, FileKind::Changes) };
     // Neither file has all columns yet: they were added later.
-    catalog.add_files(&mut puts, &keyed.name, &[at_path("1.parquet"), at_path("2.parquet")], at(1)).unwrap();
-    catalog.add_files(&mut puts, &keyless.name, &[at_path("3.parquet")], at(1)).unwrap();
+    catalog.add_files(&mut puts, &keyed.name, &[at_path("1.parquet"), at_path("2.parquet")], Some(at(1))).unwrap();
+    catalog.add_files(&mut puts, &keyless.name, &[at_path("3.parquet")], Some(at(1))).unwrap();
     state.commit(&puts).unwrap();
     let script = format!(
         r#"

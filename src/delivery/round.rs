@@ -349,7 +349,9 @@ fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>
         manifests.entry(table.clone()).or_default();
     }
     for (table, files) in &manifests {
-        ground.catalog.add_files(&mut puts, table, files, (mark.source, mark.at))?;
+        // Of a table that was stopped within the round not everything up to the mark is there.
+        let through = complete.contains(table).then_some((mark.source, mark.at));
+        ground.catalog.add_files(&mut puts, table, files, through)?;
     }
     puts.extend(ledger.puts());
     if stored.is_some() {

@@ -17,6 +17,7 @@ use std::{
 use futures::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use millrace_core::{
     Change, ChangeBatch, Changes, Ddl, Durable, Error, Kind, Position, Reject, Result, Table, TableName,
+    error::Action,
     source::{Budget, Identity, Log, Source},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -36,6 +37,8 @@ use crate::{
 
 /// Appends that may wait for their fsync at once; with the pull's budget it bounds what capture holds in memory.
 const APPENDS_IN_FLIGHT_MAX: usize = 4;
+/// How long the end of a capture waits for the appends in flight.
+const APPENDS_PATIENCE: Duration = Duration::from_secs(5);
 /// A piece is appended at this size.
 const PIECE_BYTES: usize = 16 << 20;
 const BUDGET: Budget = Budget { rows: 65_536, bytes: 8 << 20, wait: Duration::from_secs(1) };
@@ -84,13 +87,12 @@ impl Capture<'_> {
         &self,
         asks: &mut mpsc::Receiver<Ask>,
         cancel: &CancellationToken,
-        opened: &(dyn Fn() + Send + Sync),
+        opened: &(dyn Fn(Identity) -> Result<()> + Send + Sync),
     ) -> Result<()> {
-        self.stream.rewind().await?;
-        let from = self.stream.last_mark().map(|mark| mark.source);
-        let from = from.ok_or_else(|| Error::new(Kind::Internal, "opening the log: the stream has no mark"))?;
-        let mut log = self.source.open_log(&self.tables.captured(), from, self.identity).await?;
-        opened();
+        let mut log = tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            log = self.open(opened) => log?,
+        };
         let mut shapes = Shapes::new(self.tables.rules().clone());
         let mut appends: Appends<'_> = FuturesOrdered::new();
         loop {
@@ -114,11 +116,28 @@ impl Capture<'_> {
                 prepared = self.prepare(changes, &mut *log, &mut shapes, &mut appends) => prepared?,
             }
         }
-        while let Some(done) = appends.next().await {
-            self.confirm(&mut *log, done?).await?;
-        }
+        let rest = async {
+            while let Some(done) = appends.next().await {
+                self.confirm(&mut *log, done?).await?;
+            }
+            Ok(())
+        };
+        // At the disk bound an append may wait for ever. One that is abandoned was not confirmed, and comes again.
+        let ended = tokio::time::timeout(APPENDS_PATIENCE, rest).await.unwrap_or(Ok(()));
         info!(task = self.task, "capture ended");
-        Ok(())
+        ended
+    }
+
+    /// Opens the log at the last mark, with nothing behind that in the stream.
+    async fn open(&self, opened: &(dyn Fn(Identity) -> Result<()> + Send + Sync)) -> Result<Box<dyn Log>> {
+        self.stream.rewind().await?;
+        let from = self.stream.last_mark().map(|mark| mark.source);
+        let from = from.ok_or_else(|| Error::new(Kind::Internal, "opening the log: the stream has no mark"))?;
+        let log = self.source.open_log(&self.tables.captured(), from, self.identity).await?;
+        // Who it is now must be known before anything of it is durable: behind the fork of a new timeline the old
+        // identity would be refused.
+        opened(self.source.identity().await?)?;
+        Ok(log)
     }
 
     fn answer(&self, ask: Ask, log: &mut dyn Log) {
@@ -230,11 +249,7 @@ impl Capture<'_> {
         let Some(record) = self.tables.get(table).filter(|_| self.tables.is_captured(table)) else { return Ok(()) };
         if record.state != TableState::Completed {
             info!(task = self.task, table = %table, reason = why, "table changed while it is loaded; its load begins again");
-            self.tables.update(table, vec![], |record| {
-                if let Some(load) = &mut record.load {
-                    load.forget_segments();
-                }
-            })?;
+            self.tables.outdate(table)?;
             log.add_table(Arc::new(record.table));
             return Ok(());
         }
@@ -258,7 +273,22 @@ impl Capture<'_> {
             return Ok(());
         }
         let mut filling = Filling::new(batch);
-        while let Some(filled) = filling.next(self.source).await? {
+        loop {
+            let filled = match filling.next(self.source).await {
+                Ok(Some(filled)) => filled,
+                Ok(None) => break,
+                // The column or the table is gone by now: what was not sent cannot be had, and that table alone stops.
+                Err(error) if error.kind.action() == Action::SuspendTable => {
+                    let Some((order, rows)) = filling.rest() else { break };
+                    let (name, what) = (filling.table().name.clone(), error.to_string());
+                    self.suspend(&name, &what, log, piece)?;
+                    piece.filtered("suspended", rows);
+                    let table = shapes.rules.target(&name);
+                    piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             piece.filtered("superseded", filled.superseded);
             self.rejected(filled.rejects, shapes, piece);
             if let Some(batch) = filled.batch {

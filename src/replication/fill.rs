@@ -5,7 +5,7 @@
 //! key is gone, a later delete, key change or truncate supersedes the row, and it is left out and counted.
 
 use millrace_core::{
-    ChangeBatch, ColumnVec, Columns, Error, Kind, Order, Reject, Result,
+    ChangeBatch, ColumnVec, Columns, Error, Kind, Order, Reject, Result, Table,
     batch::Cell,
     source::{Lookup, Source},
 };
@@ -61,6 +61,16 @@ impl Filling {
         let bytes = filled.batch.as_ref().map_or(0, ChangeBatch::byte_size).max(1);
         self.rows = (self.rows * LOOKUP_BYTES / bytes).clamp(1, LOOKUP_ROWS_MAX);
         Ok(Some(filled))
+    }
+
+    /// The table whose rows are filled.
+    pub fn table(&self) -> &Table {
+        &self.batch.table
+    }
+
+    /// The place of the first row that is not filled yet, and how many are not.
+    pub fn rest(&self) -> Option<(Order, u64)> {
+        Some((*self.batch.order.get(self.next)?, (self.batch.rows() - self.next) as u64))
     }
 
     fn slice(&self, from: usize, to: usize) -> ChangeBatch {

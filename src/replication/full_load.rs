@@ -16,7 +16,7 @@ use std::{
 };
 
 use millrace_core::{
-    Error, Kind, Position, Reject, Result, TableName,
+    Error, Kind, Position, Reject, Result, Table, TableName,
     destination::{Destination, ObjectWriter, Published, Staged},
     error::Action,
     source::{LoadPlan, Loaded, Rows, Snapshot, Source, TableLoad},
@@ -133,7 +133,7 @@ impl FullLoad {
         let name = record.table.name.clone();
         let wanted = segments_wanted(record.table.estimated_bytes, self.parallel);
         let previous = record.load.as_ref().map(|load| &load.plan);
-        let load: Arc<dyn TableLoad> = Arc::from(snapshot.open(&name, wanted, previous).await?);
+        let load: Arc<dyn TableLoad> = Arc::from(snapshot.open(&name, wanted, previous).await.map_err(unreadable)?);
         let finished = self.begin(&record, &*load, snapshot.position()).await?;
         let mapped = Arc::new(self.tables.rules().shape(load.table()));
         let rows_so_far = Arc::new(AtomicU64::new(finished.values().map(segment_rows).sum()));
@@ -164,8 +164,10 @@ impl FullLoad {
         let name = &record.table.name;
         let prefix = segment::prefix(&self.task, name);
         let stored: Vec<(String, SegmentRecord)> = read_all(&*self.state, &prefix)?;
+        // The storage may be the same and the columns not: ADD COLUMN and RENAME rewrite nothing.
+        let Table { columns, key, .. } = &**load.table();
         let (resumed, old) = match &record.load {
-            Some(old) if load.resumed() => (true, Some(old)),
+            Some(old) if load.resumed() && old.columns == *columns && old.key == *key => (true, Some(old)),
             old => (false, old.as_ref()),
         };
         let next_file = match old {
@@ -188,8 +190,9 @@ impl FullLoad {
         let plan: LoadPlan = load.plan().clone();
         let drop_stored = stored.iter().filter(|_| !resumed).map(|(rest, _)| Put::delete(format!("{prefix}{rest}")));
         let shape = (**load.table()).clone();
+        let (columns, key) = (shape.columns.clone(), shape.key.clone());
         self.tables.update(name, drop_stored.collect(), |record| {
-            record.load = Some(LoadRecord { plan, start, first_file, next_file, started_us, stale: false });
+            record.load = Some(LoadRecord { plan, start, first_file, next_file, started_us, columns, key });
             record.table = shape;
             if record.state == TableState::BeforeLoad {
                 record.state = TableState::FullLoad;
@@ -211,7 +214,7 @@ impl FullLoad {
         rows_so_far: &AtomicU64,
     ) -> Result<()> {
         let name = &load.table().name;
-        let rows = load.rows(number).await?;
+        let rows = load.rows(number).await.map_err(unreadable)?;
         let written = self.write(rows, mapped, position, rows_so_far).await?;
         let mut files = vec![];
         for staged in written.files {
@@ -248,7 +251,7 @@ impl FullLoad {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    failed = Some(error);
+                    failed = Some(unreadable(error));
                     break;
                 }
             }
@@ -291,10 +294,6 @@ impl FullLoad {
         let record =
             record.ok_or_else(|| Error::new(Kind::Internal, format!("completing the load of {name}: it is gone")))?;
         let load = record.load.clone().expect("filtered above");
-        if load.stale {
-            let doing = format!("completing the load of {name}: the table changed meanwhile");
-            return Err(Error::new(Kind::SnapshotStale, doing));
-        }
         let target = &mapped.target.name;
         let mut files: Vec<DataFile> = segments.iter().flat_map(|(_, segment)| segment.files.clone()).collect();
         let rows: u64 = files.iter().map(|file| file.rows).sum();
@@ -311,13 +310,22 @@ impl FullLoad {
         self.catalog.replace_files(&mut puts, &self.task, &mapped.target, &location, &files, complete)?;
         puts.push(Put::set(checkpoint::key(&self.task, target), &delivery));
         fail::fail_point!("load-before-commit");
-        self.tables.update(name, puts, |record| {
-            record.state = TableState::Completed;
-            record.load = None;
-            record.error = None;
-            record.loaded_rows = rows;
-            record.load_elapsed_ms = begun.elapsed().as_millis() as u64;
-        })?;
+        let completed = self.tables.update_if(
+            name,
+            puts,
+            |record| !record.stale,
+            |record| {
+                record.state = TableState::Completed;
+                record.load = None;
+                record.error = None;
+                record.loaded_rows = rows;
+                record.load_elapsed_ms = begun.elapsed().as_millis() as u64;
+            },
+        )?;
+        if !completed {
+            let doing = format!("completing the load of {name}: the table changed meanwhile");
+            return Err(Error::new(Kind::SnapshotStale, doing));
+        }
         fail::fail_point!("load-after-commit");
         self.metrics.count_rows(&self.task, "loaded", rows);
         self.metrics
@@ -333,6 +341,12 @@ impl FullLoad {
 /// A small table is one segment; a larger one keeps all readers busy.
 fn segments_wanted(bytes: u64, parallel: usize) -> usize {
     if bytes < SMALL_TABLE_BYTES { 1 } else { (bytes.div_ceil(SEGMENT_BYTES) as usize).clamp(parallel, 4096) }
+}
+
+/// What the source does not let us read of one table concerns that table; trying for ever would hold up the stream.
+fn unreadable(error: Error) -> Error {
+    let kind = if error.kind == Kind::Permission { Kind::TableUnreadable } else { error.kind };
+    Error { kind, ..error }
 }
 
 fn segment_rows(segment: &SegmentRecord) -> u64 {

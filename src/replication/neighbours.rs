@@ -93,6 +93,7 @@ mod tests {
             target: table(name).name,
             table: table(name),
             rule: String::new(),
+            stale: false,
             load: None,
             error: None,
             loaded_rows: 0,

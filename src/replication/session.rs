@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use millrace_core::{Error, Finding, Kind, Result, Severity, TableName, error::Action, throttle::Throttle};
+use millrace_core::{Error, Finding, Kind, Result, Severity, Table, TableName, error::Action, throttle::Throttle};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task::JoinSet,
@@ -23,6 +23,7 @@ use super::{
     capture::{Ask, Capture, Progress},
     check,
     full_load::FullLoad,
+    neighbours::Owners,
     reload,
     rules::Rules,
     tables::Tables,
@@ -48,6 +49,8 @@ const GRACE: Duration = Duration::from_secs(3600);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Every so many looks the source is asked what it keeps for us.
 const LOOKS_PER_QUESTION: u64 = 5;
+/// Held while a task claims its tables in the catalog.
+static CLAIMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Runs the loops until one of them cannot go on, everything is loaded, or somebody asks for their end.
@@ -200,6 +203,7 @@ impl Session {
                 self.task.set_paused(paused)
             }
             Command::Reload(table) => {
+                self.task.must_load()?;
                 let _gate = self.delivery.gate().await;
                 let lines = reload::mark(&self.tables, self.task.name(), table.as_ref())?;
                 self.wake.notify_one();
@@ -285,17 +289,30 @@ impl Session {
             self.stream.append(first).await?;
             info!(task = self.task.name(), position = %position, "slot is made");
         }
-        let mark = self.stream.last_mark();
-        let gate = self.delivery.gate().await;
-        let changed = self.tables.reconcile(&found, mark.as_ref(), wiring.config.mode.loads())?;
-        drop(gate);
-        for message in changed {
-            info!(task = self.task.name(), "{message}");
-            events::record(&*wiring.state, events::Event::of_task("configuration change", self.task.name(), message));
-        }
+        self.reconcile(&found).await?;
         if captures {
             wiring.source.prepare(&self.tables.captured()).await?;
             self.task.update(|record| record.slot_intent = false)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the records in line with what the source has now.
+    async fn reconcile(&self, found: &[Table]) -> Result<()> {
+        let wiring = &self.task.wiring;
+        // The records are the claim to a table of the catalog: between looking and writing nobody else may do so.
+        let claiming = CLAIMING.lock().await;
+        let taken = Owners::of_state(&*wiring.state)?.add(&wiring.config, found).into_iter().next();
+        if let Some(finding) = taken {
+            return Err(Error::new(Kind::Config, finding.summary).fix(finding.fix.join("\n")));
+        }
+        let gate = self.delivery.gate().await;
+        let mark = self.stream.last_mark();
+        let changed = self.tables.reconcile(found, mark.as_ref(), wiring.config.mode.loads())?;
+        drop((gate, claiming));
+        for message in changed {
+            info!(task = self.task.name(), "{message}");
+            events::record(&*wiring.state, events::Event::of_task("configuration change", self.task.name(), message));
         }
         Ok(())
     }
@@ -316,9 +333,10 @@ impl Session {
                 metrics: &self.task.wiring.metrics,
             };
             let worked = AtomicBool::new(false);
-            let opened = || {
+            let opened = |identity| {
                 worked.store(true, Ordering::Relaxed);
-                let _ = self.running();
+                self.task.update(|record| record.identity = Some(identity))?;
+                self.running()
             };
             match capture.run(asked, cancel, &opened).await {
                 Ok(()) => break,
@@ -375,15 +393,10 @@ impl Session {
     async fn load_waiting(&self) -> Result<()> {
         let wiring = &self.task.wiring;
         let found = wiring.source.tables(&wiring.config.selection()).await?;
+        self.reconcile(&found).await?;
         for record in self.tables.to_load() {
-            let name = record.table.name.clone();
-            match found.iter().find(|shape| shape.name == name) {
-                Some(shape) => self.tables.update(&name, vec![], |record| record.table = shape.clone())?,
-                None => {
-                    warn!(task = self.task.name(), table = %name, "table is not at the source any more");
-                    let _gate = self.delivery.gate().await;
-                    self.tables.give_up(&name, TableState::Missing, "the table is not at the source any more")?;
-                }
+            if let Some(shape) = found.iter().find(|shape| shape.name == record.table.name) {
+                self.tables.renew(&shape.name, shape)?;
             }
         }
         if wiring.config.mode.captures() {

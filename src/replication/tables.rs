@@ -74,30 +74,57 @@ impl Tables {
         self.lock().values().filter(waits).cloned().collect()
     }
 
-    /// Changes one table's record, in the state and here; gives the new one. `extra` goes into the same commit.
+    /// Changes one table's record, in the state and here. `extra` goes into the same commit.
     pub fn update(&self, table: &TableName, extra: Vec<Put>, change: impl FnOnce(&mut TableRecord)) -> Result<()> {
+        self.update_if(table, extra, |_| true, change).map(|_| ())
+    }
+
+    /// The same where the record, as it is now, fulfils the condition; else nothing is committed, and this is false.
+    pub fn update_if(
+        &self,
+        table: &TableName,
+        extra: Vec<Put>,
+        condition: impl FnOnce(&TableRecord) -> bool,
+        change: impl FnOnce(&mut TableRecord),
+    ) -> Result<bool> {
         let mut records = self.lock();
-        let Some(record) = records.get(table) else { return Ok(()) };
+        let Some(record) = records.get(table).filter(|record| condition(record)) else { return Ok(false) };
         let mut changed = record.clone();
         change(&mut changed);
         let mut puts = extra;
         puts.push(Put::set(table::key(&self.task, table), &changed));
         self.state.commit(&puts)?;
         records.insert(table.clone(), changed);
-        Ok(())
+        Ok(true)
     }
 
-    /// Suspends a table: it must be reloaded. Gives false if it was suspended already.
+    /// Suspends a table that is delivered: it must be reloaded. Gives false if it is in another state, such as being
+    /// reloaded already.
     pub fn suspend(&self, table: &TableName, why: &str) -> Result<bool> {
-        if !self.is_captured(table) {
-            return Ok(false);
-        }
-        let task = self.task.clone();
-        self.update(table, vec![], |record| {
+        let error = format!("{why}; reload it: millrace reload {} {table}", self.task);
+        let completed = |record: &TableRecord| record.state == TableState::Completed;
+        self.update_if(table, vec![], completed, |record| {
             record.state = TableState::Error;
-            record.error = Some(format!("{why}; reload it: millrace reload {task} {table}"));
-        })?;
-        Ok(true)
+            record.error = Some(error);
+        })
+    }
+
+    /// A load that is under way, or begins from a snapshot taken before now, cannot be completed.
+    pub fn outdate(&self, table: &TableName) -> Result<()> {
+        self.update(table, vec![], |record| record.stale = true)
+    }
+
+    /// A new snapshot will be taken, and the capture has taken the table up for it: the load begins anew if it was
+    /// outdated.
+    pub fn renew(&self, table: &TableName, shape: &Table) -> Result<()> {
+        self.update(table, vec![], |record| {
+            record.table = shape.clone();
+            if std::mem::take(&mut record.stale)
+                && let Some(load) = &mut record.load
+            {
+                load.forget_segments();
+            }
+        })
     }
 
     /// A table that waits for its load cannot be loaded: nothing waits for it in the stream any more. Called with the
@@ -105,10 +132,7 @@ impl Tables {
     pub fn give_up(&self, table: &TableName, state: TableState, why: &str) -> Result<()> {
         let Some(record) = self.get(table) else { return Ok(()) };
         let mut puts = vec![];
-        if let Some(mut delivery) = self.checkpoint(&record.target)? {
-            delivery.suspend(why);
-            puts.push(Put::set(checkpoint::key(&self.task, &record.target), &delivery));
-        }
+        self.suspend_delivery(&record.target, why, &mut puts)?;
         let errored = self.errored(&record, state, why);
         self.update(table, puts, |record| {
             record.state = errored.state;
@@ -141,17 +165,22 @@ impl Tables {
                 }),
             };
             if fresh {
-                let record = self.fresh(shape, mark, loads, &mut puts)?;
+                let left = known.filter(|record| record.target != self.rules.target(&shape.name));
+                if let Some(left) = left.map(|record| record.target.clone()) {
+                    self.suspend_delivery(&left, "the table goes to another target now", &mut puts)?;
+                }
+                let record = self.fresh(shape, known, mark, loads, &mut puts)?;
                 events.push(format!("table {} joins the task", shape.name));
                 records.insert(shape.name.clone(), record);
                 continue;
             }
             let Some(known) = known else { continue };
-            let recreated = known.table.source_id != shape.source_id && is_captured(known.state);
-            if recreated {
+            let recreated = known.table.source_id != shape.source_id;
+            if recreated && known.state == TableState::Completed {
                 let why = "the table was dropped and made again at the source";
                 let record = self.errored(known, TableState::Error, why);
                 events.push(format!("table {}: {why}", shape.name));
+                self.suspend_delivery(&record.target, why, &mut puts)?;
                 puts.push(Put::set(table::key(&self.task, &shape.name), &record));
                 records.insert(shape.name.clone(), record);
             }
@@ -171,11 +200,7 @@ impl Tables {
             let record = self.errored(&records[&name], state, why);
             events.push(format!("table {name}: {why}"));
             puts.push(Put::set(table::key(&self.task, &name), &record));
-            if let Some(mut delivery) = read::<Checkpoint>(&*self.state, &checkpoint::key(&self.task, &record.target))?
-            {
-                delivery.suspend(why);
-                puts.push(Put::set(checkpoint::key(&self.task, &record.target), &delivery));
-            }
+            self.suspend_delivery(&record.target, why, &mut puts)?;
             records.insert(name, record);
         }
         if !puts.is_empty() {
@@ -184,12 +209,34 @@ impl Tables {
         Ok(events)
     }
 
-    fn fresh(&self, shape: &Table, mark: Option<&Mark>, loads: bool, puts: &mut Vec<Put>) -> Result<TableRecord> {
+    /// Nothing waits for it in the stream any more.
+    fn suspend_delivery(&self, target: &TableName, why: &str, puts: &mut Vec<Put>) -> Result<()> {
+        if let Some(mut delivery) = self.checkpoint(target)? {
+            delivery.suspend(why);
+            puts.push(Put::set(checkpoint::key(&self.task, target), &delivery));
+        }
+        Ok(())
+    }
+
+    fn fresh(
+        &self,
+        shape: &Table,
+        known: Option<&TableRecord>,
+        mark: Option<&Mark>,
+        loads: bool,
+        puts: &mut Vec<Put>,
+    ) -> Result<TableRecord> {
+        // The files of a load that was under way must go when the next one begins, under the name they have.
+        let mut load =
+            known.filter(|known| known.target == self.rules.target(&shape.name)).and_then(|k| k.load.clone());
+        if let Some(load) = &mut load {
+            load.forget_segments();
+        }
         let target = self.rules.target(&shape.name);
         let key = checkpoint::key(&self.task, &target);
         let through = mark.map(|mark| mark.at).unwrap_or_default();
-        let known: Option<Checkpoint> = read(&*self.state, &key)?;
-        let mut delivery = known.unwrap_or_else(|| Checkpoint::new(target.clone(), Flow::Waiting, through));
+        let mut delivery =
+            self.checkpoint(&target)?.unwrap_or_else(|| Checkpoint::new(target.clone(), Flow::Waiting, through));
         delivery.begin_load();
         if !loads {
             delivery.flow = Flow::Delivering;
@@ -199,7 +246,8 @@ impl Tables {
             table: shape.clone(),
             target,
             rule: self.rules.text(&shape.name),
-            load: None,
+            stale: false,
+            load,
             error: None,
             loaded_rows: 0,
             load_elapsed_ms: 0,

@@ -248,7 +248,20 @@ impl Task {
         Ok(lines)
     }
 
+    /// A task that only captures has nothing to load a table with.
+    pub(super) fn must_load(&self) -> Result<()> {
+        if self.wiring.config.mode.loads() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Config,
+            format!("reloading in task {}: it captures changes and loads nothing", self.name()),
+        )
+        .fix("set mode: full-load-and-cdc in the config, have it read (SIGHUP), then reload"))
+    }
+
     fn reload(&self, table: Option<&TableName>) -> Result<Vec<String>> {
+        self.must_load()?;
         let tables = Tables::open(self.name(), self.wiring.state.clone(), Rules::new(&self.wiring.config))?;
         let mut lines = reload::mark(&tables, self.name(), table)?;
         lines.extend(self.resumed()?);

@@ -3,7 +3,10 @@
 //! Near the disk bound history gives way before the source does: what is delivered goes early, oldest first. What is not
 //! delivered is never taken; when only that is left the writer waits.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use millrace_core::Result;
 
@@ -18,6 +21,7 @@ const PRESSURE: (u64, u64) = (3, 4);
 /// Removes, oldest first, every closed segment which ends at or before the pin and whose newest frame is older than the
 /// retention, or as many as bring the log below three quarters of its bound.
 pub(super) fn retain(shared: &Shared) -> Result<()> {
+    let _held = shared.folder.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = &shared.options.folder;
     let pin = shared.pin.load(Ordering::Acquire);
     let now_us = shared.now_us();

@@ -321,7 +321,10 @@ fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> 
 /// Removes a segment; the caller syncs the folder.
 pub(super) fn remove(folder: &Path, base: u64) -> Result<()> {
     let path = path(folder, base);
-    fs::remove_file(&path).context(ErrorKind::Storage, || format!("removing {}", path.display()))
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.context(ErrorKind::Storage, || format!("removing {}", path.display())),
+    }
 }
 
 #[cfg(test)]

@@ -72,6 +72,8 @@ pub(super) struct Shared {
     /// The newest time that the stream's clock showed.
     clock_us: AtomicI64,
     closing: AtomicBool,
+    /// Held while the list of segments is compared with the folder, by retention or by a rewind.
+    pub(super) folder: Mutex<()>,
     gate: Mutex<Gate>,
     pool: Mutex<Vec<Vec<u8>>>,
 }
@@ -137,6 +139,7 @@ impl Shared {
             pin: AtomicU64::new(0),
             clock_us: AtomicI64::new(recovered.clock_us),
             closing: AtomicBool::new(false),
+            folder: Mutex::default(),
             gate: Mutex::default(),
             pool: Mutex::default(),
         })

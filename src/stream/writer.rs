@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -149,7 +149,9 @@ impl Writer {
             return Ok(());
         }
         self.shared.reopen()?;
-        let options = &self.shared.options;
+        let shared = self.shared.clone();
+        let _held = shared.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let options = &shared.options;
         let recovered = recovery::recover(&options.folder, options.epoch)?;
         let recovered = recovered.unwrap_or_else(|| Recovered::new(self.shared.drafting.shards.count()));
         self.shared.segments().clone_from(&recovered.segments);
@@ -454,6 +456,12 @@ impl Writer {
         }
         // What is staged is answered first, and what is written is closed, so that retention may take it.
         self.commit(false)?;
+        if self.state.is_unmarked {
+            // Nothing can be freed before its end is written: waiting would be waiting for ourselves.
+            let folder = self.shared.options.folder.display();
+            tracing::warn!(%folder, bytes, "a transaction that goes on takes the stream beyond its disk bound");
+            return Ok(());
+        }
         if self.position() > self.segment.content {
             self.roll()?;
         }

@@ -120,6 +120,29 @@ impl ColumnVec {
         sound.then(|| Self { ty: ty.clone(), len, validity, null_count, values })
     }
 
+    /// An empty column of the same type, with room for as much as this one holds.
+    pub fn with_room_of(like: &ColumnVec) -> Self {
+        let mut column = Self::new(&like.ty);
+        match (&mut column.values, &like.values) {
+            (Values::Int16(to), Values::Int16(v)) => to.reserve(v.len()),
+            (Values::Int32(to), Values::Int32(v)) => to.reserve(v.len()),
+            (Values::Int64(to), Values::Int64(v)) => to.reserve(v.len()),
+            (Values::Float32(to), Values::Float32(v)) => to.reserve(v.len()),
+            (Values::Float64(to), Values::Float64(v)) => to.reserve(v.len()),
+            (Values::Decimal(to), Values::Decimal(v)) => to.reserve(v.len()),
+            (Values::Bytes { offsets, data }, Values::Bytes { offsets: o, data: d }) => {
+                offsets.reserve(o.len());
+                data.reserve(d.len() + d.len() / 16);
+            }
+            (Values::List { offsets, items }, Values::List { offsets: o, items: i }) => {
+                offsets.reserve(o.len());
+                **items = Self::with_room_of(i);
+            }
+            _ => {}
+        }
+        column
+    }
+
     /// The column's type.
     pub fn ty(&self) -> &ColumnType {
         &self.ty
@@ -471,6 +494,11 @@ impl Columns {
     pub fn from_columns(rows: usize, columns: Vec<ColumnVec>) -> Self {
         assert!(columns.iter().all(|column| column.len() == rows), "columns of one batch are equally long");
         Self { rows, columns }
+    }
+
+    /// No rows of the same types, with room for as many as these: growing a batch from nothing copies it twice.
+    pub fn with_room_of(like: &Columns) -> Self {
+        Self { rows: 0, columns: like.columns.iter().map(ColumnVec::with_room_of).collect() }
     }
 
     /// Number of rows.

@@ -26,6 +26,8 @@ pub enum Kind {
     SchemaChange,
     /// A table that should be there is not.
     TableMissing,
+    /// One table may not be read.
+    TableUnreadable,
     /// A table was rewritten between a snapshot and its lock; a new snapshot is needed.
     SnapshotStale,
     /// The other side sent what its protocol does not allow, or what we do not understand.
@@ -68,7 +70,7 @@ impl Kind {
             | Self::DiskFull
             | Self::Permission => Action::Retry,
             Self::Authentication | Self::SourceSetup | Self::Protocol => Action::Retry,
-            Self::SchemaChange | Self::TableMissing => Action::SuspendTable,
+            Self::SchemaChange | Self::TableMissing | Self::TableUnreadable => Action::SuspendTable,
             Self::LogLost | Self::TargetConflict | Self::Config | Self::Internal => Action::StopTask,
             Self::Storage => Action::Exit,
         }
@@ -86,6 +88,9 @@ impl Kind {
             Self::LogBusy => "end the other reader of the slot; it is tried again",
             Self::SourceSetup => "change the server's setting that is named above; it is tried again",
             Self::SchemaChange | Self::TableMissing => "load the table anew: millrace reload TASK TABLE",
+            Self::TableUnreadable => {
+                "grant the right (millrace grants prints what the role needs), then: millrace reload TASK TABLE"
+            }
             Self::SnapshotStale => "nothing: a new snapshot is taken",
             Self::Protocol => "if it stays, report it with the lines above; it is tried again",
             Self::Target => "see that the target is there and may be written; it is tried again",
@@ -112,6 +117,7 @@ impl Kind {
             Self::SourceSetup => "SOURCE-SETUP",
             Self::SchemaChange => "SCHEMA-CHANGE",
             Self::TableMissing => "TABLE-MISSING",
+            Self::TableUnreadable => "TABLE-UNREADABLE",
             Self::SnapshotStale => "SNAPSHOT-STALE",
             Self::Protocol => "PROTOCOL",
             Self::Target => "TARGET",

@@ -33,6 +33,11 @@ use parquet::{
 
 use crate::config::Compression;
 
+/// A column with more distinct values than fit here is written plainly: hashing every value of it is wasted.
+const DICTIONARY_BYTES_MAX: usize = 256 << 10;
+/// Rows between two looks at a page's size.
+const WRITE_BATCH_ROWS: usize = 8192;
+
 const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
 const ROW_GROUP_BYTES_MAX: usize = 32 << 20;
 
@@ -133,6 +138,8 @@ fn properties(spec: &ObjectSpec, compression: Compression) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_compression(codec)
         .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
+        .set_write_batch_size(WRITE_BATCH_ROWS)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES_MAX))
         .set_created_by(concat!("millrace ", env!("CARGO_PKG_VERSION")).into())

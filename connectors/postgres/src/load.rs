@@ -275,7 +275,8 @@ impl Rows for SegmentRows {
             fail::fail_point!("pg-load-inside-segment");
         }
         self.batches += 1;
-        let Batch { columns, rejects, bytes } = std::mem::replace(&mut self.batch, Batch::new(&self.table));
+        let next = Batch { columns: Columns::with_room_of(&self.batch.columns), rejects: vec![], bytes: 0 };
+        let Batch { columns, rejects, bytes } = std::mem::replace(&mut self.batch, next);
         Ok(Some(Loaded { columns, rejects, wire_bytes: bytes }))
     }
 }

@@ -1,6 +1,6 @@
 //! `table/<task>/<table>`: one source table of a task; written by `replication/` alone.
 
-use millrace_core::{Position, Table, TableName, source::LoadPlan};
+use millrace_core::{Column, Position, Table, TableName, source::LoadPlan};
 use serde::{Deserialize, Serialize};
 
 use super::table_part;
@@ -68,6 +68,9 @@ pub struct TableRecord {
     pub target: TableName,
     /// The column rules it was set up with, to tell when they change.
     pub rule: String,
+    /// The log showed something of the table that is not applied while it waited for its load or was being loaded: a load
+    /// whose snapshot was taken before that cannot be completed.
+    pub stale: bool,
     /// The load that is under way.
     pub load: Option<LoadRecord>,
     /// Why it is suspended, and what to do.
@@ -92,9 +95,10 @@ pub struct LoadRecord {
     pub next_file: u32,
     /// When it began (microseconds since 1970-01-01 UTC).
     pub started_us: i64,
-    /// The log showed something of the table that is not applied while it was being loaded: it cannot be completed, and
-    /// begins again behind that.
-    pub stale: bool,
+    /// The columns and the key that the finished segments were read with.
+    pub columns: Vec<Column>,
+    /// Indexes of the key's columns.
+    pub key: Vec<usize>,
 }
 
 impl LoadRecord {
@@ -102,6 +106,5 @@ impl LoadRecord {
     pub fn forget_segments(&mut self) {
         self.plan.segments.clear();
         self.plan.storage_id = 0;
-        self.stale = true;
     }
 }

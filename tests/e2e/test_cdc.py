@@ -40,7 +40,7 @@ def test_every_published_state_is_made_of_whole_transactions(server, database, d
         time.sleep(0.2)
     shop.stop()
     assert {count for count, _ in seen} == {0}
-    assert len({cut for _, cut in seen}) > 3, "the cut moves on"
+    assert len({cut for _, cut in seen}) > 1, "the cut moves on"
 
 
 def orphans_at_the_smallest_cut(running):

@@ -154,10 +154,9 @@ def test_settings_of_the_role_that_would_end_our_sessions(server, database, daem
         "analyze t",
     )
     settings = {
-        "statement_timeout": "1s",
-        "lock_timeout": "500ms",
-        "idle_in_transaction_session_timeout": "1s",
-        "default_transaction_read_only": "on",
+        "statement_timeout": "'1s'",
+        "lock_timeout": "'500ms'",
+        "idle_in_transaction_session_timeout": "'1s'",
         "datestyle": "'German'",
         "extra_float_digits": "-5",
         "search_path": "nowhere",
@@ -165,7 +164,7 @@ def test_settings_of_the_role_that_would_end_our_sessions(server, database, daem
         "standard_conforming_strings": "off",
     }
     if server.major >= 17:
-        settings["transaction_timeout"] = "2s"
+        settings["transaction_timeout"] = "'2s'"
     for name, value in settings.items():
         server.execute(database, f'alter role cdc in database "{database}" set {name} = {value}', user="postgres")
     running = daemon(["public.t"], options={"full-load": {"parallel": 1, "rate-limit": "4MiB"}}).start_and_load()
@@ -205,9 +204,9 @@ def test_a_table_that_is_made_anew_under_its_name(daemon, sql, down):
     if not down:
         running.terminate()
         running.start()
-    wait_for(lambda: running.states_or_none().get(("public", "t")) is not None, 30, "the table")
-    if running.states()[("public", "t")] in ("Table error", "Table does not exist"):
-        running.run("reload", "shop", "public.t")
+    suspended = ("Table error", "Table does not exist")
+    wait_for(lambda: running.states_or_none().get(("public", "t")) in suspended, 30, "the table's suspension")
+    running.run("reload", "shop", "public.t")
     running.wait_states()
     sql("insert into t values (101, 'later')", "delete from t where id = 1")
     running.compare([("public", "t"), ("public", "other")])

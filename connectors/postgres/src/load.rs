@@ -111,11 +111,11 @@ fn copy_statement(shape: &Shape, range: BlockRange) -> String {
     let table = quote_table(&shape.table.name);
     let columns: Vec<String> = shape.table.columns.iter().map(|column| quote_identifier(&column.name)).collect();
     let whole = range.start == 0 && range.end.is_none();
-    if whole && !columns.is_empty() && shape.types.iter().all(|ty| ty.cast().is_empty()) {
+    if whole && !columns.is_empty() && !shape.types.iter().any(|ty| ty.is_cast()) {
         return format!("COPY {table} ({}) TO STDOUT (FORMAT binary)", columns.join(", "));
     }
     let casts: Vec<String> =
-        columns.iter().zip(&shape.types).map(|(name, ty)| format!("{name}{}", ty.cast())).collect();
+        columns.iter().zip(&shape.types).map(|(name, ty)| ty.selected(name)).collect();
     let condition = match (whole, range.end) {
         (true, _) => String::new(),
         (false, None) => format!(" WHERE ctid >= '({},0)'", range.start),

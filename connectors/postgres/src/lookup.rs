@@ -103,7 +103,7 @@ impl Plan {
         }
         for &index in columns {
             let (column, ty) = current(index)?;
-            plan.selected.push(format!("t.{}{}", quote_identifier(&column.name), ty.cast()));
+            plan.selected.push(ty.selected(&format!("t.{}", quote_identifier(&column.name))));
             plan.pg_types.push(ty.after_cast());
             plan.types.push(column.ty.clone());
         }
@@ -148,7 +148,6 @@ impl Plan {
         let types: Vec<ColumnType> = std::iter::once(ColumnType::Int32).chain(self.types.iter().cloned()).collect();
         let mut read = Columns::new(&types);
         let mut copy = connection.copy_out(&self.statement(keys, rows)).await?;
-        // What is not decoded yet: the beginning of a tuple.
         // What is not decoded yet: the beginning of a tuple.
         let mut bytes = vec![];
         let (mut begun, mut ended) = (false, false);

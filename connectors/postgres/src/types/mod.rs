@@ -108,16 +108,27 @@ impl PgType {
         }
     }
 
-    /// What a SELECT must append to the column so that [`binary`] can read it.
-    pub fn cast(self) -> &'static str {
+    /// Whether a SELECT must ask for the server's text instead of the value.
+    pub fn is_cast(self) -> bool {
+        matches!(self, Self::Scalar(scalar) | Self::Array(scalar) if scalar.is_cast())
+    }
+
+    /// What a SELECT says for the column so that [`binary`] can read it.
+    ///
+    /// The text must be that of the type's output function, which is what the log sends. A cast to text is not always
+    /// that: `inet` has one of its own, which appends `/32`, and so may any extension's type. `format` calls the output
+    /// function, and so does an array's conversion to text. `IS NOT NULL` would be false for a row with a null in it.
+    pub fn selected(self, column: &str) -> String {
         match self {
-            Self::Scalar(scalar) if scalar.is_cast() => "::pg_catalog.text",
-            Self::Array(item) if item.is_cast() => "::pg_catalog.text[]",
-            _ => "",
+            _ if !self.is_cast() => column.to_string(),
+            Self::Scalar(_) => {
+                format!("CASE WHEN {column} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {column}) END")
+            }
+            Self::Array(_) => format!("{column}::pg_catalog.text::pg_catalog.text[]"),
         }
     }
 
-    /// The type of what arrives after [`Self::cast`].
+    /// The type of what arrives after [`Self::selected`].
     pub fn after_cast(self) -> Self {
         match self {
             Self::Scalar(scalar) if scalar.is_cast() => Self::Scalar(Scalar::Text),

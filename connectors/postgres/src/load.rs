@@ -114,8 +114,7 @@ fn copy_statement(shape: &Shape, range: BlockRange) -> String {
     if whole && !columns.is_empty() && !shape.types.iter().any(|ty| ty.is_cast()) {
         return format!("COPY {table} ({}) TO STDOUT (FORMAT binary)", columns.join(", "));
     }
-    let casts: Vec<String> =
-        columns.iter().zip(&shape.types).map(|(name, ty)| ty.selected(name)).collect();
+    let casts: Vec<String> = columns.iter().zip(&shape.types).map(|(name, ty)| ty.selected(name)).collect();
     let condition = match (whole, range.end) {
         (true, _) => String::new(),
         (false, None) => format!(" WHERE ctid >= '({},0)'", range.start),

@@ -54,7 +54,7 @@ const SMALL_TABLE_BYTES: u64 = 32 << 20;
 /// What the Parquet writers of all segments may hold together before they write a row group.
 const WRITERS_BYTES: u64 = 96 << 20;
 /// Batches that may wait for the encoder of one segment.
-const BATCHES_AHEAD: usize = 2;
+const BATCHES_AHEAD: usize = 3;
 
 /// What a load needs.
 #[derive(Clone)]

@@ -194,6 +194,7 @@ impl ColumnVec {
         values + self.validity.as_bytes().len()
     }
 
+    #[inline]
     fn valid(&mut self) {
         if self.null_count > 0 {
             self.validity.push(true);
@@ -225,6 +226,7 @@ impl ColumnVec {
     }
 
     /// Adds a boolean. Panics, as all `push_*` do, if the column is of another type: that is a bug of the caller.
+    #[inline]
     pub fn push_bool(&mut self, value: bool) {
         let Values::Boolean(v) = &mut self.values else { panic!("pushing a boolean to {:?}", self.ty) };
         v.push(value);
@@ -232,6 +234,7 @@ impl ColumnVec {
     }
 
     /// Adds a 16-bit integer.
+    #[inline]
     pub fn push_i16(&mut self, value: i16) {
         let Values::Int16(v) = &mut self.values else { panic!("pushing an i16 to {:?}", self.ty) };
         v.push(value);
@@ -239,6 +242,7 @@ impl ColumnVec {
     }
 
     /// Adds a 32-bit integer, or a date's days.
+    #[inline]
     pub fn push_i32(&mut self, value: i32) {
         let Values::Int32(v) = &mut self.values else { panic!("pushing an i32 to {:?}", self.ty) };
         v.push(value);
@@ -246,6 +250,7 @@ impl ColumnVec {
     }
 
     /// Adds a 64-bit integer, or a time's or timestamp's microseconds.
+    #[inline]
     pub fn push_i64(&mut self, value: i64) {
         let Values::Int64(v) = &mut self.values else { panic!("pushing an i64 to {:?}", self.ty) };
         v.push(value);
@@ -253,6 +258,7 @@ impl ColumnVec {
     }
 
     /// Adds a single-precision float.
+    #[inline]
     pub fn push_f32(&mut self, value: f32) {
         let Values::Float32(v) = &mut self.values else { panic!("pushing an f32 to {:?}", self.ty) };
         v.push(value);
@@ -260,6 +266,7 @@ impl ColumnVec {
     }
 
     /// Adds a double-precision float.
+    #[inline]
     pub fn push_f64(&mut self, value: f64) {
         let Values::Float64(v) = &mut self.values else { panic!("pushing an f64 to {:?}", self.ty) };
         v.push(value);
@@ -267,6 +274,7 @@ impl ColumnVec {
     }
 
     /// Adds a decimal's unscaled value; the caller has checked that it fits the precision.
+    #[inline]
     pub fn push_decimal(&mut self, unscaled: i128) {
         let Values::Decimal(v) = &mut self.values else { panic!("pushing a decimal to {:?}", self.ty) };
         v.push(unscaled);
@@ -274,17 +282,27 @@ impl ColumnVec {
     }
 
     /// Adds text.
+    #[inline]
     pub fn push_str(&mut self, value: &str) {
         debug_assert_eq!(self.ty, ColumnType::Text);
         self.push_raw(value.as_bytes());
     }
 
+    /// Adds text that the caller has found to be UTF-8. Other bytes make every later use of the column an error.
+    #[inline]
+    pub fn push_utf8(&mut self, value: &[u8]) {
+        debug_assert!(self.ty == ColumnType::Text && std::str::from_utf8(value).is_ok());
+        self.push_raw(value);
+    }
+
     /// Adds bytes to a binary column.
+    #[inline]
     pub fn push_bytes(&mut self, value: &[u8]) {
         debug_assert_eq!(self.ty, ColumnType::Binary);
         self.push_raw(value);
     }
 
+    #[inline]
     fn push_raw(&mut self, value: &[u8]) {
         let Values::Bytes { offsets, data } = &mut self.values else { panic!("pushing bytes to {:?}", self.ty) };
         data.extend_from_slice(value);
@@ -513,11 +531,13 @@ impl Columns {
 
     /// One column for the next value of the row being built; the caller pushes exactly one value to each column and then
     /// calls [`Self::end_row`].
+    #[inline]
     pub fn column_mut(&mut self, index: usize) -> &mut ColumnVec {
         &mut self.columns[index]
     }
 
     /// Counts the row that was pushed; every column must have got its value.
+    #[inline]
     pub fn end_row(&mut self) {
         self.rows += 1;
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows), "a column got no value");

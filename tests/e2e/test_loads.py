@@ -144,6 +144,26 @@ def test_a_load_that_is_killed_goes_on(daemon, sql, keyed):
     running.compare([("public", "t")])
 
 
+def test_a_column_added_between_two_runs_of_a_load(daemon, sql):
+    """No rewrite, so finished segments would be kept: but they were read without the column, and rows of theirs that
+    were changed since carry it."""
+    sql(
+        "create table t (id int primary key, v text)",
+        "insert into t select i, repeat(md5(i::text), 30) from generate_series(1, 40000) i",
+        "analyze t",
+    )
+    running = daemon(["public.t"], options={"full-load": {"parallel": 2, "rate-limit": "8MiB"}})
+    running.start()
+    wait_for(lambda: running.states_or_none().get(("public", "t")) == "Full load", 20, "the load's beginning")
+    time.sleep(1.5)
+    running.kill()
+    sql("alter table t add column w int", "update t set w = id where id % 7 = 0", "insert into t values (90000, 'x', 1)")
+    running.start()
+    running.wait_states(seconds=90)
+    sql("update t set w = -1 where id = 5")
+    running.compare([("public", "t")])
+
+
 def test_changes_flow_while_a_long_load_runs(daemon, sql):
     """The slot's confirmed position moves on during a load: a long load never makes the source keep its log."""
     sql(

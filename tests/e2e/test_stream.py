@@ -3,6 +3,8 @@
 import glob
 import os
 import struct
+import time
+from signal import Signals
 
 import pytest
 from conftest import SEED
@@ -81,10 +83,36 @@ def test_at_the_disk_bound_the_reader_waits(daemon, sql, s3):
         proxy.cut()
         for number in range(8):
             sql(BURST.format(number * 10000, number * 10000 + 9999))
-        import time
-
         time.sleep(6)
         assert stream_bytes(running) < 140 << 20, "the bound and one segment at most"
+        proxy.heal()
+        running.compare([("public", "t")], seconds=120)
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGHUP"])
+def test_at_the_disk_bound_the_daemon_still_obeys(daemon, sql, s3, signal):
+    """A reader that waits for room must not keep the daemon from ending, nor from reading its config anew."""
+    sql("create table t (id bigint primary key, v text)")
+    with Proxy(s3.port) as proxy:
+        running = daemon(
+            ["public.t"],
+            target=target(s3, f"obeys-{signal.lower()}/", proxy.port),
+            s3=s3,
+            environment=ENVIRONMENT,
+            options={"stream": {"disk-bound": "40MiB", "compress": False}},
+        ).start_and_load()
+        proxy.cut()
+        for number in range(5):
+            sql(BURST.format(number * 10000, number * 10000 + 9999))
+        wait_for(lambda: stream_bytes(running) > 30 << 20, 60, "the stream filling")
+        time.sleep(2)
+        if signal == "SIGHUP":
+            running.process.send_signal(Signals.SIGHUP)
+            time.sleep(1)
+        else:
+            assert running.terminate(patience=45) == 0
+            running.start()
+        assert running.task_record()["state"] in ("running", "starting"), running.log()
         proxy.heal()
         running.compare([("public", "t")], seconds=120)
 

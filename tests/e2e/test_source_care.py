@@ -1,0 +1,413 @@
+"""The source is looked after: failovers, restored backups, lost slots, limits, quiet databases."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from daemon import Daemon
+from servers import Postgres, Proxy, temporary_folder, wait_for
+
+SLOT = "millrace_shop"
+
+
+class Copy(Postgres):
+    """A server on a copy of another one's data folder: its standby, or a backup of it that is started later."""
+
+    def __init__(self, of, keep_slots=False, settings=None):
+        super().__init__(of.major, {**of.settings, **(settings or {})})
+        self.of, self.keep_slots = of, keep_slots
+
+    def __enter__(self):
+        self.folder = temporary_folder(f"millrace-pg{self.major}-copy-")
+        self.data = f"{self.folder}/data"
+        self.environment = {**self.of.environment, "HOME": self.folder}
+        # A cold copy is a backup that needs no log of the other server.
+        self.of.stop()
+        ignored = shutil.ignore_patterns("postmaster.pid", "postmaster.opts", *([] if self.keep_slots else [f"{SLOT}*"]))
+        shutil.copytree(self.of.data, self.data, ignore=ignored)
+        self.of.start()
+        user = self._user()
+        if user:
+            for folder, _, files in os.walk(self.folder):
+                for path in (folder, *(os.path.join(folder, file) for file in files)):
+                    os.chown(path, user["user"], user["group"])
+        os.chmod(self.data, 0o700)
+        return self
+
+    def stream(self):
+        """Starts it as a standby that follows the server it was copied from."""
+        self.settings["primary_conninfo"] = (
+            f"host=127.0.0.1 port={self.of.port} user=postgres dbname=postgres application_name=copy"
+        )
+        open(f"{self.data}/standby.signal", "w").close()
+        self.start()
+        return self
+
+    def wait_replayed(self):
+        """Waits until it has everything that the other has now."""
+        end = self.of.execute("postgres", "select pg_current_wal_flush_lsn()::text", user="postgres")[0][0]
+        wait_for(
+            lambda: self.execute("postgres", f"select pg_last_wal_replay_lsn() >= '{end}'", user="postgres")[0][0],
+            30,
+            "the standby",
+        )
+
+    def promote(self):
+        """Ends the recovery: a new timeline."""
+        self.execute("postgres", "select pg_promote(true, 30)", user="postgres")
+        wait_for(
+            lambda: not self.execute("postgres", "select pg_is_in_recovery()", user="postgres")[0][0], 30, "promotion"
+        )
+
+    def __exit__(self, *_):
+        if self.process:
+            self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def primary():
+    """A server of the test's own, with a database `shop`."""
+    with Postgres() as server:
+        server.create_database("shop")
+        yield server
+
+
+def refused(running, code, containing="", seconds=40):
+    """Waits until the task has failed with this code and these words; gives its finding."""
+
+    def found():
+        record = running.task_record()
+        errors = [error for error in record["errors"] if error["code"] == code and containing in text_of(error)]
+        return record["state"] in ("failed", "stopped") and errors
+
+    finding = wait_for(found, seconds, f"{code}: {running.log()}", every=0.3)[0]
+    assert running.http("/readyz")[0] == 503
+    return finding
+
+
+def text_of(finding):
+    """A finding's words."""
+    return " ".join([finding["summary"], *finding["detail"], *finding["fix"]])
+
+
+def events(running):
+    """The messages of all events."""
+    return [event["message"] for event in running.json("events")]
+
+
+def slot_free(server):
+    """Waits until nobody reads from our slot."""
+    free = f"select active from pg_replication_slots where slot_name = '{SLOT}'"
+    wait_for(lambda: server.execute("postgres", free, user="postgres") in ([(False,)], []), 20, "the slot to be free")
+
+
+def drop_slot(server):
+    """Drops our slot."""
+    slot_free(server)
+    server.execute("postgres", f"select pg_drop_replication_slot('{SLOT}')", user="postgres")
+
+
+def invalidate(server, database="shop"):
+    """Makes the server give our slot up."""
+    limit = server.settings["max_slot_wal_keep_size"]
+    restart(server, "1MB")
+    lost = f"select wal_status from pg_replication_slots where slot_name = '{SLOT}'"
+
+    def gone():
+        for statement in ("select pg_logical_emit_message(false, 'x', 'y')", "select pg_switch_wal()", "checkpoint"):
+            server.execute(database, statement, user="postgres")
+        return server.execute(database, lost, user="postgres") == [("lost",)]
+
+    wait_for(gone, 30, "the slot to be lost")
+    restart(server, limit)
+
+
+def restart(server, limit):
+    """Starts it again with another `max_slot_wal_keep_size`."""
+    server.stop()
+    server.settings["max_slot_wal_keep_size"] = limit
+    server.start()
+
+
+def test_a_failover_is_followed(primary):
+    """The slot was carried over with the data: the task goes on by itself on the new timeline, and remembers it."""
+    primary.execute("shop", "create table t (id int primary key, v text)", "insert into t values (1, 'loaded')")
+    with Proxy(primary.port) as proxy, Daemon(primary, "shop", ["public.t"], port=proxy.port) as running:
+        running.start_and_load()
+        with Copy(primary, keep_slots=True) as standby:
+            standby.stream()
+            primary.execute("shop", "insert into t values (2, 'before')")
+            running.wait_confirmed()
+            standby.wait_replayed()
+            proxy.cut()
+            primary.stop()
+            standby.promote()
+            standby.execute("shop", "insert into t values (3, 'after')")
+            proxy.target = standby.port
+            proxy.heal()
+            running.server = standby
+            running.compare([("public", "t")], seconds=60)
+            wait_for(lambda: timeline(running) == 2, 10, "the new timeline in the record")
+            # Behind the fork only the new timeline is the right one: it must have been remembered.
+            running.wait_confirmed()
+            running.kill()
+            standby.execute("shop", "insert into t values (4, 'restarted')")
+            running.start()
+            running.compare([("public", "t")], seconds=60)
+            running.kill()
+
+
+def timeline(running):
+    """The timeline in the task's record."""
+    import sqlite3
+
+    with sqlite3.connect(f"file:{running.state}/state.db?mode=ro", uri=True) as state:
+        for key, value in state.execute("select key, value from state").fetchall():
+            if key == f"task/{running.task}":
+                return json.loads(value)["identity"]["timeline"]
+
+
+@pytest.mark.parametrize("promoted", [False, True], ids=["same-timeline", "new-timeline"])
+def test_a_restored_backup_is_refused_and_reloaded(primary, promoted):
+    """The source went back in time, behind what we have: stopped; the reload that it names brings the restored state,
+    although the positions of the source begin below those that we have."""
+    primary.execute("shop", "create table t (id int primary key, v text)", "insert into t values (1, 'kept')")
+    with Proxy(primary.port) as proxy, Daemon(primary, "shop", ["public.t"], port=proxy.port) as running:
+        running.start_and_load()
+        running.wait_confirmed()
+        with Copy(primary, keep_slots=True) as backup:
+            primary.execute(
+                "shop",
+                "insert into t values (2, 'lost by the restore')",
+                "update t set v = 'of a future that never was' where id = 1",
+                "create table filler as select md5(i::text) from generate_series(1, 100000) i",
+            )
+            running.wait_confirmed()
+            running.compare([("public", "t")])
+            proxy.cut()
+            primary.stop()
+            if promoted:
+                open(f"{backup.data}/standby.signal", "w").close()
+            backup.start()
+            if promoted:
+                backup.promote()
+            backup.execute("shop", "insert into t values (3, 'restored')")
+            proxy.target = backup.port
+            proxy.heal()
+            running.server = backup
+            said = text_of(refused(running, "SOURCE-CHANGED"))
+            assert "went back in time" in said and "millrace reload shop" in said, said
+            running.terminate()
+            running.start()
+            refused(running, "SOURCE-CHANGED")
+            running.run("reload", "shop")
+            running.wait_states(seconds=60)
+            backup.execute("shop", "insert into t values (4, 'goes on')", "delete from t where id = 3")
+            running.compare([("public", "t")], seconds=60)
+            backup.execute("shop", "update t set v = 'and on' where id = 1")
+            running.kill()
+            running.start()
+            running.compare([("public", "t")], seconds=60)
+            wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+            running.kill()
+
+
+def test_another_server_and_another_database_are_refused(primary):
+    """The same name leads somewhere else: system identifier, then database."""
+    primary.execute("shop", "create table t (id int primary key)", "insert into t values (1)")
+    with Proxy(primary.port) as proxy, Daemon(primary, "shop", ["public.t"], port=proxy.port) as running:
+        running.start_and_load()
+        with Postgres(primary.major) as other:
+            other.create_database("shop")
+            other.execute("shop", "create table t (id int primary key)")
+            proxy.cut()
+            proxy.target = other.port
+            proxy.heal()
+            said = text_of(refused(running, "SOURCE-CHANGED"))
+            assert "system identifier" in said and "millrace resume shop" in said, said
+            running.kill()
+            proxy.cut()
+        proxy.target = primary.port
+        proxy.heal()
+        primary.create_database("elsewhere")
+        primary.execute("elsewhere", "create table t (id int primary key)")
+        text = running.config_text
+        running.write_config(text.replace('"database": "shop"', '"database": "elsewhere"'))
+        running.start(ready=False)
+        refused(running, "SOURCE-CHANGED", "the database is")
+        # Nothing of it was believed, and nothing was made there.
+        assert primary.execute("elsewhere", "select count(*) from pg_publication") == [(0,)]
+        running.terminate()
+        running.write_config(text)
+        primary.execute("shop", "insert into t values (2)")
+        running.start()
+        running.compare([("public", "t")])
+
+
+def test_a_lost_slot_stops_the_task_and_is_reloaded_on_request(primary):
+    """The default: nothing is skipped, and the command that the error names works."""
+    primary.execute(
+        "shop",
+        "create table t (id int primary key, v text)",
+        "insert into t select i, 'x' from generate_series(1, 1000) i",
+        "create table n (v text)",
+        "insert into n values ('a')",
+    )
+    with Daemon(primary, "shop", ["public.t", "public.n"]) as running:
+        running.start_and_load()
+        primary.execute("shop", "insert into t values (1001, 'seen')")
+        running.compare([("public", "t"), ("public", "n")])
+        running.terminate()
+        primary.execute("shop", "update t set v = 'unseen' where id < 10", "delete from t where id > 990")
+        primary.execute("shop", "insert into n values ('unseen')")
+        drop_slot(primary)
+        running.start()
+        said = text_of(refused(running, "LOG-LOST"))
+        assert "does not exist" in said and "millrace reload shop" in said, said
+        time.sleep(1)
+        assert primary.execute("shop", "select count(*) from pg_replication_slots", user="postgres") == [(0,)]
+        running.run("reload", "shop")
+        running.wait_states(seconds=60)
+        running.compare([("public", "t"), ("public", "n")])
+        primary.execute("shop", "insert into t values (2000, 'after')", "insert into n values ('after')")
+        running.compare([("public", "t"), ("public", "n")])
+        wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+        assert any("read anew" in message for message in events(running))
+
+
+@pytest.mark.parametrize("crash_at", [None, "remake-before-slot", "remake-after-slot", "remake-after-mark"])
+def test_on_slot_lost_reload(primary, crash_at):
+    """A slot that the server gave up, with and without a crash on the way: a new slot, all tables anew, an event."""
+    primary.execute("shop", "create table t (id int primary key, v text)", "create table u (id int primary key)")
+    primary.execute("shop", "insert into t select i, 'x' from generate_series(1, 1000) i", "insert into u values (1)")
+    with Daemon(primary, "shop", ["public.t", "public.u"], options={"on-slot-lost": "reload"}) as running:
+        running.start_and_load()
+        primary.execute("shop", "insert into t values (1001, 'seen')")
+        running.compare([("public", "t"), ("public", "u")])
+        running.terminate()
+        primary.execute("shop", "update t set v = 'unseen' where id < 10", "delete from t where id > 990")
+        primary.execute("shop", "insert into u values (2)")
+        invalidate(primary)
+        if crash_at:
+            running.start(crash_at=crash_at, ready=False)
+            assert running.wait_exit(60) == -signal.SIGKILL
+        running.start()
+        running.wait_states(seconds=60)
+        primary.execute("shop", "insert into t values (2000, 'after')")
+        running.compare([("public", "t"), ("public", "u")], seconds=60)
+        told = events(running)
+        assert any("is lost; it is made anew" in message for message in told), told
+        assert any("read anew" in message for message in told), told
+        assert running.task_record()["errors"] == []
+
+
+def test_a_slot_that_goes_while_the_task_runs_is_made_anew(primary):
+    """Terminated and dropped under a reader that was in the middle of a load."""
+    primary.execute("shop", "create table t (id int primary key, v text)")
+    primary.execute("shop", "insert into t select i, repeat('x', 100) from generate_series(1, 30000) i")
+    options = {"on-slot-lost": "reload", "full-load": {"rate-limit": "500KB"}}
+    with Daemon(primary, "shop", ["public.t"], options=options) as running:
+        running.start()
+        wait_for(lambda: "Full load" in running.states_or_none().values(), 30, "the load")
+        primary.execute(
+            "shop",
+            f"select pg_terminate_backend(active_pid, 5000), pg_drop_replication_slot(slot_name) "
+            f"from pg_replication_slots where slot_name = '{SLOT}' and active",
+            user="postgres",
+        )
+        primary.execute("shop", "update t set v = 'gap' where id % 3 = 0", "delete from t where id % 7 = 0")
+        wait_for(lambda: any("read anew" in message for message in events(running)), 60, "a new slot")
+        running.wait_states(seconds=90)
+        primary.execute("shop", "insert into t values (-1, 'after')")
+        running.compare([("public", "t")], seconds=60)
+
+
+def test_the_guardian_warns_then_stops_the_task(daemon, sql, server, database):
+    """Over the limit because the daemon's disk is full; it says that stopping does not release the log, and what does."""
+    sql("create table t (id int primary key, v text)", "create table elsewhere (v text)")
+    guard = {"warn-at": "4MiB", "act-at": "40MiB", "action": "stop"}
+    running = daemon(["public.t"], options={"source-guard": guard, "stream": {"disk-bound": "1MiB"}})
+    running.start_and_load()
+    running.run("pause", "shop")
+    sql("insert into t select i, md5(i::text) || md5((-i)::text) from generate_series(1, 60000) i")
+
+    def warned():
+        return [error for error in running.task_record()["errors"] if error["code"] == "SOURCE-LOG-GROWS"]
+
+    said = text_of(wait_for(warned, 60, "a warning", every=0.5)[0])
+    assert "stopped" in said and "40.0 MiB" in said, said
+    assert running.task_record()["state"] == "running"
+    for _ in range(4):
+        sql("insert into elsewhere select repeat(md5(i::text), 10) from generate_series(1, 40000) i", "truncate elsewhere")
+    said = text_of(refused(running, "SOURCE-LOG-LIMIT"))
+    assert "does not release the log" in said and f"pg_drop_replication_slot('{SLOT}')" in said, said
+    record = running.task_record()
+    assert (record["state"], record["stop_reason"]) == ("stopped", "SOURCE_LOG_LIMIT")
+    assert "used up in" in running.run("status") or record["source_limit_seconds"] is not None
+    # What it names works: the log is released, and everything is loaded anew.
+    sql(f"select pg_drop_replication_slot('{SLOT}')", user="postgres")
+
+
+def test_the_guardian_drops_the_slot(daemon, sql, server, database):
+    """The source's disk goes first: its log is let go, and a resume loads everything anew."""
+    sql("create table t (id int primary key, v text)", "create table elsewhere (v text)")
+    guard = {"warn-at": "4MiB", "act-at": "20MiB", "action": "drop-slot"}
+    running = daemon(["public.t"], options={"source-guard": guard})
+    sql("insert into t values (1, 'a')")
+    running.start_and_load()
+    running.run("stop", "shop")
+    for _ in range(4):
+        sql("insert into elsewhere select repeat(md5(i::text), 10) from generate_series(1, 40000) i", "truncate elsewhere")
+    sql("insert into t values (2, 'unseen')")
+    slots = "select count(*) from pg_replication_slots where database = current_database()"
+    wait_for(lambda: sql(slots) == [(0,)], 60, "the slot's end")
+    record = running.task_record()
+    assert (record["state"], record["stop_reason"]) == ("stopped", "SOURCE_LOG_DROPPED")
+    assert "drop" in text_of(record["errors"][0]), record
+    running.run("resume", "shop")
+    running.wait_states(seconds=60)
+    sql("insert into t values (3, 'after')")
+    running.compare([("public", "t")])
+    assert running.task_record()["errors"] == []
+
+
+def test_a_quiet_database_in_a_busy_server_lets_the_log_go(daemon, sql, server, database):
+    """Only other databases write: without a heartbeat both positions of the slot advance all the same."""
+    sql("create table t (id int primary key)")
+    running = daemon(["public.t"]).start_and_load()
+    server.execute("postgres", "create table if not exists busy (v text)", user="postgres")
+    positions = (
+        "select (restart_lsn - '0/0')::bigint, (confirmed_flush_lsn - '0/0')::bigint from pg_replication_slots "
+        f"where slot_name = '{SLOT}'"
+    )
+    target = None
+
+    def advanced():
+        nonlocal target
+        server.execute(
+            "postgres",
+            "insert into busy select md5(i::text) from generate_series(1, 20000) i",
+            "truncate busy",
+            "checkpoint",
+            user="postgres",
+        )
+        target = target or int(sql("select (pg_current_wal_flush_lsn() - '0/0')::bigint")[0][0])
+        return all(found >= target for found in sql(positions, user="postgres")[0])
+
+    wait_for(advanced, 60, "restart_lsn and confirmed_flush_lsn", every=1)
+
+
+def test_a_heartbeat_moves_the_log(daemon, sql):
+    """Nothing writes at all but us, and the confirmed position moves on."""
+    sql("create table t (id int primary key)")
+    running = daemon(["public.t"], options={"heartbeat": "1s"}).start_and_load()
+    time.sleep(2)
+    before = running.confirmed_lsn()
+    wait_for(lambda: running.confirmed_lsn() > before, 40, "the heartbeat")
+    assert "heartbeat" not in running.log(100000)
+    assert running.task_record()["errors"] == []
+    wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 
 import pytest
@@ -26,7 +27,7 @@ class Copy(Postgres):
         self.environment = {**self.of.environment, "HOME": self.folder}
         # A cold copy is a backup that needs no log of the other server.
         self.of.stop()
-        ignored = shutil.ignore_patterns("postmaster.pid", "postmaster.opts", *([] if self.keep_slots else [f"{SLOT}*"]))
+        ignored = shutil.ignore_patterns("postmaster.pid", "postmaster.opts", *([] if self.keep_slots else [f"{SLOT}*", "standby1"]))
         shutil.copytree(self.of.data, self.data, ignore=ignored)
         self.of.start()
         user = self._user()
@@ -39,6 +40,7 @@ class Copy(Postgres):
 
     def stream(self):
         """Starts it as a standby that follows the server it was copied from."""
+        self.settings["hot_standby_feedback"] = "on"
         self.settings["primary_conninfo"] = (
             f"host=127.0.0.1 port={self.of.port} user=postgres dbname=postgres application_name=copy"
         )
@@ -214,6 +216,115 @@ def test_a_restored_backup_is_refused_and_reloaded(primary, promoted):
             running.compare([("public", "t")], seconds=60)
             wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
             running.kill()
+
+
+def needs(major, what):
+    """Skips the test on older servers."""
+    running = int(os.environ.get("MILLRACE_TEST_PG", "15"))
+    if running < major:
+        pytest.skip(f"{what} needs PostgreSQL {major}: MILLRACE_TEST_PG={major}")
+
+
+def test_a_failover_slot_is_there_after_the_failover():
+    """The server itself keeps the slot on the standby, and never lets us be ahead of it."""
+    needs(17, "a failover slot")
+    with Postgres(settings={"synchronized_standby_slots": "standby1"}) as primary:
+        primary.create_database("shop")
+        primary.execute("shop", "create table t (id int primary key, v text)", "insert into t values (1, 'loaded')")
+        primary.execute("postgres", "select pg_create_physical_replication_slot('standby1', true)", user="postgres")
+        settings = {"primary_slot_name": "standby1", "sync_replication_slots": "on", "synchronized_standby_slots": ""}
+        options = {"failover-slot": True}
+        with (
+            Copy(primary, settings=settings) as standby,
+            Proxy(primary.port) as proxy,
+            Daemon(primary, "shop", ["public.t"], port=proxy.port, options=options) as running,
+        ):
+            standby.stream()
+            running.start_and_load()
+            slot = f"from pg_replication_slots where slot_name = '{SLOT}' and failover"
+            assert primary.execute("shop", f"select active {slot}", user="postgres") == [(True,)]
+            synced = f"select count(*) {slot} and synced and not temporary"
+
+            def kept():
+                primary.execute("shop", "insert into t select max(id) + 1, 'x' from t")
+                return standby.execute("postgres", synced, user="postgres") == [(1,)]
+
+            wait_for(kept, 90, "the slot on the standby", every=1)
+            running.compare([("public", "t")])
+            standby.wait_replayed()
+            proxy.cut()
+            primary.stop()
+            standby.promote()
+            standby.execute("shop", "insert into t values (-1, 'after')", "delete from t where id = 2")
+            proxy.target = standby.port
+            proxy.heal()
+            running.server = standby
+            running.compare([("public", "t")], seconds=60)
+            assert timeline(running) == 2
+            running.kill()
+
+
+def test_a_slot_becomes_a_failover_slot(primary):
+    """The option is set later: the slot that is there gets it."""
+    needs(17, "a failover slot")
+    primary.execute("shop", "create table t (id int primary key)")
+    with Daemon(primary, "shop", ["public.t"]) as running:
+        running.start_and_load()
+        running.terminate()
+        running.write_config(running.config_text + '    failover-slot: true\n')
+        running.start_and_load()
+        failover = f"select failover from pg_replication_slots where slot_name = '{SLOT}'"
+        wait_for(lambda: primary.execute("shop", failover, user="postgres") == [(True,)], 20, "the slot's property")
+        codes = [finding["code"] for finding in running.json("check")["findings"]]
+        assert "PG-FAILOVER" in codes, codes
+
+
+def test_a_standby_is_read_from(primary):
+    """Slot, snapshot and log at the standby; the publications come from the primary, by the statements of `check`."""
+    needs(16, "reading from a standby")
+    primary.execute("shop", "create table t (id int primary key, v text)", "create table n (v text)")
+    primary.execute("shop", "insert into t select i, repeat('x', 3000) from generate_series(1, 500) i")
+    stop = threading.Event()
+
+    def tell_the_standby():
+        while not stop.wait(0.5):
+            primary.execute("postgres", "select pg_log_standby_snapshot()", user="postgres")
+
+    with Copy(primary) as standby, Daemon(standby.stream(), "shop", ["public.t", "public.n"]) as running:
+        found = {finding["code"]: finding for finding in running.json("check", code=3)["findings"]}
+        assert "PG-STANDBY" in found and "at the primary" in text_of(found["PG-PUBLICATION"]), found
+        primary.execute("shop", *found["PG-PUBLICATION"]["fix"][1:])
+        standby.wait_replayed()
+        codes = [finding["code"] for finding in running.json("check")["findings"]]
+        assert "PG-STANDBY" in codes and "PG-PUBLICATION" not in codes, codes
+        writer = threading.Thread(target=tell_the_standby)
+        writer.start()
+        try:
+            running.start_and_load()
+            primary.execute(
+                "shop",
+                "insert into t values (501, 'after')",
+                "update t set id = id + 1000 where id < 100",
+                "delete from t where id between 200 and 300",
+                "insert into n values ('a'), ('a')",
+            )
+            running.compare([("public", "t"), ("public", "n")], seconds=60)
+            running.kill()
+            primary.execute("shop", "update t set v = 'while down' where id = 501")
+            running.start()
+            running.compare([("public", "t"), ("public", "n")], seconds=60)
+            # Promoted, it goes on as the primary that it is now.
+            stop.set()
+            writer.join()
+            standby.wait_replayed()
+            standby.promote()
+            standby.execute("shop", "insert into t values (502, 'promoted')")
+            running.compare([("public", "t")], seconds=60)
+            wait_for(lambda: timeline(running) == 2, 30, "the new timeline in the record")
+        finally:
+            stop.set()
+            writer.join()
+        running.kill()
 
 
 def test_another_server_and_another_database_are_refused(primary):

@@ -10,6 +10,8 @@
 mod captured;
 mod decoder;
 mod deferrable;
+#[cfg(test)]
+mod fuzz;
 mod open;
 mod pace;
 mod pending;

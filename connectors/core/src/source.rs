@@ -38,6 +38,9 @@ pub struct Identity {
     pub database: String,
     /// Product and version, for people.
     pub server: String,
+    /// When this very server process started, as it says; empty where it was not asked.
+    #[serde(default)]
+    pub started: String,
 }
 
 /// What the source keeps for us.

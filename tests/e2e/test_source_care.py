@@ -320,6 +320,12 @@ def test_a_standby_is_read_from(primary):
             standby.promote()
             standby.execute("shop", "insert into t values (502, 'promoted')")
             running.compare([("public", "t")], seconds=60)
+            # The session went on over the promotion, so we are behind the fork already.
+            running.wait_confirmed()
+            running.kill()
+            standby.execute("shop", "insert into t values (503, 'restarted')")
+            running.start()
+            running.compare([("public", "t")], seconds=60)
             wait_for(lambda: timeline(running) == 2, 30, "the new timeline in the record")
         finally:
             stop.set()

@@ -154,6 +154,7 @@ pub async fn identity(connection: &mut Connection) -> Result<Identity> {
         timeline: if row.text(1).is_some() { row.number(1)? } else { 0 },
         database: row.word(2)?.into(),
         server: format!("PostgreSQL {}", row.word(3)?),
+        started: String::new(),
     })
 }
 

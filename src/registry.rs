@@ -54,10 +54,13 @@ pub fn capture_all(endpoint: &Endpoint, table: &millrace_core::TableName) -> Opt
     }
 }
 
-/// The statements that make a role with no more rights than a task needs, for `grants`.
-pub fn grants(endpoint: &Endpoint, task: &TaskConfig) -> Vec<String> {
+/// The statements that make a role with no more rights than a task needs, for `grants`; with `own_publications` it makes
+/// what it publishes itself.
+pub fn grants(endpoint: &Endpoint, task: &TaskConfig, own_publications: bool) -> Vec<String> {
     match &endpoint.kind {
-        EndpointKind::Postgres(config) => millrace_postgres::grants::grants(config, &task.name, &task.selection()),
+        EndpointKind::Postgres(config) => {
+            millrace_postgres::grants::grants(config, &task.name, &task.selection(), own_publications)
+        }
         EndpointKind::Hello | EndpointKind::ObjectStore(_) => vec![],
     }
 }

@@ -8,8 +8,10 @@ import threading
 import time
 
 import pytest
+from conftest import SEED
 from daemon import Daemon
 from servers import Postgres, Proxy, temporary_folder, wait_for
+from workload import PATTERNS, TABLES, Shop
 
 SLOT = "millrace_shop"
 
@@ -528,3 +530,41 @@ def test_a_heartbeat_moves_the_log(daemon, sql):
     assert "heartbeat" not in running.log(100000)
     assert running.task_record()["errors"] == []
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["publications-by-the-owner", "publications-of-its-own"])
+def test_the_whole_shop_with_the_rights_that_grants_gives(primary, own):
+    """A role that got nothing but what `millrace grants` prints: check, load, capture, restart, reload, delete."""
+    shop = Shop(primary, "shop", SEED, scale=200)
+    shop.create()
+    with Daemon(primary, "shop", PATTERNS, user="least") as running:
+        printed = running.run("grants", running.task, *(["--own-publications"] if own else []))
+        primary.execute("shop", *(line for line in printed.splitlines() if line and line[:2] != "--"), user="postgres")
+        primary.execute("shop", f"alter role least password '{Postgres.PASSWORD}'", user="postgres")
+        rights = "select rolsuper, rolcreaterole, rolcreatedb, rolbypassrls, rolreplication from pg_roles"
+        expected = [(False, False, False, False, True)]
+        assert primary.execute("shop", f"{rights} where rolname = 'least'", user="postgres") == expected
+        found = {finding["code"]: finding for finding in running.json("check", code=0 if own else 3)["findings"]}
+        assert ("PG-PUBLICATION" in found) == (not own), found
+        if not own:
+            for table, right in (("shop.customer", "UPDATE"), ("audit.sensor", "SELECT")):
+                asked = f"select has_table_privilege('least', '{table}', '{right}')"
+                assert primary.execute("shop", asked, user="postgres") == [(False,)]
+            primary.execute("shop", *found["PG-PUBLICATION"]["fix"][1:])
+            running.json("check")
+        shop.start(writers=2, pause=0.01)
+        running.start_and_load()
+        shop.sensor_open.set()
+        time.sleep(3)
+        running.kill()
+        running.start()
+        running.run("reload", "shop", "shop.orders")
+        time.sleep(2)
+        running.wait_states(seconds=60)
+        shop.stop()
+        shop.mark()
+        running.compare(TABLES)
+        wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+        said = running.run("delete", "shop")
+        assert ("DROP PUBLICATION" in said) == (not own), said
+        assert primary.execute("shop", "select count(*) from pg_replication_slots", user="postgres") == [(0,)]

@@ -174,7 +174,7 @@ impl Session {
             tokio::select! {
                 request = requests.recv() => match request {
                     None => return Ok(Ended::Asked((Command::ShutDown { drain: false }, oneshot::channel().0))),
-                    Some((command, answer)) if ends(&command) => {
+                    Some((command, answer)) if self.ends(&command) => {
                         return Ok(Ended::Asked((command, answer)));
                     }
                     Some((command, answer)) => {
@@ -192,6 +192,16 @@ impl Session {
                     self.look(count).await;
                 }
             }
+        }
+    }
+
+    /// Whether the loops must end before the command is obeyed. Of a task that has lost its place in the source's log, and
+    /// tries it once more, everything can only be loaded anew from a new place.
+    fn ends(&self, command: &Command) -> bool {
+        match command {
+            Command::Stop | Command::Delete | Command::Guard(..) | Command::ShutDown { .. } => true,
+            Command::Reload(None) => self.task.log_is_gone().unwrap_or(false),
+            Command::Reload(Some(_)) | Command::Pause | Command::Resume => false,
         }
     }
 
@@ -295,7 +305,10 @@ impl Session {
         self.reconcile(&found).await?;
         if captures {
             wiring.source.prepare(&self.tables.captured()).await?;
-            self.task.update(|record| record.slot_intent = false)?;
+            self.task.update(|record| {
+                record.slot_intent = false;
+                record.remake_log = false;
+            })?;
         }
         Ok(())
     }
@@ -503,11 +516,6 @@ impl Session {
             (false, _) => state.commit(&[Put::set(key, &now)]),
         }
     }
-}
-
-/// Whether the loops must end before the command is obeyed.
-fn ends(command: &Command) -> bool {
-    matches!(command, Command::Stop | Command::Delete | Command::Guard(..) | Command::ShutDown { .. })
 }
 
 async fn passes_check(task: &Task) -> Result<bool> {

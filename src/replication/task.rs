@@ -349,7 +349,7 @@ impl Task {
     }
 
     /// Whether the task cannot go on from where it was, so that loading everything anew begins at the source's log.
-    fn log_is_gone(&self) -> Result<bool> {
+    pub(super) fn log_is_gone(&self) -> Result<bool> {
         let record = self.record()?;
         let codes = [Kind::LogLost.code(), Kind::SourceChanged.code()];
         Ok(record.remake_log || record.errors.iter().any(|error| codes.contains(&error.code.as_str())))

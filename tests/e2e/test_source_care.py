@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 
 import pytest
 from conftest import SEED
 from daemon import Daemon
-from servers import Postgres, Proxy, temporary_folder, wait_for
+from servers import Postgres, Proxy, client_program, temporary_folder, wait_for
 from workload import PATTERNS, TABLES, Shop
 
 SLOT = "millrace_shop"
@@ -163,6 +164,76 @@ def test_a_failover_is_followed(primary):
             running.start()
             running.compare([("public", "t")], seconds=60)
             running.kill()
+
+
+@pytest.mark.parametrize("remade", [False, True], ids=["missing", "made-again"])
+def test_a_failover_without_the_slot_is_refused(primary, remade):
+    """The new primary has everything but our slot, or one that somebody made after the promotion: the changes in between
+    are in no log that we can read. Nothing is skipped; the reload brings them."""
+    primary.execute("shop", "create table t (id int primary key, v text)", "insert into t values (1, 'loaded')")
+    with Proxy(primary.port) as proxy, Copy(primary) as standby:
+        standby.stream()
+        with Daemon(primary, "shop", ["public.t"], port=proxy.port) as running:
+            running.start_and_load()
+            running.wait_confirmed()
+            proxy.cut()
+            primary.execute("shop", "insert into t values (2, 'not read')", "delete from t where id = 1")
+            standby.wait_replayed()
+            primary.stop()
+            standby.promote()
+            make = f"select pg_create_logical_replication_slot('{SLOT}', 'pgoutput')"
+            standby.execute("shop", *([make] if remade else []), "insert into t values (3, 'after')", user="postgres")
+            proxy.target = standby.port
+            proxy.heal()
+            running.server = standby
+            said = text_of(refused(running, "LOG-LOST"))
+            assert ("was made again" if remade else "not carried over") in said, said
+            running.run("reload", "shop")
+            running.wait_states(seconds=60)
+            standby.execute("shop", "insert into t values (4, 'goes on')")
+            running.compare([("public", "t")], seconds=60)
+            running.kill()
+
+
+def test_a_slot_that_somebody_reads_or_owns_is_left_alone(primary):
+    """Another reader on our slot: the task waits for it. A slot of our name in another database is somebody else's: never
+    read, never dropped, also where a lost slot would be made anew."""
+    primary.create_database("other")
+    primary.execute("shop", "create table t (id int primary key)", "insert into t values (1)")
+    with Daemon(primary, "shop", ["public.t"], options={"on-slot-lost": "reload"}) as running:
+        running.start_and_load()
+        running.terminate()
+        primary.execute("shop", "insert into t values (2)")
+        slot_free(primary)
+        with subprocess.Popen(
+            [client_program("pg_recvlogical"), "-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres", "-d", "shop"]
+            + ["--slot", SLOT, "--start", "-o", "proto_version=1", "-o", f"publication_names={SLOT}", "-f", "-"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as reader:
+            active = f"select active from pg_replication_slots where slot_name = '{SLOT}'"
+            wait_for(lambda: primary.execute("shop", active, user="postgres") == [(True,)], 20, "the other reader")
+            running.start()
+            said = text_of(refused(running, "LOG-BUSY"))
+            assert "in use by server process" in said and "pg_stat_activity" in said, said
+            reader.kill()
+        running.compare([("public", "t")], seconds=90)
+        running.terminate()
+        drop_slot(primary)
+        make = f"select pg_create_logical_replication_slot('{SLOT}', 'pgoutput')"
+        primary.execute("other", make, user="postgres")
+        running.start()
+        said = text_of(refused(running, "SOURCE-CHANGED", "in database"))
+        assert "somebody else's slot" in said, said
+        running.run("reload", "shop")
+        said = text_of(refused(running, "SOURCE-SETUP"))
+        assert "another name" in said, said
+        owner = f"select database from pg_replication_slots where slot_name = '{SLOT}'"
+        assert primary.execute("shop", owner, user="postgres") == [("other",)]
+        drop_slot(primary)
+        running.wait_states(seconds=90)
+        primary.execute("shop", "insert into t values (3)")
+        running.compare([("public", "t")])
 
 
 def timeline(running):

@@ -1,15 +1,16 @@
 //! What would keep a task from working, everything at once, each with its remedy.
 //!
-//! Codes are stable: `PG-CONNECT`, `PG-AUTH`, `PG-DATABASE`, `PG-TLS`, `PG-VERSION`, `PG-STANDBY`, `PG-WAL-LEVEL`,
-//! `PG-SLOTS`, `PG-WALSENDERS`, `PG-REPLICATION-ROLE`, `PG-USAGE`, `PG-SELECT`, `PG-RLS`, `PG-PUBLICATION`,
-//! `PG-ROW-FILTER`, `PG-TABLE-MISSING`; as warnings `PG-PATTERN`, `PG-REPLICA-IDENTITY`, `PG-OTHER-PUBLICATION`,
-//! `PG-FAILOVER`, `PG-WAL-KEEP`, `PG-LONG-TRANSACTION`, `PG-SUPERUSER`. What cannot be looked at is reported with its error.
+//! Codes are stable: `PG-CONNECT`, `PG-AUTH`, `PG-DATABASE`, `PG-TLS`, `PG-VERSION`, `PG-STANDBY`,
+//! `PG-STANDBY-FEEDBACK`, `PG-WAL-LEVEL`, `PG-SLOTS`, `PG-WALSENDERS`, `PG-REPLICATION-ROLE`, `PG-USAGE`, `PG-SELECT`,
+//! `PG-RLS`, `PG-PUBLICATION`, `PG-ROW-FILTER`, `PG-TABLE-MISSING`; as warnings `PG-PATTERN`, `PG-REPLICA-IDENTITY`,
+//! `PG-OTHER-PUBLICATION`, `PG-FAILOVER`, `PG-WAL-KEEP`, `PG-LONG-TRANSACTION`, `PG-SUPERUSER`. What cannot be looked at
+//! is reported with its error.
+
+mod server;
 
 use std::io;
 
 use millrace_core::{Error, Finding, Kind, Result, TableName, TablePattern, source::Scope};
-
-mod server;
 
 use crate::{
     Options, PostgresConfig,

@@ -565,6 +565,31 @@ def test_the_guardian_drops_the_slot(daemon, sql, server, database):
     assert running.task_record()["errors"] == []
 
 
+def test_the_guardian_drops_the_slot_of_a_running_task(daemon, sql, server, database):
+    """A transaction that nobody ends holds the slot up. With `on-slot-lost: reload` the task goes on by itself."""
+    sql("create table t (id int primary key, v text)", "create table elsewhere (v text)", "insert into t values (1, 'a')")
+    guard = {"warn-at": "4MiB", "act-at": "20MiB", "action": "drop-slot"}
+    running = daemon(["public.t"], options={"source-guard": guard, "on-slot-lost": "reload"}).start_and_load()
+    with server.connect(database) as forgotten:
+        forgotten.execute("insert into t values (2, 'forgotten')")
+        for _ in range(3):
+            sql("insert into elsewhere select repeat(md5(i::text), 10) from generate_series(1, 40000) i")
+        sql("insert into t values (3, 'meanwhile')")
+        wait_for(lambda: any("SOURCE-LOG-LIMIT" == code for code in codes(running)), 60, "the limit")
+        # The new slot waits for it.
+        forgotten.commit()
+    wait_for(lambda: any("read anew" in message for message in events(running)), 60, "a new slot")
+    running.wait_states(seconds=60)
+    sql("insert into t values (4, 'after')")
+    running.compare([("public", "t")])
+    assert running.task_record()["state"] == "running"
+
+
+def codes(running):
+    """The codes of all events."""
+    return [event.get("code") for event in running.json("events")]
+
+
 def test_a_quiet_database_in_a_busy_server_lets_the_log_go(daemon, sql, server, database):
     """Only other databases write: without a heartbeat both positions of the slot advance all the same."""
     sql("create table t (id int primary key)")

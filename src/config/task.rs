@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use millrace_core::{Selection, TablePattern};
 
 use super::{
+    changes::{OnChange, on_change},
     section::{Reader, Section, Shape},
     tree::{Node, Value},
 };
@@ -32,6 +33,8 @@ pub struct TaskConfig {
     pub load: LoadConfig,
     /// `on-error`: what errors lead to.
     pub on_error: OnError,
+    /// `on-change`: what changes of shape, truncates and new tables lead to.
+    pub on_change: OnChange,
     /// `max-value`: a value above this goes to the dead letters (default 64 MiB).
     pub max_value_bytes: u64,
     /// `removed: true`: the task is to be deleted, and may then vanish from the config.
@@ -124,8 +127,19 @@ pub struct OnError {
 }
 
 /// The keys of a task, and of the short form's top level.
-pub(super) const TASK_KEYS: [&str; 10] =
-    ["mode", "source", "target", "tables", "exclude", "stream", "full-load", "on-error", "max-value", "removed"];
+pub(super) const TASK_KEYS: [&str; 11] = [
+    "mode",
+    "source",
+    "target",
+    "tables",
+    "exclude",
+    "stream",
+    "full-load",
+    "on-error",
+    "on-change",
+    "max-value",
+    "removed",
+];
 pub(super) static TASK: Shape = Shape { name: "task", keys: &TASK_KEYS };
 pub(super) static TABLE: Shape = Shape { name: "table", keys: &["from", "to", "rename", "drop"] };
 pub(super) static STREAM: Shape = Shape { name: "stream", keys: &["shards", "retention", "disk-bound", "compress"] };
@@ -162,6 +176,7 @@ pub(super) fn task(
         stream: stream(reader, section),
         load: full_load(reader, section),
         on_error: on_error(reader, section),
+        on_change: on_change(reader, section),
         max_value_bytes: max_value.unwrap_or(64 << 20),
         removed,
         tables: tables?,

@@ -36,6 +36,7 @@ pub fn table(name: &str, extra: &[&str]) -> Arc<Table> {
         ty: ColumnType::Int64,
         source_type: "bigint".into(),
         nullable: true,
+        older_rows: None,
     };
     let columns = ["id"].iter().chain(extra).enumerate().map(column).collect();
     Arc::new(Table {

@@ -32,6 +32,7 @@ pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Res
         tables.update(name, puts, |record| {
             record.state = TableState::Reloading;
             record.error = None;
+            record.mends = false;
             if let Some(load) = &mut record.load {
                 load.forget_segments();
             }

@@ -22,16 +22,26 @@ const CHANGE_ORDER: &str = "millrace.change-order-column";
 /// A table's columns, ours included, in file order.
 pub fn columns(table: &Table) -> Vec<CatalogColumn> {
     let own = OwnNames::of(&table.columns);
-    let column = |name: String, exact: ColumnType, comment: &str| CatalogColumn {
+    let [op, commit_timestamp, change_order] = OwnNames::IDS;
+    let ours = |id, name: String, exact: ColumnType| CatalogColumn {
+        id,
         name,
         r#type: exact.to_hive(),
-        comment: comment.into(),
+        comment: String::new(),
         exact,
+        older_rows: None,
     };
-    let mut columns = vec![column(own.op, ColumnType::Text, "")];
-    columns.extend(table.columns.iter().map(|c| column(c.name.clone(), c.ty.clone(), &c.source_type)));
-    columns.push(column(own.commit_timestamp, ColumnType::TimestampTz, ""));
-    columns.push(column(own.change_order, ColumnType::Text, ""));
+    let mut columns = vec![ours(op, own.op, ColumnType::Text)];
+    columns.extend(table.columns.iter().map(|column| CatalogColumn {
+        id: column.id,
+        name: column.name.clone(),
+        r#type: column.ty.to_hive(),
+        comment: column.source_type.clone(),
+        exact: column.ty.clone(),
+        older_rows: column.older_rows.clone(),
+    }));
+    columns.push(ours(commit_timestamp, own.commit_timestamp, ColumnType::TimestampTz));
+    columns.push(ours(change_order, own.change_order, ColumnType::Text));
     columns
 }
 

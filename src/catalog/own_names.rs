@@ -14,6 +14,9 @@ pub struct OwnNames {
 }
 
 impl OwnNames {
+    /// Their identities in the files, as `field_id`: Op, commit_timestamp, change_order. No source has as many columns.
+    pub const IDS: [i32; 3] = [2_000_000_001, 2_000_000_002, 2_000_000_003];
+
     /// Ours give way: where a column of the table has the same name without regard to case, ours takes a leading
     /// underscore, and another while that is taken too.
     pub fn of(columns: &[Column]) -> Self {
@@ -43,6 +46,7 @@ mod tests {
             ty: ColumnType::Text,
             source_type: "text".into(),
             nullable: true,
+            older_rows: None,
         };
         let own = OwnNames::of(&[text("OP"), text("_op"), text("Change_Order")]);
         assert_eq!(own.op, "__Op");

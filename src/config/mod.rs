@@ -10,6 +10,7 @@
 //! The full one has `version`, `endpoints` and `tasks`: see `config/every-option.yaml`. Reading goes over a tree with
 //! places ([`tree`]), so that everything wrong is told at once, with line and column.
 
+mod changes;
 mod endpoint;
 mod object_store;
 mod postgres;
@@ -29,6 +30,7 @@ use std::{
 use millrace_core::Finding;
 
 pub use self::{
+    changes::{OnChange, SchemaChange, Truncate},
     endpoint::{Buffer, Endpoint, EndpointKind},
     section::{Problem, Shape},
     source_log::{GuardAction, SourceGuard, SourceLogConfig},
@@ -112,6 +114,7 @@ static SHORT: Shape = Shape {
         "stream",
         "full-load",
         "on-error",
+        "on-change",
         "max-value",
         "removed",
         "on-slot-lost",

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use millrace_core::{Selection, TablePattern};
 
 use super::{
+    changes::{OnChange, on_change},
     section::{Reader, Section, Shape},
     source_log::{self, SourceLogConfig, source_log},
     tree::{Node, Value},
@@ -33,6 +34,8 @@ pub struct TaskConfig {
     pub load: LoadConfig,
     /// `on-error`: what errors lead to.
     pub on_error: OnError,
+    /// `on-change`: what changes of shape, truncates and new tables lead to.
+    pub on_change: OnChange,
     /// `on-slot-lost`, `source-guard`, `heartbeat`, `failover-slot`: how it looks after its place in the source's log.
     pub source_log: SourceLogConfig,
     /// `max-value`: a value above this goes to the dead letters (default 64 MiB).
@@ -127,7 +130,7 @@ pub struct OnError {
 }
 
 /// The keys of a task, and of the short form's top level.
-pub(super) const TASK_KEYS: [&str; 14] = [
+pub(super) const TASK_KEYS: [&str; 15] = [
     "mode",
     "source",
     "target",
@@ -136,6 +139,7 @@ pub(super) const TASK_KEYS: [&str; 14] = [
     "stream",
     "full-load",
     "on-error",
+    "on-change",
     "max-value",
     "removed",
     source_log::KEYS[0],
@@ -180,6 +184,7 @@ pub(super) fn task(
         stream: stream(reader, section),
         load: full_load(reader, section),
         on_error: on_error(reader, section),
+        on_change: on_change(reader, section),
         source_log: source_log(reader, section, mode.loads(), mode.captures()),
         max_value_bytes: max_value.unwrap_or(64 << 20),
         removed,

@@ -30,6 +30,7 @@ pub(super) fn mark_for_new_log(tables: &Tables, task: &str) -> Result<usize> {
                 record.state = TableState::Reloading;
             }
             record.error = None;
+            record.mends = false;
             if let Some(load) = &mut record.load {
                 load.forget_segments();
             }
@@ -59,6 +60,7 @@ pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Res
         tables.update(name, puts, |record| {
             record.state = TableState::Reloading;
             record.error = None;
+            record.mends = false;
             if let Some(load) = &mut record.load {
                 load.forget_segments();
             }

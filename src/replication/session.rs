@@ -1,13 +1,15 @@
 //! What a task does while it runs: three loops over one stream, each with its own retries, so that none stops another.
 //! Delivery goes on while the source is down; capture goes on while the target is down or tables load.
 
+mod new_log;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use millrace_core::{Error, Finding, Kind, Result, Severity, Table, TableName, error::Action, throttle::Throttle};
@@ -31,6 +33,7 @@ use super::{
 };
 use crate::{
     catalog::Catalog,
+    config::SchemaChange,
     delivery::{Delivery, DeliveryOptions},
     state::keys::{
         progress::{self, LoadProgress},
@@ -51,6 +54,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_PER_POSITION: u64 = 5;
 /// Held while a task claims its tables in the catalog.
 static CLAIMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Between two reloads of the same table that nobody asked for; doubles with each, up to 64 times as long.
+const MEND_PAUSE: Duration = Duration::from_secs(10);
+const MEND_FORGET: Duration = Duration::from_secs(3600);
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Runs the loops until one of them cannot go on, everything is loaded, or somebody asks for their end.
@@ -70,6 +76,8 @@ struct Session {
     load: FullLoad,
     /// Wakes the load loop.
     wake: Arc<Notify>,
+    /// How often each table was loaded anew because the log showed a change that it does not tell, and when last.
+    mended: Arc<Mutex<HashMap<TableName, (u32, Instant)>>>,
     asks: mpsc::Sender<Ask>,
     progress: Arc<Progress>,
 }
@@ -125,7 +133,8 @@ impl Session {
         };
         let (asks, asked) = mpsc::channel(16);
         let (wake, progress) = (Arc::new(Notify::new()), Arc::new(Progress::default()));
-        Ok(Some((Self { task: task.clone(), stream, tables, delivery, load, wake, asks, progress }, asked)))
+        let mended = Arc::default();
+        Ok(Some((Self { task: task.clone(), stream, tables, delivery, load, wake, mended, asks, progress }, asked)))
     }
 
     async fn run(self, asked: mpsc::Receiver<Ask>, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
@@ -313,53 +322,6 @@ impl Session {
         Ok(())
     }
 
-    /// Another server, or one that went back in time, has other tables, or none; nothing that it says of them is believed.
-    async fn verify_source(&self) -> Result<()> {
-        let record = self.task.record()?;
-        match (self.stream.last_mark(), record.identity) {
-            (Some(mark), Some(known)) if !record.remake_log => {
-                self.task.wiring.source.verify(mark.source, &known).await
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The place in the source's log is lost. Every table is marked for its reload before the new place stands in the
-    /// stream, so that nothing behind the gap is ever taken for what follows on what is before it. A crash in between
-    /// begins this again.
-    async fn remake_log(&self, found: &[Table]) -> Result<()> {
-        let wiring = &self.task.wiring;
-        let tables: Vec<_> = found.iter().cloned().map(Arc::new).collect();
-        wiring.source.prepare(&tables).await?;
-        let identity = wiring.source.identity().await?;
-        let gate = self.delivery.gate().await;
-        let marked = reload::mark_for_new_log(&self.tables, self.task.name())?;
-        drop(gate);
-        fail::fail_point!("remake-before-slot");
-        let mut position = wiring.source.create_log().await?;
-        fail::fail_point!("remake-after-slot");
-        if self.stream.last_mark().is_some_and(|mark| position <= mark.source) {
-            let number = self.task.next_history()?;
-            position = position.in_history(number);
-        }
-        self.task.update(|record| record.identity = Some(identity))?;
-        let first = || {
-            let mut first = Append::default();
-            first.changes.upto = Some(position);
-            first
-        };
-        // A position without changes is marked some seconds after the last mark at the earliest.
-        while self.stream.append(first()).await?.is_none() {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        fail::fail_point!("remake-after-mark");
-        self.task.update(|record| record.remake_log = false)?;
-        let message = format!("the source's log is read anew from {position} on, and {marked} tables are loaded anew");
-        warn!(task = self.task.name(), position = %position, tables = marked, "the source's log was made anew");
-        events::record(&*wiring.state, events::Event::of_task("state change", self.task.name(), message));
-        Ok(())
-    }
-
     /// Brings the records in line with what the source has now.
     async fn reconcile(&self, found: &[Table]) -> Result<()> {
         let wiring = &self.task.wiring;
@@ -391,6 +353,7 @@ impl Session {
                 source: &*self.task.wiring.source,
                 stream: &self.stream,
                 tables: &self.tables,
+                on_change: &self.task.wiring.config.on_change,
                 identity: &identity,
                 progress: &self.progress,
                 metrics: &self.task.wiring.metrics,
@@ -422,10 +385,17 @@ impl Session {
                 if !self.task.wiring.config.mode.captures() {
                     return Ok(true);
                 }
+                let every = self.task.wiring.config.on_change.discover;
                 tokio::select! {
                     () = cancel.cancelled() => return Ok(false),
-                    () = self.wake.notified() => continue,
+                    () = self.wake.notified() => {}
+                    () = tokio::time::sleep(every), if !every.is_zero() => {
+                        if let Err(error) = self.discover().await {
+                            warn!(task = self.task.name(), error = %error, "looking for new tables failed");
+                        }
+                    }
                 }
+                continue;
             }
             let loaded = tokio::select! {
                 () = cancel.cancelled() => return Ok(false),
@@ -475,6 +445,48 @@ impl Session {
         self.load.run().await
     }
 
+    /// Looks for tables that are new, gone or made again at the source.
+    async fn discover(&self) -> Result<()> {
+        let wiring = &self.task.wiring;
+        self.verify_source().await?;
+        let found = wiring.source.tables(&wiring.config.selection()).await?;
+        if let Some(finding) = self.tables.rules().check(&found).into_iter().next() {
+            return Err(Error::new(Kind::Config, finding.summary).fix(finding.fix.join("\n")));
+        }
+        self.reconcile(&found).await
+    }
+
+    /// Loads tables anew of which the log showed a change that it does not tell: at once, and ever later if that happens
+    /// again and again.
+    async fn mend(&self) -> Result<()> {
+        let config = &self.task.wiring.config;
+        if config.on_change.schema != SchemaChange::Evolve || !config.mode.loads() || !config.mode.captures() {
+            return Ok(());
+        }
+        for table in self.tables.to_mend() {
+            {
+                let mut mended = self.mended.lock().expect("no panic while locked");
+                let (count, last) = mended.get(&table).copied().unwrap_or((0, Instant::now()));
+                if count > 0 && last.elapsed() < MEND_PAUSE.saturating_mul(1 << (count - 1).min(6)) {
+                    continue;
+                }
+                let count = if last.elapsed() > MEND_FORGET { 1 } else { count + 1 };
+                mended.insert(table.clone(), (count, Instant::now()));
+            }
+            let _gate = self.delivery.gate().await;
+            reload::mark(&self.tables, self.task.name(), Some(&table))?;
+            self.wake.notify_one();
+            let message =
+                format!("table {table} is loaded anew, because it changed in a way that its log does not tell");
+            info!(task = self.task.name(), "{message}");
+            events::record(
+                &*self.task.wiring.state,
+                events::Event::of_task("configuration change", self.task.name(), message),
+            );
+        }
+        Ok(())
+    }
+
     /// Brings the status, the metrics and what follows from the delivery up to date.
     async fn look(&self, count: u64) {
         let (wiring, label) = (&self.task.wiring, task_label(self.task.name()));
@@ -482,7 +494,10 @@ impl Session {
         wiring.metrics.stream_bytes.get_or_create(&label).set(usage.bytes as i64);
         let suspended = self.tables.all().iter().filter(|record| record.state == TableState::Error).count();
         wiring.metrics.suspended_tables.get_or_create(&label).set(suspended as i64);
-        let looked = self.tables.follow_delivery().and_then(|()| self.store_progress());
+        let mut looked = self.tables.follow_delivery().and_then(|()| self.store_progress());
+        if looked.is_ok() {
+            looked = self.mend().await;
+        }
         if let Err(error) = looked {
             error!(task = self.task.name(), error = %error, "keeping the status failed");
         }

@@ -18,7 +18,7 @@ pub const ALL: u64 = 10;
 #[rustfmt::skip]
 fn table() -> Table {
     let column = |id, name: &str, ty, source_type: &str| {
-        Column { id, name: name.into(), ty, source_type: source_type.into(), nullable: false }
+        Column { id, name: name.into(), ty, source_type: source_type.into(), nullable: false, older_rows: None }
     };
     let columns = vec![column(1, "id", ColumnType::Int64, "number"), column(2, "text", ColumnType::Text, "words")];
     Table { name: TableName::new("hello", "greetings"), source_id: 1, version: 1, columns, key: vec![0],

@@ -110,6 +110,7 @@ fn table(oid: u64, capture: Capture, key: Vec<usize>) -> Arc<Table> {
         ty,
         source_type: source_type.into(),
         nullable: true,
+        older_rows: None,
     };
     Arc::new(Table {
         name: TableName::new("s", format!("t{oid}")),

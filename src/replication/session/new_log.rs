@@ -1,0 +1,58 @@
+//! Whether the source is who it was, and what follows when our place in its log is lost: a new place, and every table anew.
+
+use std::sync::Arc;
+
+use millrace_core::{Result, Table};
+use tracing::warn;
+
+use super::{LOOK_EVERY, Session};
+use crate::{replication::reload, stream::Append, telemetry::events};
+
+impl Session {
+    /// Another server, or one that went back in time, has other tables, or none; nothing that it says of them is believed.
+    pub(super) async fn verify_source(&self) -> Result<()> {
+        let record = self.task.record()?;
+        match (self.stream.last_mark(), record.identity) {
+            (Some(mark), Some(known)) if !record.remake_log => {
+                self.task.wiring.source.verify(mark.source, &known).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The place in the source's log is lost. Every table is marked for its reload before the new place stands in the
+    /// stream, so that nothing behind the gap is ever taken for what follows on what is before it. A crash in between
+    /// begins this again.
+    pub(super) async fn remake_log(&self, found: &[Table]) -> Result<()> {
+        let wiring = &self.task.wiring;
+        let tables: Vec<_> = found.iter().cloned().map(Arc::new).collect();
+        wiring.source.prepare(&tables).await?;
+        let identity = wiring.source.identity().await?;
+        let gate = self.delivery.gate().await;
+        let marked = reload::mark_for_new_log(&self.tables, self.task.name())?;
+        drop(gate);
+        fail::fail_point!("remake-before-slot");
+        let mut position = wiring.source.create_log().await?;
+        fail::fail_point!("remake-after-slot");
+        if self.stream.last_mark().is_some_and(|mark| position <= mark.source) {
+            let number = self.task.next_history()?;
+            position = position.in_history(number);
+        }
+        self.task.update(|record| record.identity = Some(identity))?;
+        let first = || {
+            let mut first = Append::default();
+            first.changes.upto = Some(position);
+            first
+        };
+        // A position without changes is marked some seconds after the last mark at the earliest.
+        while self.stream.append(first()).await?.is_none() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        fail::fail_point!("remake-after-mark");
+        self.task.update(|record| record.remake_log = false)?;
+        let message = format!("the source's log is read anew from {position} on, and {marked} tables are loaded anew");
+        warn!(task = self.task.name(), position = %position, tables = marked, "the source's log was made anew");
+        events::record(&*wiring.state, events::Event::of_task("state change", self.task.name(), message));
+        Ok(())
+    }
+}

@@ -16,6 +16,7 @@ mod object_store;
 mod postgres;
 mod secret;
 pub mod section;
+mod source_log;
 mod task;
 pub mod tree;
 pub mod units;
@@ -32,6 +33,7 @@ pub use self::{
     changes::{OnChange, SchemaChange, Truncate},
     endpoint::{Buffer, Endpoint, EndpointKind},
     section::{Problem, Shape},
+    source_log::{GuardAction, SourceGuard, SourceLogConfig},
     task::{LoadConfig, Mode, OnError, StreamConfig, TableRule, TaskConfig},
     tree::Place,
 };
@@ -115,6 +117,10 @@ static SHORT: Shape = Shape {
         "on-change",
         "max-value",
         "removed",
+        "on-slot-lost",
+        "source-guard",
+        "heartbeat",
+        "failover-slot",
     ],
 };
 /// The port of LocalStack, at which the tools of AWS developers look first.
@@ -326,6 +332,7 @@ pub fn known_keys() -> Vec<(&'static str, &'static str)> {
         &task::STREAM,
         &task::FULL_LOAD,
         &task::ON_ERROR,
+        &source_log::SOURCE_GUARD,
     ];
     shapes.iter().flat_map(|shape| shape.keys.iter().map(|key| (shape.name, *key))).collect()
 }

@@ -139,7 +139,11 @@ impl Capture<'_> {
         let log = self.source.open_log(&self.tables.captured(), from, self.identity).await?;
         // Who it is now must be known before anything of it is durable: behind the fork of a new timeline the old
         // identity would be refused.
-        opened(self.source.identity().await?)?;
+        let identity = match log.identity() {
+            Some(identity) => identity.clone(),
+            None => self.source.identity().await?,
+        };
+        opened(identity)?;
         Ok(log)
     }
 

@@ -47,7 +47,8 @@ impl Source for Hello {
         vec![Finding::error("HELLO-TABLE", "no table is selected").fix("tables: [hello.greetings]")]
     }
     async fn identity(&self) -> Result<Identity> {
-        Ok(Identity { system: "hello".into(), timeline: 0, database: "hello".into(), server: "hello 1.0".into() })
+        let [system, database, server] = ["hello", "hello", "hello 1.0"].map(String::from);
+        Ok(Identity { system, timeline: 0, database, server, started: String::new() })
     }
     async fn tables(&self, selection: &Selection) -> Result<Vec<Table>> {
         Ok([table()].into_iter().filter(|table| selection.matches(&table.name)).collect())

@@ -51,11 +51,13 @@ pub struct Options {
     pub value_bytes_max: usize,
     /// After how long a silence the server gives up on the reader of its log.
     pub sender_timeout: Duration,
+    /// The slot is kept up to date on standbys, so that it is there after a failover (PostgreSQL 17 and later).
+    pub failover: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { value_bytes_max: 64 << 20, sender_timeout: Duration::from_secs(60) }
+        Self { value_bytes_max: 64 << 20, sender_timeout: Duration::from_secs(60), failover: false }
     }
 }
 
@@ -105,13 +107,16 @@ impl PostgresSource {
 #[async_trait]
 impl Source for PostgresSource {
     async fn check(&self, scope: &Scope) -> Vec<Finding> {
-        check::check(&self.shared.config, &self.shared.names, scope).await
+        check::check(&self.shared.config, &self.shared.names, &self.shared.options, scope).await
     }
 
     async fn identity(&self) -> Result<Identity> {
         let mut connection = self.shared.catalog().await?;
-        let identity = slot::identity(&mut connection).await?;
+        let mut identity = slot::identity(&mut connection).await?;
         self.shared.give_back(connection);
+        if identity.timeline == 0 {
+            identity.timeline = slot::replayed_timeline(&self.shared.config).await?;
+        }
         Ok(identity)
     }
 
@@ -132,12 +137,13 @@ impl Source for PostgresSource {
     }
 
     async fn create_log(&self) -> Result<Position> {
-        slot::create(&self.shared.config, &self.shared.names).await
+        slot::create(&self.shared.config, &self.shared.names, self.shared.options.failover).await
     }
 
     async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
         let Shared { config, names, options, fence, .. } = &*self.shared;
-        let options = LogOptions { value_bytes_max: options.value_bytes_max, sender_timeout: options.sender_timeout };
+        let Options { value_bytes_max, sender_timeout, failover } = *options;
+        let options = LogOptions { value_bytes_max, sender_timeout, failover };
         let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
         Ok(Box::new(log))
     }
@@ -162,6 +168,27 @@ impl Source for PostgresSource {
         let retained = slot::retained(&mut connection, &self.shared.names).await?;
         self.shared.give_back(connection);
         Ok(retained)
+    }
+
+    async fn verify(&self, from: Position, known: &Identity) -> Result<()> {
+        let mut session = Connection::connect(&self.shared.config, Mode::Replication, "millrace identity").await?;
+        log::verify_identity(&mut session, &self.shared.names, from, known).await?;
+        session.close().await;
+        Ok(())
+    }
+
+    async fn heartbeat(&self) -> Result<()> {
+        let mut connection = self.shared.catalog().await?;
+        slot::heartbeat(&mut connection, &self.shared.names).await?;
+        self.shared.give_back(connection);
+        Ok(())
+    }
+
+    async fn drop_log(&self) -> Result<()> {
+        let mut connection = self.shared.catalog().await?;
+        slot::drop_for_good(&mut connection, &self.shared.names).await?;
+        self.shared.give_back(connection);
+        Ok(())
     }
 
     async fn remove(&self) -> Result<Vec<String>> {

@@ -170,6 +170,9 @@ impl Decoder {
             Message::Insert(insert) => self.change(insert.relation, Some(insert.new), |captured, transaction| {
                 captured.insert(transaction, insert.new).map(|()| true)
             }),
+            Message::Update(update) if update.old.is_some_and(|old| old.tuple().len() != update.new.len()) => {
+                Err(protocol("the old row of an update has another number of columns than the new one"))
+            }
             Message::Update(update) => self.change(update.relation, Some(update.new), |captured, transaction| {
                 captured.update(transaction, update.old, update.new)
             }),

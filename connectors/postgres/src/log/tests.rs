@@ -29,7 +29,7 @@ impl Fixture {
         let names = Names::of_task("log");
         let tables = tables(&mut session).await;
         publication::prepare(&mut session, &names, &tables).await.unwrap();
-        let from = slot::create(&server.config("postgres"), &names).await.unwrap();
+        let from = slot::create(&server.config("postgres"), &names, false).await.unwrap();
         let known = slot::identity(&mut session).await.unwrap();
         let fence = Arc::new(VisibilityFence::default());
         Some(Self { server, session, names, known, tables, from, fence, options: LogOptions::default() })
@@ -420,10 +420,17 @@ async fn the_log_is_refused_where_something_may_be_gone() {
     let other = Identity { system: "1".into(), ..fixture.known.clone() };
     let known = std::mem::replace(&mut fixture.known, other);
     let error = kind(fixture.try_open(fixture.from).await);
-    assert_eq!((error.kind, error.to_string().contains("system identifier")), (Kind::LogLost, true), "{error}");
+    assert_eq!((error.kind, error.to_string().contains("system identifier")), (Kind::SourceChanged, true), "{error}");
     fixture.known = Identity { timeline: 99, ..known.clone() };
-    assert_eq!(kind(fixture.try_open(fixture.from).await).kind, Kind::LogLost);
+    let error = kind(fixture.try_open(fixture.from).await);
+    assert_eq!((error.kind, error.to_string().contains("before a failover")), (Kind::SourceChanged, true), "{error}");
+    fixture.known = Identity { database: "elsewhere".into(), ..known.clone() };
+    let error = kind(fixture.try_open(fixture.from).await);
+    assert_eq!((error.kind, error.fix.contains("millrace reload log")), (Kind::SourceChanged, true), "{error}");
     fixture.known = known;
+    // A disk that was put back to an earlier state: same system, same timeline, and the log ends before our position.
+    let error = kind(fixture.try_open(Position(1 << 60)).await);
+    assert_eq!((error.kind, error.to_string().contains("went back in time")), (Kind::SourceChanged, true), "{error}");
 
     let log = fixture.open().await;
     let error = kind(fixture.try_open(fixture.from).await);
@@ -445,14 +452,14 @@ async fn the_log_is_refused_where_something_may_be_gone() {
 
     // Made again: what lies between our position and its own is gone.
     fixture.run("insert into t values (1)").await;
-    slot::create(&fixture.server.config("postgres"), &fixture.names).await.unwrap();
+    slot::create(&fixture.server.config("postgres"), &fixture.names, false).await.unwrap();
     assert_eq!(kind(fixture.try_open(fixture.from).await).kind, Kind::LogLost);
 
     // Another kind of slot under our name.
     fixture.run(&format!("select pg_drop_replication_slot('{slot}')")).await;
     fixture.run(&format!("select pg_create_physical_replication_slot('{slot}')")).await;
     let error = kind(fixture.try_open(fixture.from).await);
-    assert_eq!((error.kind, error.to_string().contains("physical")), (Kind::LogLost, true), "{error}");
+    assert_eq!((error.kind, error.to_string().contains("physical")), (Kind::SourceChanged, true), "{error}");
 }
 
 #[tokio::test]
@@ -491,11 +498,12 @@ async fn a_new_timeline_is_followed_if_it_holds_our_position() {
     assert_eq!((fixture.known.timeline, now.timeline), (1, 2));
     let mut log = fixture.open().await;
     assert_eq!(fixture.effect(&mut log, "insert into t values (2)").await, ["I 1 #1", "I 2 #1"]);
+    assert_eq!(log.identity().map(|identity| identity.timeline), Some(2));
     drop(log);
     // What the old timeline wrote behind the fork point is not here.
     let behind = fixture.wal_end().await;
     let error = fixture.try_open(behind).await.map(|_| ()).unwrap_err();
-    assert_eq!((error.kind, error.to_string().contains("left timeline 1 at")), (Kind::LogLost, true), "{error}");
+    assert_eq!((error.kind, error.to_string().contains("left timeline 1 at")), (Kind::SourceChanged, true), "{error}");
 }
 
 #[tokio::test]

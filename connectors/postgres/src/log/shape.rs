@@ -242,20 +242,24 @@ impl Attribute {
 /// columns were renamed, dropped, added, or have a wider type. It needs the catalog to show the same shape: columns are
 /// told apart by their numbers, which the log does not have.
 pub fn follow(table: &Table, relation: &Relation, facts: &Facts) -> Result<Table, String> {
-    let same = |(attribute, shown): (&Attribute, &RelationColumn)| attribute.is(shown);
-    let whole = facts.attributes.len() == relation.columns.len();
-    let whole = whole && facts.attributes.iter().zip(&relation.columns).all(same);
-    let now = facts.shape.as_ref().filter(|shape| whole && shape.table.name == table.name).map(|shape| &shape.table);
-    let Some(now) = now.filter(|now| now.columns.len() == relation.columns.len()) else {
+    let now = facts.shape.as_ref().map(|shape| &shape.table).filter(|now| now.name == table.name);
+    let now = now.filter(|now| now.columns.len() == relation.columns.len());
+    let now = now.ok_or("its columns changed more than once")?;
+    // The catalog also has columns that are not captured, such as generated ones.
+    let attribute = |column: &Column| facts.attributes.iter().find(|attribute| attribute.id == column.id);
+    let attributes: Vec<&Attribute> = now.columns.iter().filter_map(attribute).collect();
+    let same = attributes.len() == now.columns.len()
+        && attributes.iter().zip(&relation.columns).all(|(attribute, shown)| attribute.is(shown));
+    if !same {
         return Err("its columns changed more than once".into());
-    };
+    }
     let key = |table: &Table| -> Vec<i32> { table.key.iter().map(|&index| table.columns[index].id).collect() };
     if key(table) != key(now) || table.capture != now.capture || compare_identity(now, relation).is_some() {
         return Err("its key or its replica identity changed".into());
     }
     let rewritten = table.storage_id != now.storage_id;
     let mut followed = Table { version: table.version + 1, ..now.clone() };
-    for (column, attribute) in followed.columns.iter_mut().zip(&facts.attributes) {
+    for (column, attribute) in followed.columns.iter_mut().zip(attributes) {
         let Some(old) = table.columns.iter().find(|old| old.id == column.id) else {
             attribute.fits_older_rows(rewritten)?;
             column.older_rows.clone_from(&attribute.missing);

@@ -364,18 +364,20 @@ async fn shapes_change() {
     let effect = fixture.effect(&mut log, sql).await;
     assert_eq!(effect, ["I 1 sad #1", "evolved a v2", "I 2 - 7 {\"glad\"} #2"]);
     assert_eq!(fixture.effect(&mut log, "insert into g values (1, default, 'v')").await, ["I 1 v #1"]);
+    let sql = "alter table b alter v type varchar(9); insert into b values (1, 'longer')";
+    assert_eq!(fixture.effect(&mut log, sql).await, ["evolved b v2", "I 1 longer #1"]);
+    let effect = fixture.effect(&mut log, "alter table g rename v to w; insert into g values (2)").await;
+    assert_eq!(effect, ["evolved g v2", "I 2 - #1"]);
+    let effect = fixture.effect(&mut log, "alter table g drop w; insert into g values (3)").await;
+    assert_eq!(effect, ["evolved g v3", "I 3 #1"]);
+    // What became of the rows that were there is not in the log.
     let unsupported = |what: &str| format!("unsupported public.{what}");
-    let sql = "alter table c add x int default 5; insert into c values (1); insert into c values (2)";
-    let what = unsupported("c: column \"x\" was added with a value for the rows that were there");
-    assert_eq!(fixture.effect(&mut log, sql).await, [what]);
-    let sql = "alter table b alter v type varchar(9); insert into b values (1)";
-    let what = "b: column \"v\" changed its type from character varying(5) to character varying(9)";
+    let sql = "alter table c alter id type bigint; insert into c values (1); insert into c values (2)";
+    let what = "c: column \"id\" changed its type from integer to bigint";
     assert_eq!(fixture.effect(&mut log, sql).await, [unsupported(what)]);
     let sql = "alter table d add w float default random(); insert into d values (1)";
-    let what = unsupported("d: column \"w\" was added with a value for the rows that were there");
+    let what = unsupported("d: column \"w\" was added with values for the rows that were there");
     assert_eq!(fixture.effect(&mut log, sql).await, [what]);
-    let effect = fixture.effect(&mut log, "alter table g rename v to w; insert into g values (2)").await;
-    assert_eq!(effect, [unsupported("g: column \"v\" was renamed or dropped")]);
     assert_eq!(fixture.effect(&mut log, "insert into a values (3, 'glad')").await, ["I 3 glad - - #1"], "others go on");
 
     // Loaded anew, a table is taken as it is.
@@ -384,9 +386,9 @@ async fn shapes_change() {
             log.add_table(table);
         }
     }
-    assert_eq!(fixture.effect(&mut log, "insert into c values (3, 4)").await, ["I 3 4 #1"]);
+    assert_eq!(fixture.effect(&mut log, "insert into c values (3)").await, ["I 3 #1"]);
     log.remove_table(&TableName::new("public", "c"));
-    assert_eq!(fixture.effect(&mut log, "insert into c values (4, 4)").await, [""; 0]);
+    assert_eq!(fixture.effect(&mut log, "insert into c values (4)").await, [""; 0]);
 }
 
 #[tokio::test]

@@ -94,6 +94,8 @@
 //! # Glossary
 //!
 //! - **task** (DMS: replication task): tables of one source to one target. **full load**, **CDC**: its two halves.
+//! - **history**: what a source's positions belong to; a new one begins when a source that went back in time, or another
+//!   one, is loaded anew, with positions above all earlier ones (`replication/history.rs`).
 //! - **position**: a commit boundary in the source's log. **log position**: a place in our own log.
 //! - **mark**: the frame that makes everything before it readable, with the source's position.
 //! - **segment**: of a table, a part that is loaded by itself; of a stream, one file of the log.

@@ -114,7 +114,7 @@ fn a_new_generation_replaces_the_files_and_keeps_the_dead_letters() {
     state.commit(&puts).unwrap();
     let mut puts = vec![];
     let load = [file("d", FileKind::Load), file("e", FileKind::DeadLetters)];
-    let left = catalog.replace_files(&mut puts, "shop", &orders(), "a", &load, at(9)).unwrap();
+    let left = catalog.replace_files(&mut puts, "shop", &orders(), "a", &load, at(9), &BTreeSet::new()).unwrap();
     assert_eq!(left, files[..2]);
     assert_eq!(catalog.files(&name).unwrap(), files[..2], "nothing changes before the commit");
     state.commit(&puts).unwrap();

@@ -18,6 +18,7 @@ pub mod section;
 mod task;
 pub mod tree;
 pub mod units;
+mod values;
 
 use std::{
     collections::BTreeMap,
@@ -32,6 +33,7 @@ pub use self::{
     section::{Problem, Shape},
     task::{LoadConfig, Mode, OnError, StreamConfig, TableRule, TaskConfig},
     tree::Place,
+    values::ValuesConfig,
 };
 use self::{
     section::{Reader, Section},
@@ -110,6 +112,7 @@ static SHORT: Shape = Shape {
         "stream",
         "full-load",
         "on-error",
+        "values",
         "max-value",
         "removed",
     ],
@@ -323,6 +326,8 @@ pub fn known_keys() -> Vec<(&'static str, &'static str)> {
         &task::STREAM,
         &task::FULL_LOAD,
         &task::ON_ERROR,
+        &values::VALUES,
+        &values::VALUE,
     ];
     shapes.iter().flat_map(|shape| shape.keys.iter().map(|key| (shape.name, *key))).collect()
 }

@@ -9,7 +9,7 @@
 //! so that the same objects come out; those that are there already count as done when their footers agree.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -201,7 +201,8 @@ struct Scan<'a> {
 impl<'a> Scan<'a> {
     fn new(ground: &'a Ground, ledger: Ledger, time_us: i64, again: Option<&Intent>) -> Self {
         let options = &ground.options;
-        let objects = Objects::new(&*ground.destination, &options.task, time_us, options.memory_bytes, again);
+        let objects =
+            Objects::new(&*ground.destination, &ground.catalog, &options.task, time_us, options.memory_bytes, again);
         Self {
             ground,
             again: again.is_some(),
@@ -338,6 +339,7 @@ fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>
         }
     }
     let published: HashSet<&str> = files.iter().map(|(_, file)| file.key.as_str()).collect();
+    define_companions(ground, &mut puts, &shapes, intent.objects.iter().filter(|o| published.contains(&*o.key)))?;
     let dropped = intent.objects.iter().filter(|planned| !published.contains(planned.key.as_str()));
     garbage::record(&mut puts, task, dropped.map(|planned| planned.key.clone()));
     let object_bytes = files.iter().map(|(_, file)| file.bytes).collect();
@@ -363,6 +365,25 @@ fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>
     })?;
     ground.log.set_pin(ledger.pin());
     Ok(Some(Outcome { ledger, before, object_bytes }))
+}
+
+/// Columns get the companions that the published objects have, at the tables' newest shapes.
+fn define_companions<'a>(
+    ground: &Ground,
+    puts: &mut Vec<Put>,
+    shapes: &Shapes,
+    objects: impl Iterator<Item = &'a Planned>,
+) -> Result<()> {
+    let mut exact: BTreeMap<&TableName, BTreeSet<i32>> = BTreeMap::new();
+    for object in objects.filter(|object| !object.exact.is_empty()) {
+        exact.entry(&object.table).or_default().extend(&object.exact);
+    }
+    for (name, exact) in exact {
+        let Some(table) = shapes.get(name).and_then(|shapes| shapes.last()) else { continue };
+        let location = ground.destination.location(&layout::folder(name));
+        ground.catalog.define_exact(puts, &ground.options.task, table, &location, &exact)?;
+    }
+    Ok(())
 }
 
 /// Runs what waits for disk or CPU on a thread of its own.

@@ -564,7 +564,7 @@ impl House {
         checkpoint.finish_load(start, rows, 0, checkpoint.next_load_file + 1);
         let mut puts = vec![Put::set(checkpoint::key("t", &table.name), &checkpoint)];
         let complete = (start, checkpoint.through);
-        self.catalog.replace_files(&mut puts, "t", table, "lake/public", files, complete).unwrap();
+        self.catalog.replace_files(&mut puts, "t", table, "lake/public", files, complete, &Default::default()).unwrap();
         self.state.commit(&puts).unwrap();
     }
 
@@ -574,7 +574,12 @@ impl House {
             (0..table.columns.len()).for_each(|column| columns.column_mut(column).push_i64(id));
             columns.end_row();
         }
-        let spec = file_schema::object_spec(table, layout::load_key(&table.name, number), Default::default());
+        let spec = file_schema::object_spec(
+            table,
+            &Default::default(),
+            layout::load_key(&table.name, number),
+            Default::default(),
+        );
         let batch = file_schema::load_batch(&spec.schema, columns, at).unwrap();
         let mut writer = self.target.stage(spec).unwrap();
         writer.write(&batch).unwrap();

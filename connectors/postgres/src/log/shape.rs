@@ -8,6 +8,7 @@ use millrace_core::{Capture, Column, ColumnType, Result, Table, TableName};
 
 use crate::{
     discover::{self, CatalogRow, Shape},
+    types::unfit,
     wire::{Connection, relation::Relation},
 };
 
@@ -48,7 +49,7 @@ pub fn compare(table: &Table, relation: &Relation, types: &TypeNames) -> Compari
         }
         match types.get(&(shown.type_oid, shown.type_modifier)) {
             None => return Comparison::UnknownType,
-            Some(known) if known.source_type != column.source_type || known.ty != column.ty => {
+            Some(known) if known.source_type != column.source_type || !is_type_of(known, column) => {
                 return Comparison::Different(format!(
                     "column {:?} changed its type from {} to {}",
                     column.name, column.source_type, known.source_type
@@ -67,6 +68,11 @@ pub fn compare(table: &Table, relation: &Relation, types: &TypeNames) -> Compari
         return Comparison::Appended(table.columns.len());
     }
     Comparison::Same
+}
+
+/// Whether a column has the type that the log shows, or the one that a rule of the task gave it instead.
+fn is_type_of(shown: &TypeName, column: &Column) -> bool {
+    shown.ty == column.ty || unfit::may_be_retyped(&shown.ty, &column.ty)
 }
 
 /// A key or an identity that no longer carries what is captured.

@@ -42,7 +42,7 @@ impl Fixture {
     async fn try_open(&self, from: Position) -> Result<PostgresLog> {
         let config = self.server.config("postgres");
         let fence = self.fence.clone();
-        PostgresLog::open(&config, &self.names, &self.tables, from, &self.known, self.options, fence).await
+        PostgresLog::open(&config, &self.names, &self.tables, from, &self.known, self.options.clone(), fence).await
     }
 
     async fn open(&self) -> PostgresLog {
@@ -524,7 +524,8 @@ async fn a_unix_socket_serves_as_well() {
     let Some(mut fixture) = Fixture::new("create table t (id int primary key)").await else { return };
     let config = PostgresConfig { host: fixture.server.socket_folder(), ..fixture.server.config("postgres") };
     let (names, tables, known, fence) = (&fixture.names, &fixture.tables, &fixture.known, fixture.fence.clone());
-    let mut log = PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options, fence).await.unwrap();
+    let mut log =
+        PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options.clone(), fence).await.unwrap();
     fixture.run("insert into t select generate_series(1, 50000)").await;
     assert_eq!(drain(&mut log).await.iter().map(Changes::rows).sum::<u64>(), 50_000);
 }

@@ -14,7 +14,11 @@ pub fn source(endpoint: &Endpoint, task: &TaskConfig) -> Result<Arc<dyn Source>>
     match &endpoint.kind {
         EndpointKind::Postgres(config) => {
             let value_bytes_max = usize::try_from(task.max_value_bytes).unwrap_or(usize::MAX);
-            let options = millrace_postgres::Options { value_bytes_max, values: Arc::new(task.value_rules()), ..Default::default() };
+            let options = millrace_postgres::Options {
+                value_bytes_max,
+                values: Arc::new(task.value_rules()),
+                ..Default::default()
+            };
             Ok(Arc::new(PostgresSource::new(config.clone(), &task.name, options)))
         }
         EndpointKind::Hello => Ok(Arc::new(Hello)),

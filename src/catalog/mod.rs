@@ -177,6 +177,12 @@ impl Catalog {
         Ok(shape.map(|shape| shape.companions).unwrap_or_default())
     }
 
+    /// Names of the table's companions.
+    pub fn companion_names(&self, table: &TableName) -> Result<Vec<String>> {
+        let shape: Option<Shape> = read(&*self.state, &keys::table(&CatalogName::of(table)))?;
+        Ok(shape.map(|shape| glue::companions(&shape.parameters).into_values().collect()).unwrap_or_default())
+    }
+
     /// Adds files to the table's current generation and moves `complete_through`, if the table is complete to there. The table must be defined, in this
     /// commit or an earlier one; only dead letters may come before its shape is known.
     pub fn add_files(
@@ -205,7 +211,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// Replaces what the manifest held by these files, in which the columns `exact` have companions: a new generation. Gives the files that left it, to be deleted
+    /// Replaces what the manifest held by these files: a new generation. Gives the files that left it, to be deleted
     /// after a grace period (they are recorded as garbage in the same commit). Dead letters among the files are added to
     /// those that are there.
     pub fn replace_files(
@@ -216,9 +222,8 @@ impl Catalog {
         location: &str,
         files: &[DataFile],
         complete: (Position, LogPosition),
-        exact: &BTreeSet<i32>,
     ) -> Result<Vec<DataFile>> {
-        self.define_exact(puts, task, table, location, exact)?;
+        self.define(puts, task, table, location)?;
         let name = CatalogName::of(&table.name);
         let before = self.pending::<Progress>(puts, &keys::progress(&name))?.unwrap_or_default();
         let left: Vec<(String, DataFile)> = read_all(&*self.state, &keys::files(&name, before.generation))?;

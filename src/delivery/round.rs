@@ -30,7 +30,7 @@ use super::{
     objects::{Finished, Objects, StagedObject},
 };
 use crate::{
-    catalog::{Catalog, DataFile, OwnNames},
+    catalog::{Catalog, DataFile, OwnNames, companion_names},
     state::{
         Put, StateStore,
         keys::{
@@ -281,10 +281,23 @@ impl<'a> Scan<'a> {
         if known.is_some_and(|known| known != now) {
             let why = "a column was added that has the name of one of the columns Op, commit_timestamp, change_order";
             self.ledger.stop(&table.name, why.into());
+        } else if self.takes_companions_name(table)? {
+            let why = "a column was added that has the name of another column's companion (<column>__exact)";
+            self.ledger.stop(&table.name, why.into());
         } else {
             note_shape(&mut self.shapes, table);
         }
         Ok(())
+    }
+
+    /// Whether a column has the name of a companion that files may have already.
+    fn takes_companions_name(&self, table: &Table) -> Result<bool> {
+        let mut names = self.ground.catalog.companion_names(&table.name)?;
+        if let Some(earlier) = self.shapes.get(&table.name).and_then(|shapes| shapes.last()) {
+            names.extend(companion_names(&earlier.columns));
+        }
+        let is_taken = |name: &String| table.columns.iter().any(|c| c.name.to_lowercase() == name.to_lowercase());
+        Ok(names.iter().any(is_taken))
     }
 
     fn finish(mut self) -> Result<(Ledger, Shapes, Finished)> {

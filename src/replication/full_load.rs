@@ -313,7 +313,8 @@ impl FullLoad {
         let mut puts: Vec<Put> = segments.iter().map(|(rest, _)| Put::delete(format!("{prefix}{rest}"))).collect();
         let location = self.destination.location(&layout::folder(target));
         let complete = (load.start, delivery.through);
-        self.catalog.replace_files(&mut puts, &self.task, &mapped.target, &location, &files, complete, &exact)?;
+        self.catalog.define_exact(&mut puts, &self.task, &mapped.target, &location, &exact)?;
+        self.catalog.replace_files(&mut puts, &self.task, &mapped.target, &location, &files, complete)?;
         puts.push(Put::set(checkpoint::key(&self.task, target), &delivery));
         fail::fail_point!("load-before-commit");
         let completed = self.tables.update_if(

@@ -354,9 +354,10 @@ fn utc_offset(text: &[u8]) -> Result<(i64, &[u8]), Refused> {
 }
 
 /// How one item is added.
-type Take = fn(&ColumnType, &[u8], &mut ColumnVec) -> Result<(), Refused>;
+trait Take: Fn(&ColumnType, &[u8], &mut ColumnVec) -> Result<(), Refused> + Copy {}
+impl<T: Fn(&ColumnType, &[u8], &mut ColumnVec) -> Result<(), Refused> + Copy> Take for T {}
 
-fn array(item: &ColumnType, text: &[u8], out: &mut ColumnVec, take: Take) -> Result<(), Refused> {
+fn array(item: &ColumnType, text: &[u8], out: &mut ColumnVec, take: impl Take) -> Result<(), Refused> {
     let inner = match text {
         [b'{', inner @ .., b'}'] => inner,
         [b'[', ..] => return Err("an array whose first index is not 1 is out of range"),
@@ -377,7 +378,12 @@ fn array(item: &ColumnType, text: &[u8], out: &mut ColumnVec, take: Take) -> Res
 }
 
 /// Takes one item; gives what follows it.
-fn array_item<'a>(item: &ColumnType, text: &'a [u8], items: &mut ColumnVec, take: Take) -> Result<&'a [u8], Refused> {
+fn array_item<'a>(
+    item: &ColumnType,
+    text: &'a [u8],
+    items: &mut ColumnVec,
+    take: impl Take,
+) -> Result<&'a [u8], Refused> {
     match text {
         [b'{', ..] => Err("an array of several dimensions is out of range"),
         [b'"', quoted @ ..] => {

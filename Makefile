@@ -36,8 +36,13 @@ lint: setup ## format, clippy, licences
 	else echo "cargo-deny is not installed: licences and sources were not checked (cargo install cargo-deny)"; fi
 
 .PHONY: unit
-unit: setup ## Rust's tests
-	cargo test --locked --workspace --features failpoints
+unit: setup ## Rust's tests, each fuzz target for ten seconds
+	MILLRACE_FUZZ_SECONDS=10 cargo test --locked --workspace --features failpoints
+
+.PHONY: fuzz
+fuzz: ## ten minutes for each fuzz target (MILLRACE_FUZZ_SECONDS)
+	MILLRACE_FUZZ_SECONDS=$(or $(MILLRACE_FUZZ_SECONDS),600) cargo test --locked -p millrace-postgres --test fuzz
+	MILLRACE_FUZZ_SECONDS=$(or $(MILLRACE_FUZZ_SECONDS),600) cargo test --locked -p millrace-postgres --lib log::fuzz
 
 .PHONY: binary
 binary: setup
@@ -81,7 +86,7 @@ test-all: setup-all test ## everything: PostgreSQL 15, 17, 18, all kills, outage
 	MILLRACE_TEST_PG=17 $(DEBUG) $(PYTEST)
 	MILLRACE_TEST_PG=18 $(DEBUG) $(PYTEST)
 	PROPTEST_CASES=20000 cargo test --locked --workspace --features failpoints
-	$(MAKE) crash outage check-errors memory
+	$(MAKE) fuzz crash outage check-errors memory
 
 .PHONY: audit
 audit: ## licences, sources, and advisories where they can be fetched

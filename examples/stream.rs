@@ -22,6 +22,7 @@ fn table() -> Arc<Table> {
         ty,
         source_type: String::new(),
         nullable: true,
+        older_rows: None,
     };
     Arc::new(Table {
         name: TableName::new("public", "orders"),

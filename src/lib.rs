@@ -62,7 +62,8 @@
 //! 11. One table's trouble suspends that table and nothing else.
 //! 12. A value that its column cannot hold stands exactly as the source prints it beside a null, in the column's companion,
 //!     or follows the policy that the config names; it is never lost, and never changed unasked.
-//! 13. A failed write or fsync of our own disk ends the process; a full disk stops appends, and nothing is acknowledged.
+//! 13. A column is its identity, not its name: files carry it as `field_id`, and readers find columns by it.
+//! 14. A failed write or fsync of our own disk ends the process; a full disk stops appends, and nothing is acknowledged.
 //!
 //! # Where this differs from the first design
 //!
@@ -73,6 +74,10 @@
 //!   the crash loop restarts between touching commits.)
 //! - A batch carries each row's commit time, because the files show it. It has no separate old image: deletes carry the
 //!   old row in `after`, a key change is a delete and an insert, and nothing else needs one yet.
+//! - A truncate needs no floor: a table's rows are in commit order in the log, so nothing older comes behind it. Objects of
+//!   the same round from before it are not published at all.
+//! - A table whose rows changed without row events is suspended at that place and loaded anew by the task, not by the
+//!   connector: that is the same as what an operator would do, with a pause that grows.
 //! - A shape change that is not applied is passed on by the connector with the rows behind it; the task decides. A table
 //!   that is being loaded must not be suspended by something that lies before its load's position.
 //! - pgoutput is read in text, COPY in binary: text is what the server prints, so every type we do not know passes

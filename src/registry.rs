@@ -16,6 +16,7 @@ pub fn source(endpoint: &Endpoint, task: &TaskConfig) -> Result<Arc<dyn Source>>
             let value_bytes_max = usize::try_from(task.max_value_bytes).unwrap_or(usize::MAX);
             let options = millrace_postgres::Options {
                 value_bytes_max,
+                failover: task.source_log.failover_slot,
                 values: Arc::new(task.value_rules()),
                 ..Default::default()
             };
@@ -57,10 +58,13 @@ pub fn capture_all(endpoint: &Endpoint, table: &millrace_core::TableName) -> Opt
     }
 }
 
-/// The statements that make a role with no more rights than a task needs, for `grants`.
-pub fn grants(endpoint: &Endpoint, task: &TaskConfig) -> Vec<String> {
+/// The statements that make a role with no more rights than a task needs, for `grants`; with `own_publications` it makes
+/// what it publishes itself.
+pub fn grants(endpoint: &Endpoint, task: &TaskConfig, own_publications: bool) -> Vec<String> {
     match &endpoint.kind {
-        EndpointKind::Postgres(config) => millrace_postgres::grants::grants(config, &task.name, &task.selection()),
+        EndpointKind::Postgres(config) => {
+            millrace_postgres::grants::grants(config, &task.name, &task.selection(), own_publications)
+        }
         EndpointKind::Hello | EndpointKind::ObjectStore(_) => vec![],
     }
 }

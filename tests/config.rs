@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use millrace::config::{Config, EndpointKind, Mode, Surroundings, known_keys, used_keys};
+use millrace::config::{
+    Config, EndpointKind, GuardAction, Mode, SourceGuard, SourceLogConfig, Surroundings, known_keys, used_keys,
+};
 use millrace_core::{Becomes, SecretSource, TableName, TablePattern, Unfit};
 use millrace_object_store::Place;
 use millrace_postgres::{PostgresConfig, TlsMode};
@@ -80,8 +82,41 @@ fn defaults_written_out_change_nothing() {
     };
     let written = " , format: { type: parquet, compression: zstd }, buffer: { size: 128MiB, interval: 60s } }\n\
                    stream: { shards: 1, retention: 24h, compress: true }\non-error: { record: dead-letter, \
-                   table: suspend, task: retry }\nmax-value: 64MiB\nremoved: false\nversion: 1";
+                   table: suspend, task: retry }\nmax-value: 64MiB\non-slot-lost: stop\n\
+                   failover-slot: false\nremoved: false\nversion: 1";
     assert!(parse(&text(" }")).same_task(&parse(&text(written)), "shop"));
+}
+
+#[test]
+fn care_of_the_source_is_off_by_default_and_makes_sense() {
+    let text =
+        |options: &str| format!("source: postgres://u@h/shop\ntarget: file:///lake\ntables: [public.*]\n{options}");
+    let care = |options: &str| parse(&text(options)).tasks["shop"].source_log.clone();
+    assert_eq!(care(""), SourceLogConfig::default());
+    let options = "on-slot-lost: reload\nheartbeat: 10s\nfailover-slot: true\n\
+                   source-guard: { warn-at: 1GiB, act-at: 2GiB, action: drop-slot }\n";
+    let guard = SourceGuard { warn_bytes: Some(1 << 30), act_bytes: Some(2 << 30), action: GuardAction::DropSlot };
+    let heartbeat = Some(Duration::from_secs(10));
+    assert_eq!(care(options), SourceLogConfig { reload_when_lost: true, guard, heartbeat, failover_slot: true });
+    for (options, expected) in [
+        (
+            "mode: cdc\non-slot-lost: reload",
+            "5:15 CFG-VALUE \"on-slot-lost\" of the config is reload, but the task loads nothing",
+        ),
+        ("heartbeat: 10ms", "4:12 CFG-VALUE \"heartbeat\" of the config is too short"),
+        ("source-guard: { action: stop }", "4:25 CFG-VALUE \"action\" of \"source-guard\" of the config never happens"),
+        (
+            "source-guard: { warn-at: 2GiB, act-at: 1GiB }",
+            "4:40 CFG-VALUE \"act-at\" of \"source-guard\" of the config is less than \"warn-at\"",
+        ),
+        (
+            "mode: cdc\nsource-guard: { act-at: 1GiB, action: drop-slot }",
+            "5:39 CFG-VALUE \"action\" of \"source-guard\" of the config is drop-slot, but the task loads nothing",
+        ),
+    ] {
+        let found = problems(&text(options));
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}\n{expected}");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     state::{
         StateStore,
-        keys::task::{self, TaskRecord, TaskState},
+        keys::task::{self, TaskRecord},
         read_all,
     },
     telemetry::metrics::Metrics,
@@ -74,7 +74,7 @@ fn readiness(state: &dyn StateStore) -> (bool, Value) {
         Ok(tasks) => tasks,
         Err(error) => return (false, json!({ "ready": false, "error": error.to_string() })),
     };
-    let failing = tasks.iter().filter(|(_, record)| record.state == TaskState::Failed);
+    let failing = tasks.iter().filter(|(_, record)| record.has_failed());
     let failing: Vec<Value> = failing
         .map(|(name, record)| {
             let error = record.errors.first().map(|finding| format!("{}: {}", finding.code, finding.summary));
@@ -89,7 +89,7 @@ mod tests {
     use millrace_core::Finding;
 
     use super::*;
-    use crate::state::{Put, memory::MemoryState};
+    use crate::state::{Put, keys::task::TaskState, memory::MemoryState};
 
     #[test]
     fn readiness_names_the_tasks_that_fail() {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use millrace_core::{Column, ColumnType, Table};
 use serde_json::{Value, json};
 
-use super::{CatalogColumn, CatalogTable, OwnNames, companion_names};
+use super::{CatalogColumn, CatalogTable, OwnNames, companion_id, companion_names};
 
 const TABLE_TYPE: &str = "EXTERNAL_TABLE";
 const INPUT_FORMAT: &str = "org.apache.hadoop.hive.ql.io.parquet.MapredParquetInputFormat";
@@ -25,18 +25,30 @@ const EXACT_COLUMNS: &str = "millrace.exact-columns";
 /// A table's columns, ours included, in file order; `companions` are the identities of the columns that have one.
 pub fn columns(table: &Table, companions: &BTreeSet<i32>) -> Vec<CatalogColumn> {
     let own = OwnNames::of(&table.columns);
-    let column = |name: String, exact: ColumnType, comment: &str| CatalogColumn {
+    let [op, commit_timestamp, change_order] = OwnNames::IDS;
+    let ours = |id, name: String, exact: ColumnType| CatalogColumn {
+        id,
         name,
         r#type: exact.to_hive(),
-        comment: comment.into(),
+        comment: String::new(),
         exact,
+        older_rows: None,
     };
-    let mut columns = vec![column(own.op, ColumnType::Text, "")];
-    columns.extend(table.columns.iter().map(|c| column(c.name.clone(), c.ty.clone(), &c.source_type)));
-    let with_companion = with_companion(table, companions);
-    columns.extend(with_companion.into_iter().map(|(c, name)| column(name, ColumnType::Text, &c.source_type)));
-    columns.push(column(own.commit_timestamp, ColumnType::TimestampTz, ""));
-    columns.push(column(own.change_order, ColumnType::Text, ""));
+    let mut columns = vec![ours(op, own.op, ColumnType::Text)];
+    columns.extend(table.columns.iter().map(|column| CatalogColumn {
+        id: column.id,
+        name: column.name.clone(),
+        r#type: column.ty.to_hive(),
+        comment: column.source_type.clone(),
+        exact: column.ty.clone(),
+        older_rows: column.older_rows.clone(),
+    }));
+    columns.extend(with_companion(table, companions).into_iter().map(|(column, name)| CatalogColumn {
+        comment: column.source_type.clone(),
+        ..ours(companion_id(column), name, ColumnType::Text)
+    }));
+    columns.push(ours(commit_timestamp, own.commit_timestamp, ColumnType::TimestampTz));
+    columns.push(ours(change_order, own.change_order, ColumnType::Text));
     columns
 }
 

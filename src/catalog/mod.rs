@@ -27,11 +27,13 @@ use crate::{
 };
 
 pub use crate::state::keys::catalog::{CatalogName, DataFile, FileKind};
-pub use own_names::{OwnNames, companion_names};
+pub use own_names::{OwnNames, companion_id, companion_names};
 
 /// A column with its Hive type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogColumn {
+    /// Its identity in the files (`field_id`), which it keeps when it is renamed.
+    pub id: i32,
     /// Its name in the files.
     pub name: String,
     /// Its Hive type.
@@ -40,6 +42,8 @@ pub struct CatalogColumn {
     pub comment: String,
     /// Its type in the files, which Hive's does not always tell.
     pub exact: ColumnType,
+    /// What it is, as text, in files that do not have it; `None`: null.
+    pub older_rows: Option<String>,
 }
 
 /// A table in the catalog.
@@ -224,7 +228,15 @@ impl Catalog {
         complete: (Position, LogPosition),
     ) -> Result<Vec<DataFile>> {
         self.define(puts, task, table, location)?;
-        let name = CatalogName::of(&table.name);
+        let left = self.empty(puts, task, &table.name)?;
+        self.add_files(puts, &table.name, files, Some(complete))?;
+        Ok(left)
+    }
+
+    /// A new generation without files. Those that the manifest held are recorded as garbage, to be deleted after a grace
+    /// period, and given back.
+    pub fn empty(&self, puts: &mut Vec<Put>, task: &str, table: &TableName) -> Result<Vec<DataFile>> {
+        let name = CatalogName::of(table);
         let before = self.pending::<Progress>(puts, &keys::progress(&name))?.unwrap_or_default();
         let left: Vec<(String, DataFile)> = read_all(&*self.state, &keys::files(&name, before.generation))?;
         let since_us = now_us();
@@ -233,10 +245,10 @@ impl Catalog {
             let record = garbage::Garbage { key: file.key.clone(), since_us };
             puts.push(Put::set(garbage::key(task, since_us, &file.key), &record));
         }
-        let next =
-            Progress { generation: before.generation + 1, dead_letters: before.dead_letters, ..Progress::default() };
+        let Progress { complete_through, complete_through_log, dead_letters, .. } = before;
+        let generation = before.generation + 1;
+        let next = Progress { generation, dead_letters, complete_through, complete_through_log, ..Progress::default() };
         puts.push(Put::set(keys::progress(&name), &next));
-        self.add_files(puts, &table.name, files, Some(complete))?;
         Ok(left.into_iter().map(|(_, file)| file).collect())
     }
 

@@ -16,6 +16,9 @@ pub struct OwnNames {
 }
 
 impl OwnNames {
+    /// Their identities in the files, as `field_id`: Op, commit_timestamp, change_order. No source has as many columns.
+    pub const IDS: [i32; 3] = [2_000_000_001, 2_000_000_002, 2_000_000_003];
+
     /// Ours give way: where a column of the table has the same name without regard to case, ours takes a leading
     /// underscore, and another while that is taken too.
     pub fn of(columns: &[Column]) -> Self {
@@ -49,6 +52,11 @@ pub fn companion_names(columns: &[Column]) -> Vec<String> {
     columns.iter().map(free).collect()
 }
 
+/// Identity of a column's companion in the files, as `field_id`: apart from those of columns and of [`OwnNames::IDS`].
+pub fn companion_id(column: &Column) -> i32 {
+    column.id.saturating_add(1_000_000_000)
+}
+
 #[cfg(test)]
 mod tests {
     use millrace_core::ColumnType;
@@ -56,7 +64,14 @@ mod tests {
     use super::*;
 
     fn text(name: &str) -> Column {
-        Column { id: 1, name: name.into(), ty: ColumnType::Text, source_type: "text".into(), nullable: true }
+        Column {
+            id: 1,
+            name: name.into(),
+            ty: ColumnType::Text,
+            source_type: "text".into(),
+            nullable: true,
+            older_rows: None,
+        }
     }
 
     #[test]

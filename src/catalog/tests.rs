@@ -17,6 +17,7 @@ fn table(name: &str, columns: &[(&str, ColumnType)], key: &[usize]) -> Table {
         ty: ty.clone(),
         source_type: "as it was".into(),
         nullable: true,
+        older_rows: None,
     };
     Table {
         name: TableName::new("Sales", name),

@@ -1,8 +1,7 @@
 //! The SQL, in DuckDB's dialect, that shows a table as it is now in the files.
 //!
-//! A keyed table: per key, companions of its columns included, the row with the greatest order, unless it was deleted. A table without a key: the inserted
-//! rows less the deleted ones, as multisets. An empty row set of the newest shape is united with the files, so that a
-//! column that no file has yet, and a table without files, have their types.
+//! A keyed table: per key, companions of its columns included, the row with the greatest order, unless it was deleted. A
+//! table without a key: the inserted rows less the deleted ones, as multisets.
 
 use millrace_core::ColumnType;
 
@@ -28,18 +27,31 @@ pub fn sql(table: &CatalogTable, files: &[DataFile]) -> String {
     format!("{select}\nQUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order} DESC) = 1 AND {op} <> 'D'")
 }
 
+/// The rows of all files, with the columns of the newest shape: found by their identity, so that a column that was renamed
+/// is one column and a name that was used again is another; in files from before it was added it has the value that the
+/// source gave to the rows that were there.
 fn rows(table: &CatalogTable, files: &[DataFile]) -> String {
-    let typed = |c: &super::CatalogColumn| format!("CAST(NULL AS {}) AS {}", duckdb(&c.exact), quote(&c.name));
-    let shape: Vec<String> = table.columns.iter().map(typed).collect();
-    let shape = format!("SELECT {} WHERE false", shape.join(", "));
     if files.is_empty() {
-        return format!("({shape}) AS shape");
+        let typed = |c: &super::CatalogColumn| format!("CAST(NULL AS {}) AS {}", duckdb(&c.exact), quote(&c.name));
+        let shape: Vec<String> = table.columns.iter().map(typed).collect();
+        return format!("(SELECT {} WHERE false) AS rows", shape.join(", "));
     }
-    let paths: Vec<String> = files.iter().map(|file| format!("'{}'", file.path.replace('\'', "''"))).collect();
+    let paths: Vec<String> = files.iter().map(|file| text(&file.path)).collect();
+    let column = |column: &super::CatalogColumn| {
+        let older = column.older_rows.as_ref().map_or("NULL".into(), |older| text(older));
+        let (name, ty) = (text(&column.name), text(&duckdb(&column.exact)));
+        format!("{}: {{name: {name}, type: {ty}, default_value: {older}}}", column.id)
+    };
+    let columns: Vec<String> = table.columns.iter().map(column).collect();
     format!(
-        "(\n  {shape}\n  UNION ALL BY NAME\n  SELECT * FROM read_parquet([\n    {}\n  ], union_by_name = true)\n) AS rows",
-        paths.join(",\n    ")
+        "read_parquet([\n    {}\n  ], schema = MAP {{\n    {}\n  }}) AS rows",
+        paths.join(",\n    "),
+        columns.join(",\n    ")
     )
+}
+
+fn text(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "''"))
 }
 
 fn quote(name: &str) -> String {

@@ -7,14 +7,15 @@ use serde_json::json;
 use super::{Context, Outcome, known_task, output};
 use crate::registry;
 
-pub fn grants(context: &Context, task: Option<&str>) -> Outcome {
+pub fn grants(context: &Context, task: Option<&str>, own_publications: bool) -> Outcome {
     let config = context.config()?;
     let tasks = match task {
         Some(name) => vec![known_task(&config, name)?],
         None => config.tasks.values().filter(|task| !task.removed).collect(),
     };
     let of = |task: &&crate::config::TaskConfig| {
-        let statements = config.endpoints.get(&task.source).map(|source| registry::grants(source, task));
+        let statements =
+            config.endpoints.get(&task.source).map(|source| registry::grants(source, task, own_publications));
         (task.name.clone(), statements.unwrap_or_default())
     };
     let grants: Vec<(String, Vec<String>)> = tasks.iter().map(of).collect();

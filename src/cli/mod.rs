@@ -118,6 +118,9 @@ enum Command {
     Grants {
         /// Of this task only
         task: Option<String>,
+        /// With the right to make its publications itself, as a member of the tables' owners
+        #[arg(long)]
+        own_publications: bool,
     },
     /// Print the version
     Version,
@@ -225,7 +228,7 @@ fn dispatch(context: &Context, command: Command) -> Outcome {
         Command::Delete { task } => operate::delete(context, task),
         Command::Catalog { what } => catalog::catalog(context, what),
         Command::DeadLetter { what } => dead_letter::dead_letter(context, what),
-        Command::Grants { task } => grants::grants(context, task.as_deref()),
+        Command::Grants { task, own_publications } => grants::grants(context, task.as_deref(), own_publications),
         Command::Version => {
             output::print(context, &serde_json::json!({ "name": "millrace", "version": VERSION }), || {
                 format!("millrace {VERSION}")

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write, path::Path, process::ExitCode, time::Duration};
 
-use millrace_core::Result;
+use millrace_core::{Finding, Result};
 use serde::Serialize;
 
 use super::{Context, Outcome, output};
@@ -117,6 +117,8 @@ fn look(config: &Config, task: &TaskConfig, state: &dyn StateStore, live: Live) 
         log_position: checkpoint.through.to_string(),
     });
     let stream_bytes_max = task.stream.disk_bytes_max.or_else(|| disk_bound(config));
+    let findings = record.errors.iter().chain(unless_told(&record));
+    let errors = findings.map(|finding| Told::of_task(config, &task.name, finding)).collect();
     let retained = record.retained.unwrap_or_default();
     let known = |bytes: u64| (!retained.status.is_empty()).then_some(bytes);
     Ok(TaskStatus {
@@ -139,8 +141,13 @@ fn look(config: &Config, task: &TaskConfig, state: &dyn StateStore, live: Live) 
         tables: by_state,
         dead_letters: checkpoints.iter().map(|(_, checkpoint)| checkpoint.dead_letters).sum(),
         live,
-        errors: record.errors.iter().map(|finding| Told::of_task(config, &task.name, finding)).collect(),
+        errors,
     })
+}
+
+/// What the guardian of the source's log says, unless it has become the task's own error.
+fn unless_told(record: &TaskRecord) -> Option<&Finding> {
+    record.guard.as_ref().filter(|guard| record.errors.iter().all(|error| error.code != guard.code))
 }
 
 /// The changes that wait came in as long as the oldest of them is old, and will go on coming like that. They are counted
@@ -170,7 +177,9 @@ fn text(status: &TaskStatus) -> String {
         let safe =
             status.safe_bytes.map_or("without a limit".into(), |safe| format!("{} more are safe", show_bytes(safe)));
         let slot = status.slot_status.as_deref().unwrap_or_default();
-        line("source", format!("keeps {} for us, {safe} ({slot})", show_bytes(retained)));
+        let left = status.live.source_limit_seconds.filter(|left| *left >= 0.0);
+        let left = left.map_or(String::new(), |left| format!(", used up in {}", seconds(left)));
+        line("source", format!("keeps {} for us, {safe}{left} ({slot})", show_bytes(retained)));
     }
     if status.mode != "full-load" {
         let bound = status.stream_bytes_max.map_or(String::new(), |bytes| format!(" of {}", show_bytes(bytes)));

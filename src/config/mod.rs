@@ -10,11 +10,13 @@
 //! The full one has `version`, `endpoints` and `tasks`: see `config/every-option.yaml`. Reading goes over a tree with
 //! places ([`tree`]), so that everything wrong is told at once, with line and column.
 
+mod changes;
 mod endpoint;
 mod object_store;
 mod postgres;
 mod secret;
 pub mod section;
+mod source_log;
 mod task;
 pub mod tree;
 pub mod units;
@@ -29,8 +31,10 @@ use std::{
 use millrace_core::Finding;
 
 pub use self::{
+    changes::{OnChange, SchemaChange, Truncate},
     endpoint::{Buffer, Endpoint, EndpointKind},
     section::{Problem, Shape},
+    source_log::{GuardAction, SourceGuard, SourceLogConfig},
     task::{LoadConfig, Mode, OnError, StreamConfig, TableRule, TaskConfig},
     tree::Place,
     values::ValuesConfig,
@@ -113,8 +117,13 @@ static SHORT: Shape = Shape {
         "full-load",
         "on-error",
         "values",
+        "on-change",
         "max-value",
         "removed",
+        "on-slot-lost",
+        "source-guard",
+        "heartbeat",
+        "failover-slot",
     ],
 };
 /// The port of LocalStack, at which the tools of AWS developers look first.
@@ -328,6 +337,7 @@ pub fn known_keys() -> Vec<(&'static str, &'static str)> {
         &task::ON_ERROR,
         &values::VALUES,
         &values::VALUE,
+        &source_log::SOURCE_GUARD,
     ];
     shapes.iter().flat_map(|shape| shape.keys.iter().map(|key| (shape.name, *key))).collect()
 }

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use millrace_core::{Selection, TablePattern, ValueRule, ValueRules};
 
 use super::{
+    changes::{OnChange, on_change},
     section::{Reader, Section, Shape},
+    source_log::{self, SourceLogConfig, source_log},
     tree::{Node, Value},
     values::{self, ValuesConfig},
 };
@@ -35,6 +37,10 @@ pub struct TaskConfig {
     pub on_error: OnError,
     /// `values`: what becomes of values that their columns cannot hold.
     pub values: ValuesConfig,
+    /// `on-change`: what changes of shape, truncates and new tables lead to.
+    pub on_change: OnChange,
+    /// `on-slot-lost`, `source-guard`, `heartbeat`, `failover-slot`: how it looks after its place in the source's log.
+    pub source_log: SourceLogConfig,
     /// `max-value`: a value above this goes to the dead letters (default 64 MiB).
     pub max_value_bytes: u64,
     /// `removed: true`: the task is to be deleted, and may then vanish from the config.
@@ -135,7 +141,7 @@ pub struct OnError {
 }
 
 /// The keys of a task, and of the short form's top level.
-pub(super) const TASK_KEYS: [&str; 11] = [
+pub(super) const TASK_KEYS: [&str; 16] = [
     "mode",
     "source",
     "target",
@@ -145,8 +151,13 @@ pub(super) const TASK_KEYS: [&str; 11] = [
     "full-load",
     "on-error",
     "values",
+    "on-change",
     "max-value",
     "removed",
+    source_log::KEYS[0],
+    source_log::KEYS[1],
+    source_log::KEYS[2],
+    source_log::KEYS[3],
 ];
 pub(super) static TASK: Shape = Shape { name: "task", keys: &TASK_KEYS };
 pub(super) static TABLE: Shape = Shape { name: "table", keys: &["from", "to", "rename", "drop", "values"] };
@@ -175,16 +186,19 @@ pub(super) fn task(
     let tables = section.require(reader, "tables").and_then(|node| tables(reader, node, section));
     let exclude = section.get("exclude").map_or(Some(vec![]), |node| patterns(reader, node, &section.name("exclude")));
     let max_value = section.read(reader, "max-value", Reader::size);
+    let mode = section.read(reader, "mode", |r, n, w| r.word(n, w, &MODES)).unwrap_or(Mode::FullLoadAndCdc);
     Some(TaskConfig {
         name: name.to_string(),
         line,
-        mode: section.read(reader, "mode", |r, n, w| r.word(n, w, &MODES)).unwrap_or(Mode::FullLoadAndCdc),
+        mode,
         source: endpoints.0,
         target: endpoints.1,
         stream: stream(reader, section),
         load: full_load(reader, section),
         on_error: on_error(reader, section),
         values: values::values(reader, section),
+        on_change: on_change(reader, section),
+        source_log: source_log(reader, section, mode.loads(), mode.captures()),
         max_value_bytes: max_value.unwrap_or(64 << 20),
         removed,
         tables: tables?,

@@ -17,7 +17,7 @@ use millrace_core::{
     error::Context,
 };
 
-use crate::catalog::{OwnNames, companion_names};
+use crate::catalog::{OwnNames, companion_id, companion_names};
 
 /// Field metadata: the source's type with its modifiers.
 pub const SOURCE_TYPE: &str = "millrace.source_type";
@@ -42,22 +42,26 @@ pub fn companions_of(table: &Table, columns: &Columns) -> Companions {
 pub fn arrow_schema(table: &Table, companions: &Companions) -> Arc<Schema> {
     let own = OwnNames::of(&table.columns);
     let timestamp = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
-    let mut fields = vec![Field::new(own.op, DataType::Utf8, true)];
+    let field = |name: String, ty, id: i32, more: Vec<(String, String)>| {
+        let metadata = more.into_iter().chain([(FIELD_ID.to_string(), id.to_string())]).collect();
+        Field::new(name, ty, true).with_metadata(metadata)
+    };
+    let [op, commit_timestamp, change_order] = OwnNames::IDS;
+    let mut fields = vec![field(own.op, DataType::Utf8, op, vec![])];
     fields.extend(table.columns.iter().map(|column| {
-        let metadata =
-            [(FIELD_ID.to_string(), column.id.to_string()), (SOURCE_TYPE.to_string(), column.source_type.clone())];
-        Field::new(&column.name, column.ty.to_arrow(), true).with_metadata(metadata.into())
+        let source_type = vec![(SOURCE_TYPE.to_string(), column.source_type.clone())];
+        field(column.name.clone(), column.ty.to_arrow(), column.id, source_type)
     }));
     if !companions.is_empty() {
         let named = table.columns.iter().zip(companion_names(&table.columns));
         fields.extend(named.filter(|(column, _)| companions.contains(&column.id)).map(|(column, name)| {
-            let metadata =
-                [(EXACT_OF.to_string(), column.id.to_string()), (SOURCE_TYPE.to_string(), column.source_type.clone())];
-            Field::new(name, DataType::Utf8, true).with_metadata(metadata.into())
+            let of = (EXACT_OF.to_string(), column.id.to_string());
+            let more = vec![of, (SOURCE_TYPE.to_string(), column.source_type.clone())];
+            field(name, DataType::Utf8, companion_id(column), more)
         }));
     }
-    fields.push(Field::new(own.commit_timestamp, timestamp, true));
-    fields.push(Field::new(own.change_order, DataType::Utf8, true));
+    fields.push(field(own.commit_timestamp, timestamp, commit_timestamp, vec![]));
+    fields.push(field(own.change_order, DataType::Utf8, change_order, vec![]));
     Arc::new(Schema::new(fields))
 }
 
@@ -213,7 +217,7 @@ mod tests {
     use super::*;
 
     fn column(id: i32, name: &str, ty: ColumnType, source_type: &str) -> Column {
-        Column { id, name: name.into(), ty, source_type: source_type.into(), nullable: true }
+        Column { id, name: name.into(), ty, source_type: source_type.into(), nullable: true, older_rows: None }
     }
 
     fn table(columns: Vec<Column>) -> Table {

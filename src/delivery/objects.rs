@@ -59,6 +59,11 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// The table was truncated behind these: nobody will ever see them, so they are not published.
+    fn forget(&mut self, table: &TableName) {
+        self.objects.retain(|object| object.planned.table != *table || object.kind == FileKind::DeadLetters);
+    }
+
     /// Adds one.
     pub fn push(&mut self, object: StagedObject) {
         self.paths.push(object.staged.path.clone());
@@ -153,6 +158,15 @@ impl<'a> Objects<'a> {
             self.roll(&name, finished)?;
         }
         self.relieve(finished)
+    }
+
+    /// The table is empty from here on.
+    pub fn truncate(&mut self, name: &TableName, finished: &mut Finished) {
+        if let Some(open) = self.open.remove(name) {
+            self.held -= open.bytes + open.writer_bytes;
+            self.writers -= usize::from(open.writer.is_some());
+        }
+        finished.forget(name);
     }
 
     /// Stages what is left, one object at a time.

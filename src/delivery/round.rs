@@ -75,6 +75,7 @@ struct Prepared {
     /// The intent as it is stored, to find nothing but it when it is deleted.
     stored: Option<String>,
     shapes: Shapes,
+    truncated: BTreeSet<TableName>,
     objects: Finished,
     mark: Mark,
 }
@@ -141,7 +142,7 @@ fn prepare(ground: &Ground) -> Result<Option<Prepared>> {
     let Some(mark) = scan.run(from, to)? else {
         return Err(Error::new(Kind::Internal, format!("scanning the stream from {from}: no mark up to {to}")));
     };
-    let (ledger, shapes, objects) = scan.finish()?;
+    let Scanned { ledger, shapes, truncated, objects } = scan.finish()?;
     let planned = objects.objects.iter().map(|object| object.planned.clone()).collect();
     let mut prepared = Prepared {
         ledger,
@@ -149,6 +150,7 @@ fn prepare(ground: &Ground) -> Result<Option<Prepared>> {
         intent: Intent { time_us, from, to: mark.at, tables, objects: planned },
         stored,
         shapes,
+        truncated,
         objects,
         mark,
     };
@@ -195,7 +197,17 @@ struct Scan<'a> {
     letters: DeadLetters,
     finished: Finished,
     shapes: Shapes,
+    /// Tables whose manifest is emptied by the round's commit, before its objects enter it.
+    truncated: BTreeSet<TableName>,
     bytes: u64,
+}
+
+/// What a scan brought.
+struct Scanned {
+    ledger: Ledger,
+    shapes: Shapes,
+    truncated: BTreeSet<TableName>,
+    objects: Finished,
 }
 
 impl<'a> Scan<'a> {
@@ -211,6 +223,7 @@ impl<'a> Scan<'a> {
             letters: DeadLetters::new(time_us),
             finished: Finished::default(),
             shapes: Shapes::new(),
+            truncated: BTreeSet::new(),
             bytes: 0,
         }
     }
@@ -250,8 +263,9 @@ impl<'a> Scan<'a> {
             }
             Entry::Skipped { at, table, rows } => self.ledger.pass(&table, at, rows),
             Entry::Truncate { at, tables, order } => {
-                for table in tables {
-                    self.stop(&table, at, order, "it was truncated at the source".into());
+                for table in tables.into_iter().filter(|table| self.ledger.concerns(table, at, order.commit)) {
+                    self.objects.truncate(&table, &mut self.finished);
+                    self.truncated.insert(table);
                 }
             }
             Entry::Ddl { at, ddl: Ddl::Unsupported { table, what, order } } => self.stop(&table, at, order, what),
@@ -300,10 +314,11 @@ impl<'a> Scan<'a> {
         Ok(names.iter().any(is_taken))
     }
 
-    fn finish(mut self) -> Result<(Ledger, Shapes, Finished)> {
+    fn finish(mut self) -> Result<Scanned> {
         self.objects.finish(&mut self.finished)?;
         self.letters.finish(&*self.ground.destination, &mut self.finished)?;
-        Ok((self.ledger, self.shapes, self.finished))
+        let Self { ledger, shapes, truncated, finished: objects, .. } = self;
+        Ok(Scanned { ledger, shapes, truncated, objects })
     }
 }
 
@@ -338,7 +353,7 @@ async fn publish(ground: &Ground, finished: &mut Finished) -> Result<Vec<(TableN
 
 /// Registers what was published; `None` if somebody changed a checkpoint that the round would write.
 fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>) -> Result<Option<Outcome>> {
-    let Prepared { mut ledger, before, intent, stored, shapes, mark, objects: _ } = prepared;
+    let Prepared { mut ledger, before, intent, stored, shapes, truncated, mark, objects: _ } = prepared;
     let task = &ground.options.task;
     let complete = ledger.close(&mark);
     if !ledger.is_current(&*ground.state)? {
@@ -350,6 +365,10 @@ fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>
         for table in shapes {
             ground.catalog.define(&mut puts, task, table, &location)?;
         }
+    }
+    for table in &truncated {
+        ground.catalog.empty(&mut puts, task, table)?;
+        tracing::info!(task, table = %table, "table was truncated at the source and is emptied");
     }
     let published: HashSet<&str> = files.iter().map(|(_, file)| file.key.as_str()).collect();
     define_companions(ground, &mut puts, &shapes, intent.objects.iter().filter(|o| published.contains(&*o.key)))?;

@@ -16,7 +16,7 @@ use std::{
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use millrace_core::{
-    Change, ChangeBatch, Changes, Ddl, Durable, Error, Kind, Position, Reject, Result, Table, TableName,
+    Change, ChangeBatch, Changes, Ddl, Durable, Error, Kind, Order, Position, Reject, Result, Table, TableName,
     error::Action,
     source::{Budget, Identity, Log, Source},
 };
@@ -30,6 +30,7 @@ use super::{
     tables::Tables,
 };
 use crate::{
+    config::{OnChange, Truncate},
     state::keys::table::TableState,
     stream::{Append, Stream},
     telemetry::metrics::{Metrics, task_label},
@@ -72,6 +73,8 @@ pub struct Capture<'a> {
     pub stream: &'a Stream,
     /// Its tables.
     pub tables: &'a Tables,
+    /// What changes that are no row changes lead to.
+    pub on_change: &'a OnChange,
     /// Who the source must be.
     pub identity: &'a Identity,
     /// For status and metrics.
@@ -136,7 +139,11 @@ impl Capture<'_> {
         let log = self.source.open_log(&self.tables.captured(), from, self.identity).await?;
         // Who it is now must be known before anything of it is durable: behind the fork of a new timeline the old
         // identity would be refused.
-        opened(self.source.identity().await?)?;
+        let identity = match log.identity() {
+            Some(identity) => identity.clone(),
+            None => self.source.identity().await?,
+        };
+        opened(identity)?;
         Ok(log)
     }
 
@@ -162,11 +169,11 @@ impl Capture<'_> {
         for after in aftermath {
             match after {
                 Aftermath::Evolved(table) => {
-                    info!(task = self.task, table = %table.name, version = table.version, "table has new columns");
+                    info!(task = self.task, table = %table.name, version = table.version, "table has a new shape");
                     self.tables.update(&table.name.clone(), vec![], |record| record.table = (*table).clone())?;
                 }
-                Aftermath::Suspend(table, why) => {
-                    if self.tables.suspend(&table, &why)? {
+                Aftermath::Suspend { table, why, mends } => {
+                    if self.tables.suspend(&table, &why, mends)? {
                         warn!(task = self.task, table = %table, reason = why, "table is suspended");
                     }
                 }
@@ -198,22 +205,14 @@ impl Capture<'_> {
             match item {
                 Change::Rows(batch) => self.rows(batch, log, shapes, &mut piece, appends).await?,
                 Change::Rejected(rejects) => self.rejected(rejects, shapes, &mut piece),
-                Change::Truncate { tables, order } => {
-                    let tables: Vec<TableName> = tables.into_iter().filter(|t| self.tables.is_captured(t)).collect();
-                    let why = "the source truncated the table, which is not applied yet";
-                    for table in &tables {
-                        self.suspend(table, why, log, &mut piece)?;
-                    }
-                    let tables = tables.iter().map(|table| shapes.rules.target(table)).collect();
-                    piece.append.changes.items.push(Change::Truncate { tables, order });
-                }
+                Change::Truncate { tables, order } => self.truncate(tables, order, shapes, log, &mut piece)?,
                 Change::Ddl(Ddl::Evolved { table, order }) => {
                     let target = shapes.of(&table).target.clone();
                     piece.append.changes.items.push(Change::Ddl(Ddl::Evolved { table: target, order }));
                     piece.aftermath.push(Aftermath::Evolved(table));
                 }
                 Change::Ddl(Ddl::Unsupported { table, what, order }) => {
-                    self.suspend(&table, &what, log, &mut piece)?;
+                    self.suspend(&table, &what, true, log, &mut piece)?;
                     let table = shapes.rules.target(&table);
                     piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
                 }
@@ -222,6 +221,40 @@ impl Capture<'_> {
         piece.append.changes.upto = changes.upto;
         piece.append.changes.newest_commit_us = changes.newest_commit_us;
         appends.push_back(self.append(piece));
+        Ok(())
+    }
+
+    /// A truncate of a table that is being loaded is as good as any other: what lies before the load's position is left
+    /// out behind the stream.
+    fn truncate(
+        &self,
+        tables: Vec<TableName>,
+        order: Order,
+        shapes: &Shapes,
+        log: &mut dyn Log,
+        piece: &mut Prepared,
+    ) -> Result<()> {
+        let concerned = |table: &TableName| !piece.suspended.contains(table) && self.tables.is_captured(table);
+        let tables: Vec<TableName> = tables.into_iter().filter(concerned).collect();
+        match self.on_change.truncate {
+            Truncate::Apply => {
+                let tables = tables.iter().map(|table| shapes.rules.target(table)).collect();
+                piece.append.changes.items.push(Change::Truncate { tables, order });
+            }
+            Truncate::Ignore => {
+                for table in &tables {
+                    warn!(task = self.task, table = %table, "a truncate is passed over, as the config says");
+                }
+            }
+            Truncate::Suspend => {
+                for table in tables {
+                    let what = "the source truncated the table".to_string();
+                    self.suspend(&table, &what, false, log, piece)?;
+                    let table = shapes.rules.target(&table);
+                    piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -245,7 +278,14 @@ impl Capture<'_> {
 
     /// A table that is delivered is suspended from here on. One that is being loaded begins its load again: whether this
     /// lies before the load's position is not known yet, and the log may leave out what stands behind it.
-    fn suspend(&self, table: &TableName, why: &str, log: &mut dyn Log, piece: &mut Prepared) -> Result<()> {
+    fn suspend(
+        &self,
+        table: &TableName,
+        why: &str,
+        mends: bool,
+        log: &mut dyn Log,
+        piece: &mut Prepared,
+    ) -> Result<()> {
         let Some(record) = self.tables.get(table).filter(|_| self.tables.is_captured(table)) else { return Ok(()) };
         if record.state != TableState::Completed {
             info!(task = self.task, table = %table, reason = why, "table changed while it is loaded; its load begins again");
@@ -255,7 +295,7 @@ impl Capture<'_> {
         }
         log.remove_table(table);
         piece.suspended.insert(table.clone());
-        piece.aftermath.push(Aftermath::Suspend(table.clone(), why.to_string()));
+        piece.aftermath.push(Aftermath::Suspend { table: table.clone(), why: why.to_string(), mends });
         Ok(())
     }
 
@@ -281,7 +321,7 @@ impl Capture<'_> {
                 Err(error) if error.kind.action() == Action::SuspendTable => {
                     let Some((order, rows)) = filling.rest() else { break };
                     let (name, what) = (filling.table().name.clone(), error.to_string());
-                    self.suspend(&name, &what, log, piece)?;
+                    self.suspend(&name, &what, true, log, piece)?;
                     piece.filtered("suspended", rows);
                     let table = shapes.rules.target(&name);
                     piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
@@ -335,7 +375,7 @@ impl Capture<'_> {
 /// What is done once the append is durable.
 enum Aftermath {
     Evolved(Arc<Table>),
-    Suspend(TableName, String),
+    Suspend { table: TableName, why: String, mends: bool },
 }
 
 /// What an append gave, and what is to be done now that it is durable.

@@ -216,8 +216,14 @@ mod tests {
     use super::*;
 
     fn table() -> Arc<Table> {
-        let column =
-            |id, name: &str, ty| Column { id, name: name.into(), ty, source_type: String::new(), nullable: true };
+        let column = |id, name: &str, ty| Column {
+            id,
+            name: name.into(),
+            ty,
+            source_type: String::new(),
+            nullable: true,
+            older_rows: None,
+        };
         Arc::new(Table {
             name: TableName::new("public", "t"),
             source_id: 1,

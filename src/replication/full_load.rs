@@ -52,9 +52,9 @@ const SEGMENT_BYTES: u64 = 256 << 20;
 /// A table below this is not divided.
 const SMALL_TABLE_BYTES: u64 = 32 << 20;
 /// What the Parquet writers of all segments may hold together before they write a row group.
-const WRITERS_BYTES: u64 = 96 << 20;
+const WRITERS_BYTES: u64 = 32 << 20;
 /// Batches that may wait for the encoder of one segment.
-const BATCHES_AHEAD: usize = 3;
+const BATCHES_AHEAD: usize = 1;
 
 /// What a load needs.
 #[derive(Clone)]

@@ -6,6 +6,8 @@
 pub mod capture;
 pub mod fill;
 pub mod full_load;
+mod guardian;
+mod history;
 pub mod neighbours;
 mod reload;
 pub mod rules;
@@ -24,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    config::{Buffer, TaskConfig},
+    config::{Buffer, GuardAction, TaskConfig},
     state::StateStore,
     telemetry::metrics::Metrics,
 };
@@ -65,6 +67,8 @@ pub enum Command {
     Reload(Option<TableName>),
     /// Removes the task.
     Delete,
+    /// The source keeps too much because of the task: does what the config says, for the reason that is given.
+    Guard(GuardAction, Finding),
     /// The daemon ends. With `drain`, what is in the stream is delivered first.
     ShutDown {
         /// Whether to deliver what is in the stream.
@@ -87,7 +91,7 @@ pub struct TaskHandle {
 pub fn start(wiring: Wiring) -> TaskHandle {
     let name = wiring.config.name.clone();
     let (requests, received) = mpsc::channel(16);
-    let running = tokio::spawn(task::run(wiring, received));
+    let running = tokio::spawn(task::run(wiring, received, requests.downgrade()));
     TaskHandle { name, requests, running }
 }
 

@@ -96,6 +96,7 @@ mod tests {
             stale: false,
             load: None,
             error: None,
+            mends: false,
             loaded_rows: 0,
             load_elapsed_ms: 0,
         };

@@ -12,6 +12,33 @@ use crate::state::{
     keys::{checkpoint, table::TableState},
 };
 
+/// The source's log is made anew, and what lies between its old and its new place is lost: every table that is captured
+/// begins its load again, whatever state it is in. May be called again after a crash. The delivery's gate must be held.
+pub(super) fn mark_for_new_log(tables: &Tables, task: &str) -> Result<usize> {
+    let mut count = 0;
+    for record in tables.all() {
+        if matches!(record.state, TableState::Cancelled | TableState::Missing) {
+            continue;
+        }
+        let mut puts = vec![];
+        if let Some(mut delivery) = tables.checkpoint(&record.target)? {
+            delivery.begin_load();
+            puts.push(Put::set(checkpoint::key(task, &record.target), &delivery));
+        }
+        tables.update(&record.table.name, puts, |record| {
+            if !matches!(record.state, TableState::BeforeLoad | TableState::FullLoad) {
+                record.state = TableState::Reloading;
+            }
+            record.error = None;
+            if let Some(load) = &mut record.load {
+                load.forget_segments();
+            }
+        })?;
+        count += 1;
+    }
+    Ok(count)
+}
+
 /// Marks one table, or all, for a reload. With a running delivery its gate must be held.
 pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Result<Vec<String>> {
     let mut lines = vec![];
@@ -32,6 +59,7 @@ pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Res
         tables.update(name, puts, |record| {
             record.state = TableState::Reloading;
             record.error = None;
+            record.mends = false;
             if let Some(load) = &mut record.load {
                 load.forget_segments();
             }

@@ -2,12 +2,12 @@
 //! Delivery goes on while the source is down; capture goes on while the target is down or tables load.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use millrace_core::{Error, Finding, Kind, Result, Severity, Table, TableName, error::Action, throttle::Throttle};
@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     catalog::Catalog,
+    config::SchemaChange,
     delivery::{Delivery, DeliveryOptions},
     state::keys::{
         progress::{self, LoadProgress},
@@ -47,10 +48,13 @@ const WRITERS_BYTES: u64 = 96 << 20;
 /// Files that left a manifest stay readable for as long.
 const GRACE: Duration = Duration::from_secs(3600);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Every so many looks the source is asked what it keeps for us.
-const LOOKS_PER_QUESTION: u64 = 5;
+/// Every so many looks the position is copied into the record.
+const LOOKS_PER_POSITION: u64 = 5;
 /// Held while a task claims its tables in the catalog.
 static CLAIMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Between two reloads of the same table that nobody asked for; doubles with each, up to 64 times as long.
+const MEND_PAUSE: Duration = Duration::from_secs(10);
+const MEND_FORGET: Duration = Duration::from_secs(3600);
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Runs the loops until one of them cannot go on, everything is loaded, or somebody asks for their end.
@@ -70,6 +74,8 @@ struct Session {
     load: FullLoad,
     /// Wakes the load loop.
     wake: Arc<Notify>,
+    /// How often each table was loaded anew because the log showed a change that it does not tell, and when last.
+    mended: Arc<Mutex<HashMap<TableName, (u32, Instant)>>>,
     asks: mpsc::Sender<Ask>,
     progress: Arc<Progress>,
 }
@@ -125,7 +131,8 @@ impl Session {
         };
         let (asks, asked) = mpsc::channel(16);
         let (wake, progress) = (Arc::new(Notify::new()), Arc::new(Progress::default()));
-        Ok(Some((Self { task: task.clone(), stream, tables, delivery, load, wake, asks, progress }, asked)))
+        let mended = Arc::default();
+        Ok(Some((Self { task: task.clone(), stream, tables, delivery, load, wake, mended, asks, progress }, asked)))
     }
 
     async fn run(self, asked: mpsc::Receiver<Ask>, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
@@ -174,7 +181,7 @@ impl Session {
             tokio::select! {
                 request = requests.recv() => match request {
                     None => return Ok(Ended::Asked((Command::ShutDown { drain: false }, oneshot::channel().0))),
-                    Some((command @ (Command::Stop | Command::Delete | Command::ShutDown { .. }), answer)) => {
+                    Some((command, answer)) if self.ends(&command) => {
                         return Ok(Ended::Asked((command, answer)));
                     }
                     Some((command, answer)) => {
@@ -195,6 +202,16 @@ impl Session {
         }
     }
 
+    /// Whether the loops must end before the command is obeyed. Of a task that has lost its place in the source's log, and
+    /// tries it once more, everything can only be loaded anew from a new place.
+    fn ends(&self, command: &Command) -> bool {
+        match command {
+            Command::Stop | Command::Delete | Command::Guard(..) | Command::ShutDown { .. } => true,
+            Command::Reload(None) => self.task.log_is_gone().unwrap_or(false),
+            Command::Reload(Some(_)) | Command::Pause | Command::Resume => false,
+        }
+    }
+
     async fn obey(&self, command: Command) -> Result<Vec<String>> {
         match command {
             Command::Pause | Command::Resume => {
@@ -209,7 +226,7 @@ impl Session {
                 self.wake.notify_one();
                 Ok(lines)
             }
-            Command::Stop | Command::Delete | Command::ShutDown { .. } => {
+            Command::Stop | Command::Delete | Command::Guard(..) | Command::ShutDown { .. } => {
                 Err(Error::new(Kind::Internal, "obeying: the loops must end first"))
             }
         }
@@ -266,6 +283,7 @@ impl Session {
     /// Tables, publications and the slot, in this order: a publication must be committed before the slot exists.
     async fn set_up(&self) -> Result<()> {
         let wiring = &self.task.wiring;
+        self.verify_source().await?;
         let found = wiring.source.tables(&wiring.config.selection()).await?;
         let conflicts = self.tables.rules().check(&found);
         if let Some(finding) = conflicts.into_iter().next() {
@@ -274,7 +292,9 @@ impl Session {
         }
         let mark = self.stream.last_mark();
         let captures = wiring.config.mode.captures();
-        if captures && mark.is_none() {
+        if captures && mark.is_some() && self.task.record()?.remake_log {
+            self.remake_log(&found).await?;
+        } else if captures && mark.is_none() {
             // The shapes are needed for the publications; the records are made when the first mark stands.
             let tables: Vec<_> = found.iter().cloned().map(Arc::new).collect();
             wiring.source.prepare(&tables).await?;
@@ -292,8 +312,58 @@ impl Session {
         self.reconcile(&found).await?;
         if captures {
             wiring.source.prepare(&self.tables.captured()).await?;
-            self.task.update(|record| record.slot_intent = false)?;
+            self.task.update(|record| {
+                record.slot_intent = false;
+                record.remake_log = false;
+            })?;
         }
+        Ok(())
+    }
+
+    /// Another server, or one that went back in time, has other tables, or none; nothing that it says of them is believed.
+    async fn verify_source(&self) -> Result<()> {
+        let record = self.task.record()?;
+        match (self.stream.last_mark(), record.identity) {
+            (Some(mark), Some(known)) if !record.remake_log => {
+                self.task.wiring.source.verify(mark.source, &known).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The place in the source's log is lost. Every table is marked for its reload before the new place stands in the
+    /// stream, so that nothing behind the gap is ever taken for what follows on what is before it. A crash in between
+    /// begins this again.
+    async fn remake_log(&self, found: &[Table]) -> Result<()> {
+        let wiring = &self.task.wiring;
+        let tables: Vec<_> = found.iter().cloned().map(Arc::new).collect();
+        wiring.source.prepare(&tables).await?;
+        let identity = wiring.source.identity().await?;
+        let gate = self.delivery.gate().await;
+        let marked = reload::mark_for_new_log(&self.tables, self.task.name())?;
+        drop(gate);
+        fail::fail_point!("remake-before-slot");
+        let mut position = wiring.source.create_log().await?;
+        fail::fail_point!("remake-after-slot");
+        if self.stream.last_mark().is_some_and(|mark| position <= mark.source) {
+            let number = self.task.next_history()?;
+            position = position.in_history(number);
+        }
+        self.task.update(|record| record.identity = Some(identity))?;
+        let first = || {
+            let mut first = Append::default();
+            first.changes.upto = Some(position);
+            first
+        };
+        // A position without changes is marked some seconds after the last mark at the earliest.
+        while self.stream.append(first()).await?.is_none() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        fail::fail_point!("remake-after-mark");
+        self.task.update(|record| record.remake_log = false)?;
+        let message = format!("the source's log is read anew from {position} on, and {marked} tables are loaded anew");
+        warn!(task = self.task.name(), position = %position, tables = marked, "the source's log was made anew");
+        events::record(&*wiring.state, events::Event::of_task("state change", self.task.name(), message));
         Ok(())
     }
 
@@ -328,6 +398,7 @@ impl Session {
                 source: &*self.task.wiring.source,
                 stream: &self.stream,
                 tables: &self.tables,
+                on_change: &self.task.wiring.config.on_change,
                 identity: &identity,
                 progress: &self.progress,
                 metrics: &self.task.wiring.metrics,
@@ -359,10 +430,17 @@ impl Session {
                 if !self.task.wiring.config.mode.captures() {
                     return Ok(true);
                 }
+                let every = self.task.wiring.config.on_change.discover;
                 tokio::select! {
                     () = cancel.cancelled() => return Ok(false),
-                    () = self.wake.notified() => continue,
+                    () = self.wake.notified() => {}
+                    () = tokio::time::sleep(every), if !every.is_zero() => {
+                        if let Err(error) = self.discover().await {
+                            warn!(task = self.task.name(), error = %error, "looking for new tables failed");
+                        }
+                    }
                 }
+                continue;
             }
             let loaded = tokio::select! {
                 () = cancel.cancelled() => return Ok(false),
@@ -392,6 +470,7 @@ impl Session {
     /// Looks at the waiting tables anew, has their changes published and captured, and only then takes the snapshot.
     async fn load_waiting(&self) -> Result<()> {
         let wiring = &self.task.wiring;
+        self.verify_source().await?;
         let found = wiring.source.tables(&wiring.config.selection()).await?;
         self.reconcile(&found).await?;
         for record in self.tables.to_load() {
@@ -411,6 +490,47 @@ impl Session {
         self.load.run().await
     }
 
+    /// Looks for tables that are new, gone or made again at the source.
+    async fn discover(&self) -> Result<()> {
+        let wiring = &self.task.wiring;
+        let found = wiring.source.tables(&wiring.config.selection()).await?;
+        if let Some(finding) = self.tables.rules().check(&found).into_iter().next() {
+            return Err(Error::new(Kind::Config, finding.summary).fix(finding.fix.join("\n")));
+        }
+        self.reconcile(&found).await
+    }
+
+    /// Loads tables anew of which the log showed a change that it does not tell: at once, and ever later if that happens
+    /// again and again.
+    async fn mend(&self) -> Result<()> {
+        let config = &self.task.wiring.config;
+        if config.on_change.schema != SchemaChange::Evolve || !config.mode.loads() || !config.mode.captures() {
+            return Ok(());
+        }
+        for table in self.tables.to_mend() {
+            {
+                let mut mended = self.mended.lock().expect("no panic while locked");
+                let (count, last) = mended.get(&table).copied().unwrap_or((0, Instant::now()));
+                if count > 0 && last.elapsed() < MEND_PAUSE.saturating_mul(1 << (count - 1).min(6)) {
+                    continue;
+                }
+                let count = if last.elapsed() > MEND_FORGET { 1 } else { count + 1 };
+                mended.insert(table.clone(), (count, Instant::now()));
+            }
+            let _gate = self.delivery.gate().await;
+            reload::mark(&self.tables, self.task.name(), Some(&table))?;
+            self.wake.notify_one();
+            let message =
+                format!("table {table} is loaded anew, because it changed in a way that its log does not tell");
+            info!(task = self.task.name(), "{message}");
+            events::record(
+                &*self.task.wiring.state,
+                events::Event::of_task("configuration change", self.task.name(), message),
+            );
+        }
+        Ok(())
+    }
+
     /// Brings the status, the metrics and what follows from the delivery up to date.
     async fn look(&self, count: u64) {
         let (wiring, label) = (&self.task.wiring, task_label(self.task.name()));
@@ -418,33 +538,18 @@ impl Session {
         wiring.metrics.stream_bytes.get_or_create(&label).set(usage.bytes as i64);
         let suspended = self.tables.all().iter().filter(|record| record.state == TableState::Error).count();
         wiring.metrics.suspended_tables.get_or_create(&label).set(suspended as i64);
-        let looked = self.tables.follow_delivery().and_then(|()| self.store_progress());
+        let mut looked = self.tables.follow_delivery().and_then(|()| self.store_progress());
+        if looked.is_ok() {
+            looked = self.mend().await;
+        }
         if let Err(error) = looked {
             error!(task = self.task.name(), error = %error, "keeping the status failed");
         }
-        let asks = wiring.config.mode.captures() && self.stream.last_mark().is_some();
-        if !asks || !count.is_multiple_of(LOOKS_PER_QUESTION) {
+        if !count.is_multiple_of(LOOKS_PER_POSITION) {
             return;
         }
-        // A source that is down answers late or never; the loops must not wait for it.
-        let question = tokio::time::timeout(Duration::from_secs(2), wiring.source.retained());
-        let retained = question.await.ok().and_then(Result::ok).flatten();
-        if let Some(retained) = &retained {
-            wiring.metrics.source_retained_bytes.get_or_create(&label).set(retained.retained_bytes as i64);
-            let safe = retained.safe_bytes.map_or(-1, |bytes| bytes as i64);
-            wiring.metrics.source_safe_bytes.get_or_create(&label).set(safe);
-            if let (Some(end), Some(confirmed)) = (retained.end, retained.confirmed) {
-                let lag = end.0.saturating_sub(confirmed.0) as i64;
-                wiring.metrics.confirmed_lag_bytes.get_or_create(&label).set(lag);
-            }
-        }
         let position = self.stream.last_mark().map(|mark| mark.source);
-        let _ = self.task.update(|record| {
-            record.position = position;
-            if retained.is_some() {
-                record.retained = retained;
-            }
-        });
+        let _ = self.task.update(|record| record.position = position);
     }
 
     /// The progress of loads under way, for `tables` and the progress bars.

@@ -99,14 +99,21 @@ impl Tables {
     }
 
     /// Suspends a table that is delivered: it must be reloaded. Gives false if it is in another state, such as being
-    /// reloaded already.
-    pub fn suspend(&self, table: &TableName, why: &str) -> Result<bool> {
+    /// reloaded already. `mends`: a reload puts it right.
+    pub fn suspend(&self, table: &TableName, why: &str, mends: bool) -> Result<bool> {
         let error = format!("{why}; reload it: millrace reload {} {table}", self.task);
         let completed = |record: &TableRecord| record.state == TableState::Completed;
         self.update_if(table, vec![], completed, |record| {
             record.state = TableState::Error;
             record.error = Some(error);
+            record.mends = mends;
         })
+    }
+
+    /// Suspended tables that a reload mends.
+    pub fn to_mend(&self) -> Vec<TableName> {
+        let mends = |record: &&TableRecord| record.state == TableState::Error && record.mends;
+        self.lock().values().filter(mends).map(|record| record.table.name.clone()).collect()
     }
 
     /// A load that is under way, or begins from a snapshot taken before now, cannot be completed.
@@ -137,6 +144,7 @@ impl Tables {
         self.update(table, puts, |record| {
             record.state = errored.state;
             record.error = errored.error;
+            record.mends = false;
             if let Some(load) = &mut record.load {
                 load.forget_segments();
             }
@@ -180,7 +188,7 @@ impl Tables {
             let recreated = known.table.source_id != shape.source_id;
             if recreated && known.state == TableState::Completed {
                 let why = "the table was dropped and made again at the source";
-                let record = self.errored(known, TableState::Error, why);
+                let record = TableRecord { mends: true, ..self.errored(known, TableState::Error, why) };
                 events.push(format!("table {}: {why}", shape.name));
                 self.suspend_delivery(&record.target, why, &mut puts)?;
                 puts.push(Put::set(table::key(&self.task, &shape.name), &record));
@@ -251,6 +259,7 @@ impl Tables {
             stale: false,
             load,
             error: None,
+            mends: false,
             loaded_rows: 0,
             load_elapsed_ms: 0,
         };
@@ -264,7 +273,7 @@ impl Tables {
             TableState::Cancelled => None,
             _ => Some(format!("{why}; reload it: millrace reload {} {}", self.task, record.table.name)),
         };
-        TableRecord { state, error, ..record.clone() }
+        TableRecord { state, error, mends: false, ..record.clone() }
     }
 
     /// Suspends tables that delivery suspended at their place in the log, should the record not say so yet.
@@ -273,7 +282,7 @@ impl Tables {
             let delivery = self.checkpoint(&record.target)?;
             if let Some(delivery) = delivery.filter(|delivery| delivery.flow == Flow::Suspended) {
                 let why = delivery.suspended.unwrap_or_else(|| "the table changed in a way that is not applied".into());
-                self.suspend(&record.table.name, &why)?;
+                self.suspend(&record.table.name, &why, true)?;
             }
         }
         Ok(())

@@ -8,10 +8,11 @@ use std::{
 
 use millrace_core::{Error, Finding, Kind, Result, TableName, error::Action};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-use super::{Command, Request, Wiring, reload, rules::Rules, session, tables::Tables};
+use super::{Command, Request, Wiring, guardian, history::History, reload, rules::Rules, session, tables::Tables};
 use crate::{
+    config::GuardAction,
     state::{
         Put,
         keys::{
@@ -52,9 +53,15 @@ impl Backoff {
 }
 
 /// Runs a task until it is deleted or the daemon ends.
-pub(super) async fn run(wiring: Wiring, mut requests: mpsc::Receiver<Request>) {
-    let task = Task { wiring, record: Arc::default() };
+pub(super) async fn run(
+    wiring: Wiring,
+    mut requests: mpsc::Receiver<Request>,
+    own_requests: mpsc::WeakSender<Request>,
+) {
+    let task = Task::new(wiring);
     let mut backoff = Backoff::new();
+    let guard = || tokio::spawn(guardian::watch(task.clone(), own_requests.clone()));
+    let mut guarding = guard();
     loop {
         let stopped = task.record().is_ok_and(|record| record.stopped_by_operator);
         let request = if stopped {
@@ -75,7 +82,8 @@ pub(super) async fn run(wiring: Wiring, mut requests: mpsc::Receiver<Request>) {
                 Err(error) => {
                     task.fail(&error);
                     let stays = error.kind.action() == Action::StopTask || task.wiring.config.on_error.task_stops;
-                    Ok((!stays).then(|| backoff.next()))
+                    let goes_on = !stays || task.remakes_log(&error);
+                    Ok(goes_on.then(|| backoff.next()))
                 }
             };
             match wait {
@@ -85,9 +93,17 @@ pub(super) async fn run(wiring: Wiring, mut requests: mpsc::Receiver<Request>) {
         };
         let Some(request) = request else { continue };
         backoff = Backoff::new();
+        if !matches!(request.0, Command::Delete | Command::ShutDown { .. }) {
+            task.obey(request).await;
+            continue;
+        }
+        // It must not write the record of a task that is gone.
+        guarding.abort();
+        let _ = guarding.await;
         if !task.obey(request).await {
             return;
         }
+        guarding = guard();
     }
 }
 
@@ -111,9 +127,42 @@ pub(super) struct Task {
     pub(super) wiring: Wiring,
     /// Held while the record is read, changed and written.
     record: Arc<Mutex<()>>,
+    /// The source in its present history; `wiring.source` is the same.
+    history: Arc<History>,
 }
 
 impl Task {
+    fn new(mut wiring: Wiring) -> Self {
+        let history = Arc::new(History::new(wiring.source.clone(), 0));
+        wiring.source = history.clone();
+        let task = Self { wiring, record: Arc::default(), history };
+        // A state that cannot be read is found again at once, by whoever needs more of it.
+        task.history.set(task.record().map_or(0, |record| record.history));
+        task
+    }
+
+    /// Positions of the source begin anew: from now on they belong to a new history, whose number is given.
+    pub(super) fn next_history(&self) -> Result<u16> {
+        let next = self.history.number().checked_add(1);
+        let number = next.ok_or_else(|| Error::new(Kind::Internal, "beginning a new history: there were 65,535"))?;
+        self.update(|record| record.history = number)?;
+        self.history.set(number);
+        Ok(number)
+    }
+
+    /// Whether the task goes on by itself after the error: its place in the source's log is lost, and the config says that
+    /// everything is loaded anew then.
+    fn remakes_log(&self, error: &Error) -> bool {
+        let config = &self.wiring.config;
+        if error.kind != Kind::LogLost || !config.source_log.reload_when_lost || !config.mode.loads() {
+            return false;
+        }
+        let message = "the place in the source's log is lost; it is made anew, and every table is loaded anew";
+        warn!(task = self.name(), error = %error, "the source's log is lost; everything is loaded anew");
+        events::record(&*self.wiring.state, events::Event::of_task("failure", self.name(), message).code("LOG-LOST"));
+        self.update(|record| record.remake_log = true).is_ok()
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.wiring.config.name
     }
@@ -194,6 +243,7 @@ impl Task {
             Command::ShutDown { .. } => self.shut_down(),
             Command::Delete => self.delete().await,
             Command::Stop => self.stopped().await,
+            Command::Guard(action, finding) => self.guarded(action, finding).await,
             Command::Pause => self.set_paused(true),
             Command::Resume => self.resumed(),
             Command::Reload(table) => self.reload(table.as_ref()),
@@ -248,6 +298,30 @@ impl Task {
         Ok(lines)
     }
 
+    /// The source keeps too much because of us.
+    async fn guarded(&self, action: GuardAction, finding: Finding) -> Result<Vec<String>> {
+        error!(task = self.name(), code = finding.code, finding = finding.summary, "the source's log is at its limit");
+        let message = format!("{}; {}", finding.summary, finding.detail.join(" "));
+        let event = events::Event::of_task("low storage", self.name(), message).code(&finding.code);
+        events::record(&*self.wiring.state, event);
+        let drops = action == GuardAction::DropSlot;
+        let goes_on = drops && self.wiring.config.source_log.reload_when_lost && self.wiring.config.mode.loads();
+        // Before the slot goes: what was not read by then is lost, and only a reload brings it.
+        self.update(|record| {
+            record.state = TaskState::Stopped;
+            record.stopped_by_operator = !goes_on;
+            let reason = if drops { task::SOURCE_LOG_DROPPED } else { task::SOURCE_LOG_LIMIT };
+            record.stop_reason = (!goes_on).then(|| reason.into());
+            record.remake_log |= drops;
+            record.errors = vec![finding];
+            record.guard = None;
+        })?;
+        if drops {
+            self.wiring.source.drop_log().await?;
+        }
+        Ok(vec![])
+    }
+
     /// A task that only captures has nothing to load a table with.
     pub(super) fn must_load(&self) -> Result<()> {
         if self.wiring.config.mode.loads() {
@@ -262,10 +336,23 @@ impl Task {
 
     fn reload(&self, table: Option<&TableName>) -> Result<Vec<String>> {
         self.must_load()?;
+        if table.is_none() && self.log_is_gone()? {
+            self.update(|record| record.remake_log = true)?;
+            let mut lines = vec!["the source's log is read anew from now on, and every table is loaded anew".into()];
+            lines.extend(self.resumed()?);
+            return Ok(lines);
+        }
         let tables = Tables::open(self.name(), self.wiring.state.clone(), Rules::new(&self.wiring.config))?;
         let mut lines = reload::mark(&tables, self.name(), table)?;
         lines.extend(self.resumed()?);
         Ok(lines)
+    }
+
+    /// Whether the task cannot go on from where it was, so that loading everything anew begins at the source's log.
+    pub(super) fn log_is_gone(&self) -> Result<bool> {
+        let record = self.record()?;
+        let codes = [Kind::LogLost.code(), Kind::SourceChanged.code()];
+        Ok(record.remake_log || record.errors.iter().any(|error| codes.contains(&error.code.as_str())))
     }
 
     pub(super) fn stream_folder(&self) -> PathBuf {

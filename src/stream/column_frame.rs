@@ -437,6 +437,7 @@ mod tests {
             ty: ty.clone(),
             source_type: "whatever".into(),
             nullable: true,
+            older_rows: None,
         };
         Arc::new(Table {
             name: TableName::new("s", "t"),

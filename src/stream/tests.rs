@@ -35,6 +35,7 @@ fn table(name: &str, version: u32) -> Arc<Table> {
         ty,
         source_type: "whatever".into(),
         nullable: true,
+        older_rows: None,
     };
     let columns = [(1, "id", ColumnType::Int64), (2, "note", ColumnType::Text)].map(column).to_vec();
     Arc::new(Table {

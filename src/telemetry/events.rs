@@ -23,7 +23,7 @@ const PRUNE_EVERY: i64 = 500;
 pub struct Event {
     /// When (microseconds since 1970-01-01 UTC).
     pub time_us: i64,
-    /// `creation`, `deletion`, `failure`, `state change` or `configuration change`.
+    /// `creation`, `deletion`, `failure`, `state change`, `configuration change` or `low storage`.
     pub category: String,
     /// The task it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]

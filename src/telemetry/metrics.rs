@@ -53,6 +53,8 @@ pub struct Metrics {
     pub source_retained_bytes: Family<TaskLabel, Gauge>,
     /// Bytes that the source may still write before it gives up on us; -1 without a limit.
     pub source_safe_bytes: Family<TaskLabel, Gauge>,
+    /// Seconds until the first limit for it is reached at the rate of the last minutes; -1 while it does not grow.
+    pub source_limit_seconds: Family<TaskLabel, Float>,
     /// Bytes between the end of the source's log and our confirmed position.
     pub confirmed_lag_bytes: Family<TaskLabel, Gauge>,
     /// Rows by stage.
@@ -101,6 +103,10 @@ impl Default for Metrics {
             target_lag_seconds: family!("target_lag_seconds", "Age of the oldest change that is not delivered"),
             source_retained_bytes: family!("source_retained_bytes", "Log that the source keeps because of us"),
             source_safe_bytes: family!("source_safe_bytes", "What the source may write before it gives up on us"),
+            source_limit_seconds: family!(
+                "source_limit_seconds",
+                "Until the first limit of the source's log is reached"
+            ),
             confirmed_lag_bytes: family!("confirmed_lag_bytes", "Source log that is not confirmed"),
             rows: family!("rows", "Rows by stage"),
             unaccounted_rows: family!("unaccounted_rows", "Captured rows whose fate is unknown; must be 0"),
@@ -144,6 +150,8 @@ pub struct Live {
     pub source_lag_seconds: Option<f64>,
     /// Age of the oldest change that is not delivered, in seconds.
     pub target_lag_seconds: Option<f64>,
+    /// Seconds until the first limit of what the source keeps for us is reached; -1 while it does not grow.
+    pub source_limit_seconds: Option<f64>,
     /// Bytes of log at the source that are not confirmed.
     pub confirmed_lag_bytes: Option<i64>,
     /// Bytes of changes that are not delivered.
@@ -163,6 +171,7 @@ impl Metrics {
         Live {
             source_lag_seconds: float(&self.source_lag_seconds),
             target_lag_seconds: float(&self.target_lag_seconds),
+            source_limit_seconds: float(&self.source_limit_seconds),
             confirmed_lag_bytes: integer(&self.confirmed_lag_bytes),
             buffer_bytes: integer(&self.buffer_bytes),
             stream_bytes: integer(&self.stream_bytes),

@@ -82,13 +82,39 @@ class Lake:
             sql = sql.replace("s3://", self.mirror.rstrip("/") + "/")
         return re.sub(r"(?is)^create\s+(or\s+replace\s+)?view\s+.*?\sas\s+(?=select|with)", "", sql)
 
-    def relation(self, connection, files, into="lake"):
-        """Makes a DuckDB view over the data files."""
-        paths = ", ".join("'" + self.local(file["path"]).replace("'", "''") + "'" for file in files)
-        connection.execute(
-            f"create or replace view {into} as select * from read_parquet([{paths}], "
-            "union_by_name = true, hive_partitioning = false, filename = false)"
-        )
+    def columns(self, database, table):
+        """The catalog's columns: id, name, older_rows."""
+        tables = json.loads(self.catalog("tables", database, "--json"))
+        tables = tables if isinstance(tables, list) else tables["tables"]
+        return next((found["columns"] for found in tables if found["name"] in (table, f"{database}.{table}")), [])
+
+    def relation(self, connection, files, into="lake", columns=None):
+        """Makes a DuckDB view over the data files; with the catalog's columns, each is read with the names and identities
+        that it was written with."""
+        selects = []
+        if columns is None:
+            paths = ", ".join(literal(self.local(file["path"])) for file in files)
+            selects = [f"select * from read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"]
+            files = []
+        for file in files:
+            local = self.local(file["path"])
+            held = {
+                int((field.metadata or {})[b"PARQUET:field_id"]): field.name
+                for field in pyarrow.parquet.read_schema(local)
+            }
+            cells = []
+            for column in columns:
+                if column["id"] in held:
+                    cells.append(f"{name(held[column['id']])} as {name(column['name'])}")
+                elif column["older_rows"] is not None:
+                    cells.append(f"{literal(column['older_rows'])} as {name(column['name'])}")
+            selects.append(f"select {', '.join(cells)} from read_parquet({literal(local)}, hive_partitioning = false)")
+        connection.execute(f"create or replace view {into} as " + " union all by name ".join(selects))
+
+
+def literal(text):
+    """A quoted SQL string."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def data_files(files):
@@ -267,7 +293,7 @@ def compare_table(connection, lake, schema, table, target=None, rename=None, dro
         if source.num_rows and not audit:
             result.problems.append("the catalog lists no files")
         return result
-    lake.relation(duck, files)
+    lake.relation(duck, files, columns=lake.columns(database, catalog_table))
     op, time, order = our_columns([row[0] for row in duck.execute("describe lake").fetchall()])
     check_change_files(duck, result, op, time, order)
     if audit:

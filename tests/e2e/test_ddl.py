@@ -1,5 +1,6 @@
-"""Changes of shape: an added column is applied, everything else suspends that table, and a reload repairs it."""
+"""Changes of shape, truncates, tables that come and go: followed, or as the policy says."""
 
+import duckdb
 import pytest
 from servers import wait_for
 
@@ -60,66 +61,161 @@ def test_a_column_added_during_a_load(daemon, sql):
     running.compare([ADDED])
 
 
-CHANGES = {
-    "truncate": "truncate t",
+# What is followed from the log alone, and what needs the table to be loaded anew.
+FOLLOWED = {
     "drop column": "alter table t drop column n",
     "rename column": "alter table t rename column v to label",
-    "type": "alter table t alter column n type bigint",
-    "type that rewrites": "alter table t alter column n type text using n::text",
+    "longer type": "alter table t alter column v type text",
     "constant default": "alter table t add column w int default 7",
+    "text default": "alter table t add column w text not null default 'it''s, {\"odd\"}'",
+    "drop and add again": "alter table t drop column n, add column n text",
+    "swap names": "begin; alter table t rename column v to x; alter table t rename column n to v; "
+    "alter table t rename column x to n; commit",
+}
+RELOADED = {
+    "type that rewrites": "alter table t alter column n type text using 'n' || n",
     "volatile default": "alter table t add column w double precision default random()",
+    "identity": "alter table t add column w int generated always as identity",
     "key": "alter table t drop constraint t_pkey, add primary key (v)",
-    "rename table": "alter table t rename to t_renamed",
-    "drop table": "drop table t",
+    "two changes": "alter table t rename column n to m; update t set v = 'between' where id = 4; "
+    "alter table t drop column m",
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_other_changes_suspend_the_table_and_only_that(running, sql, change):
-    sql("update t set v = 'last' where id = 3", CHANGES[change])
-    if change not in ("drop table", "rename table"):
-        sql("insert into t (id) values (5000)" if change != "key" else "insert into t (id, v) values (5000, 'x')")
-        sql("delete from t where id = 5000")
-    if change == "rename table":
-        sql("insert into t_renamed values (5000, 'x', 1)")
+@pytest.fixture
+def varied(daemon, sql):
+    """Columns that can be changed in every way."""
+    sql(
+        "create table t (id int primary key, v varchar(20), n int)",
+        "create table bystander (id int primary key, v text)",
+        "insert into t select i, 'v' || i, i from generate_series(1, 200) i",
+    )
+    return lambda **options: daemon(["public.*"], options=options).start_and_load()
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["live", "restarted"])
+@pytest.mark.parametrize("change", [*FOLLOWED, *RELOADED])
+def test_changes_of_shape_are_followed(varied, sql, change, restart):
+    """Rows from before, from the transaction itself and from after the change are all right, and nobody had to act."""
+    running = varied()
+    reloaded = change in RELOADED
+    files = {file["path"] for file in running.json("catalog", "files", "public.t")}
+    if restart:
+        running.kill()
+    sql(
+        "update t set v = 'before' where id = 3",
+        "delete from t where id = 12",
+        {**FOLLOWED, **RELOADED}[change],
+        "insert into t (id) values (5000)" if change != "key" else "insert into t (id, v) values (5000, 'x')",
+        "update t set id = 6000 where id = 13",
+        "delete from t where id = 14",
+    )
+    if restart:
+        running.start()
     sql("insert into bystander select i, 'x' from generate_series(1, 50) i")
-    running.compare([("public", "bystander")])
-    if change == "drop table":
-        # Nothing in the log tells of it; the table's end is seen when the tables are looked at again.
-        sql("insert into bystander values (1000, 'y')")
-        running.compare([("public", "bystander")])
-        return
-    wait_for(lambda: running.states()[ADDED] in ("Table error", "Table does not exist"), 40, "the suspended table")
-    record = running.tables()[ADDED]
-    assert "reload" in str(record["error"]) if change != "rename table" else record["error"]
-    assert any("t" in str(event) for event in [running.run("events")])
-    sql("update bystander set v = 'still flowing'")
+    running.compare([ADDED, ("public", "bystander")])
+    wait_for(lambda: running.states()[ADDED] == "Table completed", 30, "the table")
+    running.compare([ADDED])
+    kept = files <= {file["path"] for file in running.json("catalog", "files", "public.t")}
+    assert kept != reloaded, "loaded anew only where the log does not tell the rows"
+    sql("insert into t (id) values (7000)" if change != "key" else "insert into t (id, v) values (7000, 'y')")
+    running.compare([ADDED])
+    wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+
+
+def test_a_name_that_is_used_again_is_another_column(varied, sql):
+    running = varied()
+    sql("update t set n = -1 where id = 1", "alter table t drop column n", "insert into t values (300, 'between')")
+    running.compare([ADDED])
+    sql("alter table t add column n int", "insert into t values (301, 'after', 301)")
+    running.compare([ADDED])
+    duck = duckdb.connect()
+    old = duck.execute(f"select count(n) from ({running.lake.view('public', 't')}) where id <= 300").fetchone()
+    assert old == (0,), "values of the dropped column are not those of the new one"
+
+
+def test_the_policy_suspends_instead(varied, sql):
+    running = varied(**{"on-change": {"schema": "suspend"}})
+    sql("update t set v = 'last' where id = 3", RELOADED["volatile default"], "insert into t (id) values (5000)")
+    wait_for(lambda: running.states()[ADDED] == "Table error", 40, "the suspended table")
+    assert "reload" in running.tables()[ADDED]["error"]
+    sql("insert into bystander values (1, 'still flowing')")
     running.compare([("public", "bystander")])
     # It outlives a restart.
     running.kill()
     running.start()
     sql("insert into bystander values (2000, 'z')")
     running.compare([("public", "bystander")])
-    assert running.states()[ADDED] in ("Table error", "Table does not exist")
+    assert running.states()[ADDED] == "Table error"
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
-    if change != "rename table":
-        running.run("reload", "shop", "public.t")
-        running.wait_states(seconds=40)
-        text = "label" if change == "rename column" else "v"
-        sql(f"insert into t (id, {text}) values (6000, 'after the reload')", "delete from t where id = 11")
-        running.compare([ADDED, ("public", "bystander")])
+    running.run("reload", "shop", "public.t")
+    running.wait_states(tables=[ADDED], seconds=40)
+    sql("insert into t (id, v) values (6000, 'after the reload')", "delete from t where id = 11")
+    running.compare([ADDED, ("public", "bystander")])
 
 
-def test_truncate_of_two_tables_with_a_bystander(running, sql):
+def test_tables_come_go_and_change_their_names(varied, sql):
+    running = varied(**{"on-change": {"discover": "1s"}})
+    sql(
+        "create table fresh (id int primary key, v text)",
+        "insert into fresh select i, 'x' from generate_series(1, 100) i",
+        "insert into t values (5000, 'x', 1)",
+    )
+    wait_for(lambda: running.states().get(("public", "fresh")) == "Table completed", 30, "the new table")
+    sql("update fresh set v = 'y' where id = 7", "delete from fresh where id = 8")
+    running.compare([ADDED, ("public", "fresh")])
+    sql("alter table fresh rename to renamed", "insert into renamed values (500, 'under the new name')")
+    wait_for(lambda: running.states().get(("public", "renamed")) == "Table completed", 30, "the renamed table")
+    wait_for(lambda: running.states()[("public", "fresh")] == "Table does not exist", 30, "the old name")
+    sql("insert into renamed values (501, 'still')")
+    running.compare([ADDED, ("public", "renamed")])
+    sql("drop table renamed", "create table renamed (id int primary key, other int)", "insert into renamed values (1, 2)")
+    running.compare([ADDED, ("public", "renamed")], seconds=60)
+    sql("drop table renamed")
+    wait_for(lambda: running.states()[("public", "renamed")] == "Table does not exist", 30, "the dropped table")
+    sql("insert into t values (5001, 'still flowing', 1)")
+    running.compare([ADDED])
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["live", "restarted"])
+def test_truncate_empties_the_tables(varied, sql, restart):
+    """Several at once, cascading; rows before, within the same transaction and after it."""
+    running = varied()
     sql("insert into bystander values (1, 'x')", "create table third (id int primary key references bystander)")
     running.wait_confirmed()
-    sql("truncate t, bystander, third")
-    wait_for(
-        lambda: {running.states()[ADDED], running.states()[("public", "bystander")]} == {"Table error"},
-        30,
-        "both suspended",
+    if restart:
+        running.kill()
+    sql(
+        "insert into t values (1000, 'before', 1)",
+        "begin; insert into t values (1001, 'within', 1); truncate t, bystander cascade; "
+        "insert into t values (1002, 'kept', 1), (1, 'again', 2); commit",
     )
-    running.run("reload", "shop")
-    running.wait_states(tables=[ADDED, ("public", "bystander")], seconds=40)
-    sql("insert into t values (1, 'x', 1)")
+    if restart:
+        running.start()
     running.compare([ADDED, ("public", "bystander")])
+    sql("insert into bystander values (2, 'y')", "update t set v = 'after' where id = 1", "truncate bystander cascade")
+    running.compare([ADDED, ("public", "bystander")])
+    duck = duckdb.connect()
+    rows = duck.execute(f"select id, v from ({running.lake.view('public', 't')}) order by id").fetchall()
+    assert rows == [(1, "after"), (1002, "kept")]
+    assert set(running.states().values()) <= {"Table completed"}
+    wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+
+
+def test_truncate_can_be_passed_over(varied, sql):
+    running = varied(**{"on-change": {"truncate": "ignore"}})
+    sql("truncate t", "insert into t values (1000, 'new', 1)")
+    duck = duckdb.connect()
+    count = lambda: duck.execute(f"select count(*) from ({running.lake.view('public', 't')})").fetchone()  # noqa: E731
+    wait_for(lambda: count() == (201,), 30, "the old rows and the new one")
+
+
+def test_truncate_can_suspend(varied, sql):
+    running = varied(**{"on-change": {"truncate": "suspend"}})
+    sql("truncate t", "insert into t values (1000, 'new', 1)", "insert into bystander values (1, 'x')")
+    running.compare([("public", "bystander")])
+    wait_for(lambda: running.states()[ADDED] == "Table error", 30, "the suspended table")
+    assert "truncated" in running.tables()[ADDED]["error"]
+    running.run("reload", "shop", "public.t")
+    running.wait_states(tables=[ADDED], seconds=40)
+    running.compare([ADDED])

@@ -204,9 +204,7 @@ def test_a_table_that_is_made_anew_under_its_name(daemon, sql, down):
     if not down:
         running.terminate()
         running.start()
-    suspended = ("Table error", "Table does not exist")
-    wait_for(lambda: running.states_or_none().get(("public", "t")) in suspended, 30, "the table's suspension")
-    running.run("reload", "shop", "public.t")
+    wait_for(lambda: "is loaded anew" in running.run("events"), 30, "the table's reload")
     running.wait_states()
     sql("insert into t values (101, 'later')", "delete from t where id = 1")
     running.compare([("public", "t"), ("public", "other")])

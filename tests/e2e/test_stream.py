@@ -112,7 +112,7 @@ def test_at_the_disk_bound_the_daemon_still_obeys(daemon, sql, s3, signal):
         else:
             assert running.terminate(patience=45) == 0
             running.start()
-        assert running.task_record()["state"] in ("running", "starting"), running.log()
+        assert running.task_record()["state"] in ("ready", "running", "starting"), running.log()
         proxy.heal()
         running.compare([("public", "t")], seconds=120)
 

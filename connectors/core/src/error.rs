@@ -16,8 +16,10 @@ pub enum Kind {
     Authentication,
     /// A right is missing.
     Permission,
-    /// The source's log cannot be read from where we stand: slot gone, invalidated, re-made, or another server.
+    /// The source's log cannot be read from where we stand: slot gone, invalidated or re-made.
     LogLost,
+    /// The source is not the one that our position comes from: another server or database, or one that went back in time.
+    SourceChanged,
     /// Somebody else reads with our slot.
     LogBusy,
     /// The source is set up so that it cannot work (wal_level, no free slots).
@@ -71,7 +73,9 @@ impl Kind {
             | Self::Permission => Action::Retry,
             Self::Authentication | Self::SourceSetup | Self::Protocol => Action::Retry,
             Self::SchemaChange | Self::TableMissing | Self::TableUnreadable => Action::SuspendTable,
-            Self::LogLost | Self::TargetConflict | Self::Config | Self::Internal => Action::StopTask,
+            Self::LogLost | Self::SourceChanged | Self::TargetConflict | Self::Config | Self::Internal => {
+                Action::StopTask
+            }
             Self::Storage => Action::Exit,
         }
     }
@@ -85,6 +89,10 @@ impl Kind {
             Self::Authentication => "correct user, password or certificate; they are read anew at every try",
             Self::Permission => "grant the right to the role: millrace grants prints what it needs; it is tried again",
             Self::LogLost => "load the task's tables anew: millrace reload TASK",
+            Self::SourceChanged => {
+                "set host and database back to the source that was replicated from; or, if this is meant, load everything \
+                 anew: millrace reload TASK"
+            }
             Self::LogBusy => "end the other reader of the slot; it is tried again",
             Self::SourceSetup => "change the server's setting that is named above; it is tried again",
             Self::SchemaChange | Self::TableMissing => "load the table anew: millrace reload TASK TABLE",
@@ -113,6 +121,7 @@ impl Kind {
             Self::Authentication => "AUTHENTICATION",
             Self::Permission => "PERMISSION",
             Self::LogLost => "LOG-LOST",
+            Self::SourceChanged => "SOURCE-CHANGED",
             Self::LogBusy => "LOG-BUSY",
             Self::SourceSetup => "SOURCE-SETUP",
             Self::SchemaChange => "SCHEMA-CHANGE",

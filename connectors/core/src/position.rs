@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 /// A transaction's own [`Order::commit`] is the *start* of its commit record, so `commit < position` holds exactly when
 /// its record ends at or before the position. (Two commit records may touch: the next commit may start where the last
 /// one ends, so comparing an end with `<=` against a start would skip it.)
+///
+/// A source that went back in time, or was replaced, has positions below those that were read from it before. When its
+/// tables are loaded anew a new *history* begins, whose number stands in the upper 16 bits: so positions never go back,
+/// and "newest" keeps its meaning in the lake. Connectors know nothing of it; the daemon numbers what they give.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position(#[serde(with = "hex_u128")] pub u128);
 
@@ -18,16 +22,29 @@ impl Position {
     pub fn covers(self, commit: u128) -> bool {
         commit < self.0
     }
+
+    /// The number of its history.
+    pub fn history(self) -> u16 {
+        (self.0 >> HISTORY_SHIFT) as u16
+    }
+
+    /// The same position of the source in another history.
+    pub fn in_history(self, number: u16) -> Self {
+        Self(self.0 & !(u128::from(u16::MAX) << HISTORY_SHIFT) | u128::from(number) << HISTORY_SHIFT)
+    }
 }
 
+/// Where a history's number begins.
+const HISTORY_SHIFT: u32 = 112;
+
 impl fmt::Display for Position {
-    /// PostgreSQL's `X/Y` where it fits 64 bits, hexadecimal otherwise.
+    /// PostgreSQL's `X/Y` where it fits 64 bits, hexadecimal otherwise; a later history's number stands before it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 <= u64::MAX as u128 {
-            write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
-        } else {
-            write!(f, "{:x}", self.0)
+        let at = self.in_history(0).0;
+        if self.history() > 0 {
+            write!(f, "{}:", self.history())?;
         }
+        if at <= u64::MAX as u128 { write!(f, "{:X}/{:X}", at >> 32, at & 0xffff_ffff) } else { write!(f, "{at:x}") }
     }
 }
 
@@ -66,6 +83,13 @@ impl<T: Copy> Durable<T> {
     }
 }
 
+impl Durable<Position> {
+    /// The same proof in the words of the source, which knows nothing of histories.
+    pub fn at_source(self) -> Self {
+        Self(self.0.in_history(0))
+    }
+}
+
 mod hex_u128 {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -89,6 +113,15 @@ mod tests {
         let text: Vec<String> = orders.iter().map(|&(commit, ordinal)| Order { commit, ordinal }.to_string()).collect();
         assert!(text.windows(2).all(|pair| pair[0] < pair[1]));
         assert!(text.iter().all(|t| t.len() == 40));
+    }
+
+    #[test]
+    fn a_later_history_is_behind_every_earlier_one() {
+        let (high, low) = (Position(u128::from(u64::MAX)), Position(0x16));
+        assert!(high < low.in_history(1) && low.in_history(1) < low.in_history(2));
+        assert_eq!((low.in_history(7).history(), low.in_history(7).in_history(0)), (7, low));
+        assert_eq!((low.in_history(7).to_string(), low.to_string()), ("7:0/16".into(), "0/16".into()));
+        assert_eq!(Durable::from_fsync(low.in_history(3)).at_source().get(), low);
     }
 
     #[test]

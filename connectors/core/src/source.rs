@@ -38,6 +38,9 @@ pub struct Identity {
     pub database: String,
     /// Product and version, for people.
     pub server: String,
+    /// When this very server process started, as it says; empty where it was not asked.
+    #[serde(default)]
+    pub started: String,
 }
 
 /// What the source keeps for us.
@@ -53,6 +56,9 @@ pub struct Retained {
     pub end: Option<Position>,
     /// The source's own word for the state of our slot.
     pub status: String,
+    /// What people run at the source so that it keeps nothing for us any more; empty where there is no such thing.
+    #[serde(default)]
+    pub release: String,
 }
 
 /// Rows read anew by key. Row `i` of `columns` answers key `found[i]`.
@@ -86,8 +92,9 @@ pub trait Source: Send + Sync {
     /// already is dropped and made again: the caller only asks when it has no mark, so nothing of it was ever kept.
     async fn create_log(&self) -> Result<Position>;
 
-    /// Reads the log from `from`, the last durable mark. Refuses with [`crate::Kind::LogLost`] when the other end is not
-    /// `known`, or when something between its own confirmed position and `from` may be gone.
+    /// Reads the log from `from`, the last durable mark. Refuses with [`crate::Kind::SourceChanged`] when the other end is
+    /// not `known` or does not hold `from` any more, and with [`crate::Kind::LogLost`] when something between its own
+    /// confirmed position and `from` may be gone.
     async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>>;
 
     /// Reads columns of rows by key, at a state in which every transaction that the log has handed out is visible.
@@ -100,6 +107,23 @@ pub trait Source: Send + Sync {
 
     /// What the source keeps for us; `None` if there is nothing of ours.
     async fn retained(&self) -> Result<Option<Retained>>;
+
+    /// Refuses as [`Self::open_log`] does where the other end is not `known`, or does not hold `from` any more: asked before
+    /// anything that it says of its tables is believed.
+    async fn verify(&self, _from: Position, _known: &Identity) -> Result<()> {
+        Ok(())
+    }
+
+    /// Writes a sign of life into the source's log, so that the log moves on where nothing else writes.
+    async fn heartbeat(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives up our place in the source's log, so that the source forgets it; ends who still reads there in our name. What
+    /// is not read yet is lost, so the caller has marked everything for a reload. Does nothing where there is none.
+    async fn drop_log(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Removes everything that we made at the source. Gives the statements that remain to be run where a right is missing.
     async fn remove(&self) -> Result<Vec<String>>;
@@ -123,6 +147,11 @@ pub trait Log: Send {
     /// (then, if it can, at the end of a transaction), or empty after `wait`, with `upto` where the source told how far
     /// it is. Safe to cancel: nothing that was taken is lost. Not being called for long must not end the session.
     async fn pull(&mut self, budget: Budget) -> Result<Changes>;
+
+    /// Who answered when the log was opened, as it was compared then; `None` where the source's own word is enough.
+    fn identity(&self) -> Option<&Identity> {
+        None
+    }
 
     /// Tells the source that everything before the position may be forgotten.
     async fn confirm(&mut self, position: Durable<Position>) -> Result<()>;

@@ -88,6 +88,9 @@ pub struct Column {
     pub source_type: String,
     /// Whether the source allows null.
     pub nullable: bool,
+    /// The value, as the source's text, that the rows have that were there when the column was added with a constant
+    /// default; files from before do not hold it. `None`: null.
+    pub older_rows: Option<String>,
 }
 
 /// Which tables a task takes: those that match an include pattern and no exclude pattern.

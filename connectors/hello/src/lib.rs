@@ -18,7 +18,7 @@ pub const ALL: u64 = 10;
 #[rustfmt::skip]
 fn table() -> Table {
     let column = |id, name: &str, ty, source_type: &str| {
-        Column { id, name: name.into(), ty, source_type: source_type.into(), nullable: false }
+        Column { id, name: name.into(), ty, source_type: source_type.into(), nullable: false, older_rows: None }
     };
     let columns = vec![column(1, "id", ColumnType::Int64, "number"), column(2, "text", ColumnType::Text, "words")];
     Table { name: TableName::new("hello", "greetings"), source_id: 1, version: 1, columns, key: vec![0],
@@ -47,7 +47,8 @@ impl Source for Hello {
         vec![Finding::error("HELLO-TABLE", "no table is selected").fix("tables: [hello.greetings]")]
     }
     async fn identity(&self) -> Result<Identity> {
-        Ok(Identity { system: "hello".into(), timeline: 0, database: "hello".into(), server: "hello 1.0".into() })
+        let [system, database, server] = ["hello", "hello", "hello 1.0"].map(String::from);
+        Ok(Identity { system, timeline: 0, database, server, started: String::new() })
     }
     async fn tables(&self, selection: &Selection) -> Result<Vec<Table>> {
         Ok([table()].into_iter().filter(|table| selection.matches(&table.name)).collect())

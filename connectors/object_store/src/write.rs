@@ -38,6 +38,9 @@ const DICTIONARY_BYTES_MAX: usize = 256 << 10;
 /// Rows between two looks at a page's size.
 const WRITE_BATCH_ROWS: usize = 8192;
 
+/// Every column holds a page before and after its compression; with the usual 1 MiB that is 50 MiB per file.
+const PAGE_BYTES_MAX: usize = 256 << 10;
+
 const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
 const ROW_GROUP_BYTES_MAX: usize = 32 << 20;
 
@@ -138,6 +141,7 @@ fn properties(spec: &ObjectSpec, compression: Compression) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_compression(codec)
         .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_data_page_size_limit(PAGE_BYTES_MAX)
         .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
         .set_write_batch_size(WRITE_BATCH_ROWS)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))

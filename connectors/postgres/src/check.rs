@@ -1,20 +1,22 @@
 //! What would keep a task from working, everything at once, each with its remedy.
 //!
-//! Codes are stable: `PG-CONNECT`, `PG-AUTH`, `PG-DATABASE`, `PG-TLS`, `PG-VERSION`, `PG-STANDBY`, `PG-WAL-LEVEL`,
-//! `PG-SLOTS`, `PG-WALSENDERS`, `PG-REPLICATION-ROLE`, `PG-USAGE`, `PG-SELECT`, `PG-RLS`, `PG-PUBLICATION`,
-//! `PG-ROW-FILTER`, `PG-TABLE-MISSING`; as warnings `PG-PATTERN`, `PG-REPLICA-IDENTITY`, `PG-OTHER-PUBLICATION`,
-//! `PG-WAL-KEEP`, `PG-LONG-TRANSACTION`, `PG-SUPERUSER`. What cannot be looked at is reported with its error.
+//! Codes are stable: `PG-CONNECT`, `PG-AUTH`, `PG-DATABASE`, `PG-TLS`, `PG-VERSION`, `PG-STANDBY`,
+//! `PG-STANDBY-FEEDBACK`, `PG-WAL-LEVEL`, `PG-SLOTS`, `PG-WALSENDERS`, `PG-REPLICATION-ROLE`, `PG-USAGE`, `PG-SELECT`,
+//! `PG-RLS`, `PG-PUBLICATION`, `PG-ROW-FILTER`, `PG-TABLE-MISSING`; as warnings `PG-PATTERN`, `PG-REPLICA-IDENTITY`,
+//! `PG-OTHER-PUBLICATION`, `PG-FAILOVER`, `PG-WAL-KEEP`, `PG-LONG-TRANSACTION`, `PG-SUPERUSER`. What cannot be looked at
+//! is reported with its error.
 
-use std::{io, time::Duration};
+mod server;
+
+use std::io;
 
 use millrace_core::{Error, Finding, Kind, Result, TableName, TablePattern, source::Scope};
 
 use crate::{
-    PostgresConfig,
+    Options, PostgresConfig,
     config::Names,
     discover::{self, CatalogRow, IdentityGap, Shape, quote_identifier, quote_literal, quote_table},
     publication,
-    snapshot::open_transactions,
     wire::{Connection, Mode, ServerError},
 };
 
@@ -22,13 +24,9 @@ use crate::{
 const MAJOR_VERSION_MIN: u32 = 14;
 /// Names that one finding lists; it must stay within twelve lines.
 const NAMES_SHOWN: usize = 5;
-/// An open transaction of this age is told of.
-const LONG_TRANSACTION_SECONDS: u32 = 60;
-/// One whose age the role may not see is told of when it is still open after this time.
-const HIDDEN_TRANSACTION_WAIT: Duration = Duration::from_secs(1);
 
 /// Every problem of the scope.
-pub async fn check(config: &PostgresConfig, names: &Names, scope: &Scope) -> Vec<Finding> {
+pub async fn check(config: &PostgresConfig, names: &Names, options: &Options, scope: &Scope) -> Vec<Finding> {
     let mut connection = match Connection::connect(config, Mode::Plain, "millrace check").await {
         Ok(connection) => connection,
         Err(error) => return vec![connect_finding(config, &error).await],
@@ -40,7 +38,15 @@ pub async fn check(config: &PostgresConfig, names: &Names, scope: &Scope) -> Vec
                 .fix(format!("upgrade the server to PostgreSQL {MAJOR_VERSION_MIN} or later")),
         ];
     }
-    let mut check = Check { connection: &mut connection, names, scope, role: String::new(), findings: vec![] };
+    let mut check = Check {
+        connection: &mut connection,
+        names,
+        options,
+        scope,
+        role: String::new(),
+        is_standby: false,
+        findings: vec![],
+    };
     if let Err(error) = check.everything().await {
         check.findings.push(Finding::from(&error));
     }
@@ -53,7 +59,10 @@ pub async fn check(config: &PostgresConfig, names: &Names, scope: &Scope) -> Vec
 struct Check<'a> {
     connection: &'a mut Connection,
     names: &'a Names,
+    options: &'a Options,
     scope: &'a Scope,
+    /// Publications are made elsewhere.
+    is_standby: bool,
     /// The role that is logged in, quoted.
     role: String,
     findings: Vec<Finding>,
@@ -64,6 +73,7 @@ impl Check<'_> {
         self.role().await?;
         if self.scope.cdc {
             self.server().await?;
+            self.failover().await?;
             self.long_transactions().await?;
         }
         let shapes = discover::select(self.connection, &self.scope.selection).await?;
@@ -112,109 +122,6 @@ impl Check<'_> {
                     .fix(format!("let a superuser run: ALTER ROLE {role} REPLICATION;")),
             );
         }
-        Ok(())
-    }
-
-    async fn server(&mut self) -> Result<()> {
-        let slot = quote_literal(&self.names.slot);
-        let row = self
-            .one_row(&format!(
-                "SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, \
-                 (SELECT count(*) FROM pg_replication_slots), \
-                 EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {slot}), \
-                 current_setting('max_wal_senders')::int, (SELECT count(*) FROM pg_stat_replication), \
-                 EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {slot} AND active), \
-                 current_setting('max_slot_wal_keep_size'), pg_is_in_recovery()"
-            ))
-            .await?;
-        let row = CatalogRow(&row);
-        let level = row.word(0)?;
-        if level != "logical" {
-            self.add(
-                Finding::error("PG-WAL-LEVEL", format!("wal_level is {level}; capturing changes needs logical"))
-                    .fix("ALTER SYSTEM SET wal_level = logical;")
-                    .fix("then restart the server"),
-            );
-        }
-        if row.text(8) == Some("t") {
-            self.add(
-                Finding::error("PG-STANDBY", "the server is a standby, where no publication can be made")
-                    .fix("set host to the primary"),
-            );
-        }
-        let loading = i64::from(self.scope.full_load);
-        let slots_needed = i64::from(row.text(3) != Some("t")) + loading;
-        let limits = [
-            ("PG-SLOTS", "replication slots", "max_replication_slots", row.number(1)?, row.number(2)?, slots_needed),
-            (
-                "PG-WALSENDERS",
-                "wal senders",
-                "max_wal_senders",
-                row.number(4)?,
-                row.number(5)?,
-                i64::from(row.text(6) != Some("t")) + loading,
-            ),
-        ];
-        for (code, what, setting, limit, used, needed) in limits {
-            self.limit(code, what, setting, (limit, used, needed));
-        }
-        if row.text(7) == Some("-1") {
-            self.add(
-                Finding::warning("PG-WAL-KEEP", "max_slot_wal_keep_size has no limit")
-                    .detail("A slot whose reader stays away for long then makes the server keep its log until the disk is full.")
-                    .fix("ALTER SYSTEM SET max_slot_wal_keep_size = '8GB'; SELECT pg_reload_conf();"),
-            );
-        }
-        Ok(())
-    }
-
-    fn limit(&mut self, code: &str, what: &str, setting: &str, (limit, used, needed): (i64, i64, i64)) {
-        if limit - used >= needed {
-            return;
-        }
-        self.add(
-            Finding::error(code, format!("{needed} free {what} are needed, and {used} of {limit} are in use"))
-                .detail("One is kept; another is used for a moment whenever tables are loaded.")
-                .fix(format!("ALTER SYSTEM SET {setting} = {};", (used + needed).max(10)))
-                .fix("then restart the server"),
-        );
-    }
-
-    async fn long_transactions(&mut self) -> Result<()> {
-        let sql = open_transactions(0, LONG_TRANSACTION_SECONDS);
-        let mut rows = self.connection.query(&sql).await?;
-        let is_hidden = |row: &Vec<Option<String>>| row.get(1).is_some_and(Option::is_none);
-        if rows.iter().any(is_hidden) {
-            // An ordinary role does not see how old they are, but whether they stay.
-            tokio::time::sleep(HIDDEN_TRANSACTION_WAIT).await;
-            let later = self.connection.query(&sql).await?;
-            rows.retain(|row| !is_hidden(row) || later.contains(row));
-        }
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let mut finding = Finding::warning("PG-LONG-TRANSACTION", "open transactions will hold up a new slot or load");
-        let mut pids = vec![];
-        for row in &rows {
-            let row = CatalogRow(row);
-            let pid = row.word(0)?;
-            let hidden = "age and state hidden from this role".to_string();
-            let told = row.text(1).map_or(hidden, |age| {
-                format!("open for {age} s, role {}, state {}", row.text(2).unwrap_or("?"), row.text(3).unwrap_or("?"))
-            });
-            finding = finding.detail(format!("pid {pid}: {told}"));
-            if pid != "prepared" {
-                pids.push(pid.to_string());
-            }
-        }
-        let fix = match pids.is_empty() {
-            true => "COMMIT PREPARED or ROLLBACK PREPARED what SELECT * FROM pg_prepared_xacts; shows".into(),
-            false => format!(
-                "end them, or: SELECT pg_terminate_backend(pid) FROM unnest('{{{}}}'::int[]) pid;",
-                pids.join(",")
-            ),
-        };
-        self.add(finding.fix(fix));
         Ok(())
     }
 
@@ -381,14 +288,20 @@ impl Check<'_> {
             );
             return Ok(());
         }
-        if statements.is_empty() || self.may_publish(shapes).await? {
+        if statements.is_empty() || (!self.is_standby && self.may_publish(shapes).await?) {
             return Ok(());
         }
-        let role = self.role.clone();
-        let mut finding =
-            Finding::error("PG-PUBLICATION", format!("the role {role} may not make the publications that are missing"))
-                .detail("It needs CREATE on the database, and must own the tables and the publications.")
-                .fix("let the owner of the tables, or a superuser, run:");
+        let mut finding = match self.is_standby {
+            true => Finding::error("PG-PUBLICATION", "publications are missing, and a standby cannot make them")
+                .detail("They are made at the primary, and come to the standby from there.")
+                .fix("let the owner of the tables, or a superuser, run at the primary:"),
+            false => {
+                let summary = format!("the role {} may not make the publications that are missing", self.role);
+                Finding::error("PG-PUBLICATION", summary)
+                    .detail("It needs CREATE on the database, and must own the tables and the publications.")
+                    .fix("let the owner of the tables, or a superuser, run:")
+            }
+        };
         for statement in statements {
             finding = finding.fix(statement);
         }

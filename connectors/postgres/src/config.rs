@@ -48,6 +48,8 @@ pub enum TlsMode {
 /// What of ours exists at the source for one task, all named after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
+    /// The task itself, for the commands that messages tell.
+    pub task: String,
     /// The replication slot.
     pub slot: String,
     /// Publishes all changes of tables whose replica identity can carry updates.
@@ -71,6 +73,7 @@ impl Names {
             slug = format!("{slug}_{:08x}", hash as u32 ^ (hash >> 32) as u32);
         }
         Self {
+            task: task.into(),
             slot: format!("millrace_{slug}"),
             publication: format!("millrace_{slug}"),
             publication_inserts: format!("millrace_{slug}_inserts"),

@@ -177,6 +177,7 @@ impl Found {
             ty: ty.column_type(),
             source_type: row.word(14)?.into(),
             nullable: row.text(15) != Some("t"),
+            older_rows: None,
         });
         self.types.push(ty);
         Ok(())

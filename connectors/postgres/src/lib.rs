@@ -53,11 +53,18 @@ pub struct Options {
     pub sender_timeout: Duration,
     /// What becomes of values that their columns cannot hold, and which columns get another type.
     pub values: Arc<ValueRules>,
+    /// The slot is kept up to date on standbys, so that it is there after a failover (PostgreSQL 17 and later).
+    pub failover: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { value_bytes_max: 64 << 20, sender_timeout: Duration::from_secs(60), values: Arc::default() }
+        Self {
+            value_bytes_max: 64 << 20,
+            sender_timeout: Duration::from_secs(60),
+            failover: false,
+            values: Arc::default(),
+        }
     }
 }
 
@@ -107,13 +114,16 @@ impl PostgresSource {
 #[async_trait]
 impl Source for PostgresSource {
     async fn check(&self, scope: &Scope) -> Vec<Finding> {
-        check::check(&self.shared.config, &self.shared.names, scope).await
+        check::check(&self.shared.config, &self.shared.names, &self.shared.options, scope).await
     }
 
     async fn identity(&self) -> Result<Identity> {
         let mut connection = self.shared.catalog().await?;
-        let identity = slot::identity(&mut connection).await?;
+        let mut identity = slot::identity(&mut connection).await?;
         self.shared.give_back(connection);
+        if identity.timeline == 0 {
+            identity.timeline = slot::replayed_timeline(&self.shared.config).await?;
+        }
         Ok(identity)
     }
 
@@ -138,13 +148,13 @@ impl Source for PostgresSource {
     }
 
     async fn create_log(&self) -> Result<Position> {
-        slot::create(&self.shared.config, &self.shared.names).await
+        slot::create(&self.shared.config, &self.shared.names, self.shared.options.failover).await
     }
 
     async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
         let Shared { config, names, options, fence, .. } = &*self.shared;
-        let Options { value_bytes_max, sender_timeout, values } = options.clone();
-        let options = LogOptions { value_bytes_max, sender_timeout, values };
+        let Options { value_bytes_max, sender_timeout, failover, values } = options.clone();
+        let options = LogOptions { value_bytes_max, sender_timeout, failover, values };
         let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
         Ok(Box::new(log))
     }
@@ -168,6 +178,27 @@ impl Source for PostgresSource {
         let retained = slot::retained(&mut connection, &self.shared.names).await?;
         self.shared.give_back(connection);
         Ok(retained)
+    }
+
+    async fn verify(&self, from: Position, known: &Identity) -> Result<()> {
+        let mut session = Connection::connect(&self.shared.config, Mode::Replication, "millrace identity").await?;
+        log::verify_identity(&mut session, &self.shared.names, from, known).await?;
+        session.close().await;
+        Ok(())
+    }
+
+    async fn heartbeat(&self) -> Result<()> {
+        let mut connection = self.shared.catalog().await?;
+        slot::heartbeat(&mut connection, &self.shared.names).await?;
+        self.shared.give_back(connection);
+        Ok(())
+    }
+
+    async fn drop_log(&self) -> Result<()> {
+        let mut connection = self.shared.catalog().await?;
+        slot::drop_for_good(&mut connection, &self.shared.names).await?;
+        self.shared.give_back(connection);
+        Ok(())
     }
 
     async fn remove(&self) -> Result<Vec<String>> {

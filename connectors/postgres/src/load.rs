@@ -29,9 +29,9 @@ use crate::{
 /// not before we let go.
 const SEGMENT_LOCK_TIMEOUT_MS: u32 = 1_000;
 
-/// A batch is closed above so many bytes, as they came. Between 1 and 8 MiB the speed is the same, and some of them wait
-/// for the encoder.
-const BATCH_BYTES_MAX: usize = 4 << 20;
+/// A batch is closed above so many bytes, as they came: with smaller ones the encoder takes longer (6 % at 1 MiB), and three
+/// of them are held per segment (being built, waiting, being encoded).
+const BATCH_BYTES_MAX: usize = 2 << 20;
 
 /// A table and its lock.
 #[derive(Debug)]

@@ -129,8 +129,9 @@ pub async fn prepare(connection: &mut Connection, names: &Names, tables: &[Arc<T
             // The failed transaction is still open; if it cannot be ended the session is broken, and says so next.
             let _ = connection.execute("ROLLBACK").await;
             let doing = "bringing the publications up to date";
-            if sqlstate(&error) == Some("42501") {
-                let fix = format!("let the owner of the tables run:\n{}", statements.join("\n"));
+            // insufficient_privilege; read_only_sql_transaction, as a standby says.
+            if matches!(sqlstate(&error), Some("42501" | "25006")) {
+                let fix = format!("let the owner of the tables run at the primary:\n{}", statements.join("\n"));
                 return Err(Error { kind: Kind::Permission, doing: doing.into(), ..error }.fix(fix));
             }
             Err(Error { doing: doing.into(), ..error })

@@ -13,6 +13,10 @@ use crate::{
     wire::{Connection, Mode, sqlstate},
 };
 
+/// How long a slot that is in use is tried to be dropped.
+const DROP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+const DROP_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// An LSN as the server prints it: two hexadecimal halves.
 pub fn parse_lsn(text: &str) -> Result<Position> {
     let halves = text.split_once('/').and_then(|(high, low)| {
@@ -24,15 +28,20 @@ pub fn parse_lsn(text: &str) -> Result<Position> {
     Ok(Position(u128::from(lsn)))
 }
 
-/// Makes the permanent slot; one of the same name that nobody uses is dropped first.
-pub async fn create(config: &PostgresConfig, names: &Names) -> Result<Position> {
+/// `FAILOVER` of CREATE_REPLICATION_SLOT came with this version.
+pub const FAILOVER_VERSION_MIN: u32 = 17;
+
+/// Makes the permanent slot; one of the same name that nobody uses is dropped first. With `failover`, standbys that
+/// synchronize slots keep it too, where the server knows how.
+pub async fn create(config: &PostgresConfig, names: &Names, failover: bool) -> Result<Position> {
     let mut walsender = Connection::connect(config, Mode::Replication, "millrace slot").await?;
     drop_unused(&mut walsender, names).await?;
     fail::fail_point!("pg-before-slot");
-    let position =
-        create_with(config, &mut walsender, &names.slot, "", "SNAPSHOT 'nothing'", "NOEXPORT_SNAPSHOT").await?.0;
+    let failover = failover && walsender.major_version() >= FAILOVER_VERSION_MIN;
+    let options = if failover { "SNAPSHOT 'nothing', FAILOVER true" } else { "SNAPSHOT 'nothing'" };
+    let position = create_with(config, &mut walsender, &names.slot, "", options, "NOEXPORT_SNAPSHOT").await?.0;
     fail::fail_point!("pg-after-slot");
-    tracing::info!(slot = names.slot, %position, "replication slot was made");
+    tracing::info!(slot = names.slot, %position, failover, "replication slot was made");
     walsender.close().await;
     Ok(position)
 }
@@ -112,6 +121,7 @@ pub async fn retained(connection: &mut Connection, names: &Names) -> Result<Opti
         confirmed: row.text(0).map(parse_lsn).transpose()?,
         end: row.text(4).map(parse_lsn).transpose()?,
         status: format!("{}, {active}", row.text(1).unwrap_or("lost")),
+        release: format!("SELECT pg_drop_replication_slot({});", quote_literal(&names.slot).trim()),
     }))
 }
 
@@ -128,23 +138,69 @@ pub async fn remove(connection: &mut Connection, names: &Names) -> Result<Vec<St
     }
 }
 
-/// Who the server is. By SQL, not `IDENTIFY_SYSTEM`, so that a task that only loads needs no REPLICATION right.
+/// Who the server is. By SQL, not `IDENTIFY_SYSTEM`, so that a task that only loads needs no REPLICATION right. Of a
+/// standby it does not tell the timeline (0): that of its control file is of its last restart point.
 pub async fn identity(connection: &mut Connection) -> Result<Identity> {
     let rows = connection
         .query(
-            "SELECT system_identifier, CASE WHEN pg_is_in_recovery() \
-             THEN (SELECT timeline_id FROM pg_control_checkpoint())::bigint \
-             ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END, \
+            "SELECT system_identifier, CASE WHEN NOT pg_is_in_recovery() \
+             THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END, \
              current_database(), current_setting('server_version') FROM pg_control_system()",
         )
         .await?;
     let row = CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default());
     Ok(Identity {
         system: row.word(0)?.into(),
-        timeline: row.number(1)?,
+        timeline: if row.text(1).is_some() { row.number(1)? } else { 0 },
         database: row.word(2)?.into(),
         server: format!("PostgreSQL {}", row.word(3)?),
+        started: String::new(),
     })
+}
+
+/// The timeline that a standby follows.
+pub async fn replayed_timeline(config: &PostgresConfig) -> Result<u64> {
+    let mut walsender = Connection::connect(config, Mode::Replication, "millrace identity").await?;
+    let rows = walsender.query("IDENTIFY_SYSTEM").await?;
+    walsender.close().await;
+    CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default()).number(1)
+}
+
+/// A commit of our own in the database, which moves its log on. The message is not asked for when the log is read.
+pub async fn heartbeat(connection: &mut Connection, names: &Names) -> Result<()> {
+    let sql = format!("SELECT pg_logical_emit_message(true, 'millrace heartbeat', {})", quote_literal(&names.task));
+    connection.execute(&sql).await
+}
+
+/// Drops our slot, whoever reads from it in our name, so that the server lets its log go.
+pub async fn drop_for_good(connection: &mut Connection, names: &Names) -> Result<()> {
+    let slot = quote_literal(&names.slot);
+    let drop_it = format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+         WHERE slot_name = {slot} AND database = current_database()"
+    );
+    let began = tokio::time::Instant::now();
+    loop {
+        match connection.execute(&drop_it).await {
+            // object_in_use: the server has yet to notice that our session is gone.
+            Err(error) if sqlstate(&error) == Some("55006") && began.elapsed() < DROP_PATIENCE => {
+                let end_it = format!(
+                    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots s \
+                     JOIN pg_stat_activity a ON a.pid = s.active_pid \
+                     WHERE slot_name = {slot} AND a.usename = current_user"
+                );
+                connection.execute(&end_it).await?;
+                tokio::time::sleep(DROP_PAUSE).await;
+            }
+            Err(error) => {
+                let doing = format!("dropping replication slot {:?}", names.slot);
+                return Err(Error { doing, ..error }.fix(format!("let a superuser run: {drop_it};")));
+            }
+            Ok(()) => break,
+        }
+    }
+    tracing::warn!(slot = names.slot, "replication slot was dropped");
+    Ok(())
 }
 
 #[cfg(test)]

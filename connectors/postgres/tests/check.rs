@@ -239,3 +239,34 @@ async fn tables_that_are_not_there() {
         assert!(finding.fix.join(" ").contains(words), "{finding:?}");
     }
 }
+
+#[tokio::test]
+async fn a_standby_and_a_failover_slot_are_told_where_they_do_not_work() {
+    let Some(server) = TestServer::start(&["max_slot_wal_keep_size='8GB'"]) else { return };
+    let mut session = server.session().await;
+    session.execute("create table t (id int primary key)").await.unwrap();
+    let major = session.major_version();
+    let options = Options { failover: true, ..Options::default() };
+    let source = PostgresSource::new(server.config("postgres"), "shop", options);
+    let found = source.check(&scope(&["public.t"])).await;
+    let finding = find(&found, "PG-FAILOVER");
+    assert_eq!(finding.severity, Severity::Warning);
+    let expected = if major < 17 { "needs PostgreSQL 17" } else { "synchronized_standby_slots is empty" };
+    assert!(finding.summary.contains(expected), "{finding:?}");
+
+    // A standby of nobody.
+    server.stop("fast");
+    fs::write(std::path::Path::new(&server.data()).join("standby.signal"), "").unwrap();
+    server.begin();
+    let found = check(&server.config("postgres"), &["public.t"]).await;
+    let finding = find(&found, "PG-STANDBY");
+    if major < 16 {
+        assert_eq!(finding.severity, Severity::Error);
+        assert!(finding.fix[0].contains("set host to the primary"), "{finding:?}");
+    } else {
+        assert_eq!(finding.severity, Severity::Warning);
+        assert_eq!(find(&found, "PG-STANDBY-FEEDBACK").severity, Severity::Error);
+    }
+    let finding = find(&found, "PG-PUBLICATION");
+    assert!(finding.summary.contains("a standby cannot make them"), "{finding:?}");
+}

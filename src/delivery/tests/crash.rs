@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::{fakes::When, reading::exact_values, *};
 
-/// Three tables; `c` waits for a load, `b` is truncated near the end, some rows of `a` have values beside their columns.
+/// Three tables; `c` waits for a load, `b` is truncated before the last transaction, some rows of `a` have values beside
+/// their columns.
 fn workload(house: &House) -> Vec<Arc<Table>> {
     let tables = vec![table("a", &["x"]), table("b", &[]), table("c", &[])];
     house.checkpoint(&tables[0], Flow::Delivering);
@@ -42,18 +43,15 @@ fn verify(house: &House, tables: &[Arc<Table>], delivery: &Delivery) {
     assert_eq!(exact_values(house, a, "x__exact"), exact);
     let names: Vec<String> = house.columns(a);
     assert_eq!(names, ["Op", "id", "x", "x__exact", "commit_timestamp", "change_order"]);
-    let expected_b: Vec<Row> = (1..=5u128)
-        .flat_map(|commit| {
-            let id = commit as i64 * 10;
-            [("I", 1), ("U", 2), ("D", 3)].map(|(op, ordinal)| Row::new(op, id, commit, ordinal))
-        })
-        .collect();
-    assert_eq!(delivered(house, b), expected_b);
-    assert_eq!(house.read_checkpoint(b).flow, Flow::Suspended);
+    let expected_b = [("I", 1), ("U", 2), ("D", 3)].map(|(op, ordinal)| Row::new(op, 60, 6, ordinal));
+    assert_eq!(delivered(house, b), expected_b, "what came before the truncate is gone");
+    assert_eq!(house.read_checkpoint(b).flow, Flow::Delivering);
     assert_eq!(house.read_checkpoint(c).held, 12);
     let letters = house.catalog.dead_letters(&CatalogName::of(&a.name)).unwrap();
     assert_eq!(letters.iter().map(|file| file.rows).sum::<u64>(), 1);
-    assert_eq!(objects_below(&house.root()), house.keys_in_manifests(&[a, b, c]), "no object stands outside");
+    let mut known = [house.keys_in_manifests(&[a, b, c]), house.keys_in_garbage()].concat();
+    known.sort();
+    assert_eq!(objects_below(&house.root()), known, "no object stands outside");
     assert_eq!(delivery.unaccounted(), 0);
     assert!(house.intent().is_none());
 }
@@ -126,7 +124,7 @@ async fn an_interrupted_round_comes_to_the_same_objects() {
     delivery.round().await.unwrap();
     assert_eq!(later.keys_in_manifests(&[&tables[0], &tables[1]]), published);
     assert_eq!(objects_below(&later.root()), published);
-    assert_eq!((delivered(&later, &tables[0]).len(), delivered(&later, &tables[1]).len()), (18, 15));
+    assert_eq!((delivered(&later, &tables[0]).len(), delivered(&later, &tables[1]).len()), (18, 3));
     assert_eq!(later.read_checkpoint(&tables[0]).through, intent.to);
     delivery.flush().await.unwrap();
     assert_eq!(delivered(&later, &tables[0]).last().unwrap().id, 1000);
@@ -151,7 +149,7 @@ async fn a_table_that_was_reloaded_meanwhile_leaves_the_interrupted_round() {
     delivery.flush().await.unwrap();
     let expected: Vec<i64> = (0..4).chain((4..=6).flat_map(|commit| commit * 10..commit * 10 + 3)).collect();
     assert_eq!(ids(&delivered(&house, &tables[0])), expected, "the load, and what committed behind it");
-    assert_eq!(delivered(&house, &tables[1]).len(), 15);
+    assert_eq!(delivered(&house, &tables[1]).len(), 3);
     assert_eq!(delivery.unaccounted(), 0);
     assert!(!house.keys_in_manifests(&[&tables[0]]).contains(&orphan));
     let mut impatient = house;

@@ -344,4 +344,14 @@ impl House {
         keys.sort();
         keys
     }
+
+    /// Sorted; objects that left their manifest.
+    pub fn keys_in_garbage(&self) -> Vec<String> {
+        let prefix = crate::state::keys::garbage::prefix(&self.options.task);
+        let found: Vec<(String, crate::state::keys::garbage::Garbage)> =
+            crate::state::read_all(&*self.state, &prefix).unwrap();
+        let mut keys: Vec<String> = found.into_iter().map(|(_, garbage)| garbage.key).collect();
+        keys.sort();
+        keys
+    }
 }

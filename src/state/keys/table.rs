@@ -75,6 +75,8 @@ pub struct TableRecord {
     pub load: Option<LoadRecord>,
     /// Why it is suspended, and what to do.
     pub error: Option<String>,
+    /// It was suspended by what the log shows, which a reload mends: no operator is needed for that.
+    pub mends: bool,
     /// Rows of the last complete load, and how long it took.
     pub loaded_rows: u64,
     /// Duration of the last complete load in milliseconds.

@@ -38,6 +38,11 @@ pub enum TaskState {
     Deleting,
 }
 
+/// Stop reason: the source keeps too much for us, and the config says to stop then.
+pub const SOURCE_LOG_LIMIT: &str = "SOURCE_LOG_LIMIT";
+/// Stop reason: the same, and the slot was dropped.
+pub const SOURCE_LOG_DROPPED: &str = "SOURCE_LOG_DROPPED";
+
 /// One task.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TaskRecord {
@@ -53,6 +58,16 @@ pub struct TaskRecord {
     pub identity: Option<Identity>,
     /// We are about to make the slot: one that is found while there is no mark in the stream is ours and is made again.
     pub slot_intent: bool,
+    /// The place in the source's log is lost or was given up, and everybody agrees to that: it is made anew before anything
+    /// is captured, and every table is loaded anew.
+    #[serde(default)]
+    pub remake_log: bool,
+    /// Number of the source's history that positions are of; see [`Position::history`].
+    #[serde(default)]
+    pub history: u16,
+    /// What the guardian of the source's log has to say, while it has.
+    #[serde(default)]
+    pub guard: Option<Finding>,
     /// A copy of the durable position, for display only: the stream's last mark is the truth.
     pub position: Option<Position>,
     /// What the source keeps for us, as last seen.
@@ -65,4 +80,12 @@ pub struct TaskRecord {
     pub config: String,
     /// Last change of this record (microseconds since 1970-01-01 UTC).
     pub changed_us: i64,
+}
+
+impl TaskRecord {
+    /// Whether it does not run, and nobody asked for that.
+    pub fn has_failed(&self) -> bool {
+        self.state == TaskState::Failed
+            || matches!(self.stop_reason.as_deref(), Some(SOURCE_LOG_LIMIT | SOURCE_LOG_DROPPED))
+    }
 }

@@ -182,6 +182,9 @@ impl Decoder {
             Message::Insert(insert) => self.change(insert.relation, Some(insert.new), |captured, transaction| {
                 captured.insert(transaction, insert.new).map(|()| true)
             }),
+            Message::Update(update) if update.old.is_some_and(|old| old.tuple().len() != update.new.len()) => {
+                Err(protocol("the old row of an update has another number of columns than the new one"))
+            }
             Message::Update(update) => self.change(update.relation, Some(update.new), |captured, transaction| {
                 captured.update(transaction, update.old, update.new)
             }),
@@ -339,7 +342,10 @@ impl Decoder {
         let outcome = match shape::compare(&table, relation, &self.types) {
             Comparison::Same => Ok(None),
             Comparison::Appended(_) => shape::evolve(&table, relation, &self.types, facts).map(Some),
-            Comparison::Different(what) => adopt(captured, relation, &self.types, facts).map(Some).ok_or(what),
+            Comparison::Different(what) => match adopt(captured, relation, &self.types, facts) {
+                Some(table) => Ok(Some(table)),
+                None => shape::follow(&table, relation, facts).map(Some).map_err(|why| join(&what, &why)),
+            },
             Comparison::UnknownType => Err("it has a type that is gone".into()),
         };
         let full = relation.replica_identity == b'f';
@@ -371,7 +377,7 @@ impl Decoder {
         let table = Arc::new(table);
         captured.reshape(table.clone());
         if evolved {
-            tracing::info!(table = %table.name, version = table.version, "a table has new columns");
+            tracing::info!(table = %table.name, version = table.version, "a table has a new shape");
             self.items.push(Change::Ddl(Ddl::Evolved { table, order }));
         }
     }
@@ -402,6 +408,10 @@ fn adopt(captured: &Captured, relation: &Relation, types: &TypeNames, facts: &Fa
     let shape = facts.shape.as_ref().filter(|_| captured.adopting)?;
     let table = Table { version: captured.table.version, ..shape.table.clone() };
     (shape::compare(&table, relation, types) == Comparison::Same).then_some(table)
+}
+
+fn join(what: &str, why: &str) -> String {
+    if what == why { what.into() } else { format!("{what} ({why})") }
 }
 
 fn protocol(what: &'static str) -> Error {

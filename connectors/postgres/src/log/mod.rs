@@ -10,6 +10,8 @@
 mod captured;
 mod decoder;
 mod deferrable;
+#[cfg(test)]
+mod fuzz;
 mod open;
 mod pace;
 mod pending;
@@ -31,6 +33,7 @@ use millrace_core::{
     source::{Budget, Identity, Log},
 };
 
+pub(crate) use self::open::verify_identity;
 use self::{
     decoder::{Applied, Decoder},
     pace::Pace,
@@ -58,11 +61,18 @@ pub struct LogOptions {
     pub sender_timeout: Duration,
     /// What becomes of values that their columns cannot hold.
     pub values: Arc<ValueRules>,
+    /// A slot that was made without `FAILOVER` gets it, where the server knows it.
+    pub failover: bool,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { value_bytes_max: 64 << 20, sender_timeout: Duration::from_secs(60), values: Arc::default() }
+        Self {
+            value_bytes_max: 64 << 20,
+            sender_timeout: Duration::from_secs(60),
+            failover: false,
+            values: Arc::default(),
+        }
     }
 }
 
@@ -77,6 +87,8 @@ pub struct PostgresLog {
     /// When other tasks were last let run.
     yielded: Instant,
     fence: Arc<VisibilityFence>,
+    /// Who answered.
+    identity: Identity,
     /// For shapes that changed; closed when a pull ends.
     catalog: Option<Connection>,
 }
@@ -95,7 +107,7 @@ impl PostgresLog {
     ) -> Result<Self> {
         let start = u64::try_from(from.0).context(Kind::Internal, || format!("opening the log at {from}"))?;
         let mut session = Connection::connect(config, Mode::Replication, "millrace log").await?;
-        open::verify_identity(&mut session, from, known).await?;
+        let identity = verify_identity(&mut session, names, from, known).await?;
         open::verify_slot(&mut session, names, from).await?;
         let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
         open::learn_types(&mut session, tables, &mut decoder).await?;
@@ -111,6 +123,7 @@ impl PostgresLog {
             decoder,
             yielded: Instant::now(),
             fence,
+            identity,
             catalog: None,
         })
     }
@@ -195,6 +208,10 @@ impl Log for PostgresLog {
         while !self.decode(&budget).await? && self.read_more(began, deadline).await? {}
         self.catalog = None;
         Ok(self.decoder.take())
+    }
+
+    fn identity(&self) -> Option<&Identity> {
+        Some(&self.identity)
     }
 
     async fn confirm(&mut self, position: Durable<Position>) -> Result<()> {

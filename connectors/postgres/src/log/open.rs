@@ -9,8 +9,8 @@ use millrace_core::{Error, Kind, Position, Result, Table, source::Identity};
 use super::{LogOptions, decoder::Decoder, shape};
 use crate::{
     config::Names,
-    discover::{CatalogRow, quote_literal},
-    slot::parse_lsn,
+    discover::{CatalogRow, quote_identifier, quote_literal},
+    slot::{FAILOVER_VERSION_MIN, parse_lsn},
     wire::{Connection, CopyBoth, sqlstate},
 };
 
@@ -18,38 +18,96 @@ use crate::{
 const ACTIVE_PATIENCE: Duration = Duration::from_secs(3);
 const ACTIVE_PAUSE: Duration = Duration::from_millis(100);
 
-/// Compares the server with the one that the position comes from.
-pub async fn verify_identity(session: &mut Connection, from: Position, known: &Identity) -> Result<()> {
+/// Compares the server with the one that the position comes from; gives who it is now, as this very session sees it.
+/// Another session may reach another server.
+pub async fn verify_identity(
+    session: &mut Connection,
+    names: &Names,
+    from: Position,
+    known: &Identity,
+) -> Result<Identity> {
     let rows = session.query("IDENTIFY_SYSTEM").await?;
     let row = CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default());
-    let (system, timeline) = (row.word(0)?, row.number::<u64>(1)?);
+    let (system, timeline, end) = (row.word(0)?, row.number::<u64>(1)?, parse_lsn(row.word(2)?)?);
     let database = row.text(3).unwrap_or_default();
-    let doing = "comparing the server with the one that was replicated from";
-    let reload = "if this is meant, reload the task: everything is loaded again";
     if system != known.system {
-        let what = format!("its system identifier is {system}, and was {}", known.system);
-        return Err(Error::new(Kind::LogLost, doing).with(what).fix(reload));
+        return Err(changed(names, format!("its system identifier is {system}, and was {}", known.system)));
     }
     if database != known.database {
-        let what = format!("the database is {database:?}, and was {:?}", known.database);
-        return Err(Error::new(Kind::LogLost, doing).with(what).fix(reload));
+        return Err(changed(names, format!("the database is {database:?}, and was {:?}", known.database)));
     }
-    if timeline == known.timeline || known.timeline == 0 {
-        return Ok(());
+    let rows = session.query("SELECT extract(epoch FROM pg_postmaster_start_time())").await?;
+    let started = CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default()).word(0)?.to_string();
+    // A standby that was promoted while we read from it went on in the open session, over the fork. It is the same process
+    // still, and what it sent is what it has.
+    let same_process = started == known.started && timeline > known.timeline;
+    if timeline != known.timeline && known.timeline != 0 && !same_process {
+        verify_timeline(session, names, from, (known.timeline, timeline)).await?;
     }
-    let history = session.query(&format!("TIMELINE_HISTORY {timeline}")).await;
-    let history = history.map_err(|error| Error { kind: Kind::LogLost, doing: doing.into(), ..error }.fix(reload))?;
-    let row = CatalogRow(history.first().map(Vec::as_slice).unwrap_or_default());
-    let fork = fork_point(row.word(1)?, known.timeline);
-    if fork.is_some_and(|fork| from <= fork) {
-        tracing::info!(timeline, before = known.timeline, "the server is on a new timeline that holds our position");
-        return Ok(());
+    if end < from {
+        verify_end(session, names, from, end).await?;
     }
-    let what = match fork {
-        Some(fork) => format!("it left timeline {} at {fork}, before our position {from}", known.timeline),
-        None => format!("its timeline {timeline} does not come from timeline {}", known.timeline),
+    let server = session.parameter("server_version").map(|version| format!("PostgreSQL {version}"));
+    let server = server.unwrap_or_else(|| known.server.clone());
+    Ok(Identity { system: system.into(), timeline, database: database.into(), server, started })
+}
+
+fn changed(names: &Names, what: String) -> Error {
+    Error::new(Kind::SourceChanged, "comparing the server with the one that was replicated from").with(what).fix(
+        format!(
+            "set host, port and database back to the server that was replicated from, then: millrace resume {0}\n\
+         or, if this is meant, load everything anew: millrace reload {0}",
+            names.task
+        ),
+    )
+}
+
+/// On another timeline everything up to our position must come from the one that we know.
+async fn verify_timeline(
+    session: &mut Connection,
+    names: &Names,
+    from: Position,
+    (before, now): (u64, u64),
+) -> Result<()> {
+    if now < before {
+        let what = format!("it is on timeline {now}, and was on {before}: it is a server from before a failover");
+        return Err(changed(names, what));
+    }
+    let history = match session.query(&format!("TIMELINE_HISTORY {now}")).await {
+        Ok(history) => history,
+        // undefined_file: nobody can tell any more where the timeline comes from.
+        Err(error) if sqlstate(&error) == Some("58P01") => {
+            return Err(changed(names, format!("the history of its timeline {now} is missing: {error}")));
+        }
+        Err(error) => return Err(error),
     };
-    Err(Error::new(Kind::LogLost, doing).with(what).fix(reload))
+    let row = CatalogRow(history.first().map(Vec::as_slice).unwrap_or_default());
+    match fork_point(row.word(1)?, before) {
+        Some(fork) if from <= fork => {
+            tracing::info!(timeline = now, before, %fork, "the server is on a new timeline that holds our position");
+            Ok(())
+        }
+        Some(fork) => Err(changed(
+            names,
+            format!("the source went back in time: it left timeline {before} at {fork}, before our position {from}"),
+        )),
+        None => Err(changed(names, format!("its timeline {now} does not come from timeline {before}"))),
+    }
+}
+
+/// A primary's log never ends before what it once sent: only what is flushed is sent. (A server with `fsync = off` that
+/// lost power may break that.) A standby may be behind the one that was read from before.
+async fn verify_end(session: &mut Connection, names: &Names, from: Position, end: Position) -> Result<()> {
+    let rows = session.query("SELECT pg_is_in_recovery()").await?;
+    if CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default()).text(0) == Some("t") {
+        return Err(Error::new(Kind::Connection, format!("reading the log from {from}"))
+            .with(format!("the standby has come to {end} only"))
+            .fix("nothing: it is tried again until the standby has caught up"));
+    }
+    let what = format!(
+        "the source went back in time: its log ends at {end}, before our position {from}, so it was restored from a backup"
+    );
+    Err(changed(names, what))
 }
 
 /// Where a history file (lines of timeline, LSN, reason) says that this timeline was left.
@@ -68,7 +126,10 @@ struct Slot {
     database: String,
     own_database: String,
     active_process: Option<u32>,
-    wal_status: String,
+    /// Why the server gave it up, in its own words; empty while it is good.
+    invalid: String,
+    /// The server is a standby that keeps it up to date for a failover.
+    synced: bool,
     confirmed: Option<Position>,
 }
 
@@ -81,7 +142,7 @@ pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position
     let slot = loop {
         let Some(slot) = read_slot(session, names).await? else {
             return Err(lost("the slot does not exist: it was dropped, or not carried over to this server".into())
-                .fix("reload the task: a new slot is made, and everything is loaded again"));
+                .fix(format!("a new slot is made, and everything is loaded anew: millrace reload {}", names.task)));
         };
         match slot.active_process {
             None => break slot,
@@ -97,10 +158,20 @@ pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position
     };
     if slot.kind != "logical" || slot.plugin != "pgoutput" || slot.database != slot.own_database {
         let what = format!("it is a {} slot of {:?} in database {:?}", slot.kind, slot.plugin, slot.database);
-        return Err(lost(what).fix("somebody else's slot has this name: drop it, or rename the task; then reload"));
+        return Err(Error { kind: Kind::SourceChanged, ..lost(what) }.fix(format!(
+            "somebody else's slot has this name: rename the task, or have its owner drop it \
+             (SELECT pg_drop_replication_slot({});), then: millrace reload {}",
+            quote_literal(&names.slot),
+            names.task
+        )));
     }
-    if slot.wal_status == "lost" {
-        return Err(invalidated(names, from, "wal_status=lost"));
+    if slot.synced {
+        return Err(Error::new(Kind::SourceSetup, format!("reading the log from replication slot {:?}", names.slot))
+            .with("the server is a standby, and keeps this slot for the day when it is promoted")
+            .fix("set host to the primary, or to a name that always leads there"));
+    }
+    if !slot.invalid.is_empty() {
+        return Err(invalidated(names, from, &slot.invalid));
     }
     match slot.confirmed {
         Some(confirmed) if confirmed <= from => Ok(()),
@@ -108,15 +179,21 @@ pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position
             "it was confirmed up to {confirmed}, but we have only what committed before {from}: it was made again, \
              somebody else read with it, or our state is older than it"
         ))
-        .fix("changes in between are gone: reload the task")),
-        None => Err(lost("it has no confirmed position".into()).fix("reload the task")),
+        .fix(format!("changes in between are gone; load everything anew: millrace reload {}", names.task))),
+        None => Err(lost("it has no confirmed position".into()).fix(format!("millrace reload {}", names.task))),
     }
 }
 
 async fn read_slot(session: &mut Connection, names: &Names) -> Result<Option<Slot>> {
+    // By way of JSON, because `conflicting` came with 16, `synced` and `invalidation_reason` with 17.
     let sql = format!(
         "SELECT slot_type, coalesce(plugin, ''), coalesce(database, ''), current_database(), active_pid, \
-         coalesce(wal_status, 'lost'), confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {}",
+         CASE WHEN coalesce(wal_status, 'lost') = 'lost' OR j ->> 'conflicting' = 'true' \
+         OR j ->> 'invalidation_reason' IS NOT NULL THEN concat('wal_status=', coalesce(wal_status, 'lost'), \
+         CASE WHEN j ->> 'conflicting' = 'true' THEN ', conflicting with recovery' END, \
+         ', invalidation_reason=' || (j ->> 'invalidation_reason')) ELSE '' END, \
+         pg_is_in_recovery() AND coalesce((j ->> 'synced')::bool, false), confirmed_flush_lsn \
+         FROM pg_replication_slots s, LATERAL (SELECT to_jsonb(s)) t(j) WHERE slot_name = {}",
         quote_literal(&names.slot)
     );
     let rows = session.query(&sql).await?;
@@ -127,15 +204,24 @@ async fn read_slot(session: &mut Connection, names: &Names) -> Result<Option<Slo
         database: row.word(2)?.into(),
         own_database: row.word(3)?.into(),
         active_process: row.text(4).and_then(|process| process.parse().ok()),
-        wal_status: row.word(5)?.into(),
-        confirmed: row.text(6).map(parse_lsn).transpose()?,
+        invalid: row.word(5)?.into(),
+        synced: row.text(6) == Some("t"),
+        confirmed: row.text(7).map(parse_lsn).transpose()?,
     }))
 }
 
 fn invalidated(names: &Names, from: Position, said: &str) -> Error {
+    let remedy = match said {
+        said if said.contains("conflict") || said.contains("rows_removed") => {
+            "on the standby: ALTER SYSTEM SET hot_standby_feedback = on; and give it a physical slot at the primary"
+        }
+        said if said.contains("wal_level") => "ALTER SYSTEM SET wal_level = logical; at the primary, and restart it",
+        said if said.contains("idle_timeout") => "raise idle_replication_slot_timeout above the longest outage",
+        _ => "raise the limit (suggest): ALTER SYSTEM SET max_slot_wal_keep_size = '8GB'; SELECT pg_reload_conf();",
+    };
     Error::new(Kind::LogLost, format!("replication slot {:?} was invalidated by the server", names.slot))
         .with(format!("{said}; changes between {from} and now cannot be read, and nothing was skipped"))
-        .fix("raise max_slot_wal_keep_size (suggest 8GB), then reload the task")
+        .fix(format!("{remedy}\nthen load everything anew: millrace reload {}", names.task))
 }
 
 /// Learns the types of the tables, so that their shapes can be compared as the log shows them.
@@ -148,6 +234,10 @@ pub async fn learn_types(session: &mut Connection, tables: &[Arc<Table>], decode
 pub async fn start(mut session: Connection, names: &Names, from: u64, options: &LogOptions) -> Result<CopyBoth> {
     let timeout_ms = options.sender_timeout.as_millis();
     session.execute(&format!("SET wal_sender_timeout = '{timeout_ms}ms'")).await?;
+    if options.failover && session.major_version() >= FAILOVER_VERSION_MIN {
+        let alter = format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", quote_identifier(&names.slot));
+        session.execute(&alter).await?;
+    }
     let publications = [&names.publication, &names.publication_inserts];
     let sql = format!(
         "START_REPLICATION SLOT \"{}\" LOGICAL {} (proto_version '{}', publication_names {})",

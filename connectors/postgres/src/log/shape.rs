@@ -4,12 +4,15 @@
 
 use std::collections::HashMap;
 
-use millrace_core::{Capture, Column, ColumnType, Result, Table, TableName};
+use millrace_core::{Capture, Column, ColumnType, ColumnVec, Result, Table, TableName};
 
 use crate::{
     discover::{self, CatalogRow, Shape},
-    types::unfit,
-    wire::{Connection, relation::Relation},
+    types::{text, unfit},
+    wire::{
+        Connection,
+        relation::{Relation, RelationColumn},
+    },
 };
 
 /// What a type OID and a modifier stand for.
@@ -150,8 +153,8 @@ pub struct Attribute {
     type_oid: u32,
     type_modifier: i32,
     not_null: bool,
-    /// Older rows have a value that no row event carries (`atthasmissing`).
-    has_missing: bool,
+    /// The value that older rows have and no row event carries (`attmissingval`).
+    missing: Option<String>,
     has_default: bool,
     /// An identity or generated column: older rows were given values.
     computed: bool,
@@ -159,7 +162,7 @@ pub struct Attribute {
 
 /// Asks the catalog, and learns the types that the Relation names.
 pub async fn read_facts(connection: &mut Connection, relation: &Relation, types: &mut TypeNames) -> Result<Facts> {
-    let pair = |column: &crate::wire::relation::RelationColumn| (column.type_oid, column.type_modifier);
+    let pair = |column: &RelationColumn| (column.type_oid, column.type_modifier);
     let unknown: Vec<_> = relation.columns.iter().map(pair).filter(|pair| !types.contains_key(pair)).collect();
     learn(connection, &unknown, types).await?;
     let name = TableName::new(schema_of(relation), relation.name.as_str());
@@ -167,8 +170,9 @@ pub async fn read_facts(connection: &mut Connection, relation: &Relation, types:
     let shape = shapes.into_iter().find(|shape| shape.table.source_id == u64::from(relation.oid));
     let rows = connection
         .query(&format!(
-            "SELECT attnum, attname, atttypid, atttypmod, attnotnull, atthasmissing, atthasdef, \
-             attidentity <> '' OR attgenerated <> '' FROM pg_attribute \
+            "SELECT attnum, attname, atttypid, atttypmod, attnotnull, atthasdef, \
+             attidentity <> '' OR attgenerated <> '', CASE WHEN atthasmissing THEN \
+             (attmissingval::pg_catalog.text::pg_catalog.text[])[1] END FROM pg_attribute \
              WHERE attrelid = {} AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
             relation.oid
         ))
@@ -191,9 +195,9 @@ fn attribute(row: &CatalogRow<'_>) -> Result<Attribute> {
         type_oid: row.number(2)?,
         type_modifier: row.number(3)?,
         not_null: flag(4)?,
-        has_missing: flag(5)?,
-        has_default: flag(6)?,
-        computed: flag(7)?,
+        has_default: flag(5)?,
+        computed: flag(6)?,
+        missing: row.text(7).map(Into::into),
     })
 }
 
@@ -205,37 +209,95 @@ pub fn evolve(table: &Table, relation: &Relation, types: &TypeNames, facts: &Fac
     evolved.storage_id = storage_id;
     for shown in relation.columns.iter().skip(table.columns.len()) {
         let last_id = evolved.columns.last().map_or(0, |column| column.id);
-        let attribute = facts.attributes.iter().find(|attribute| {
-            attribute.name == shown.name
-                && attribute.id > last_id
-                && (attribute.type_oid, attribute.type_modifier) == (shown.type_oid, shown.type_modifier)
-        });
+        let attribute = facts.attributes.iter().find(|attribute| attribute.id > last_id && attribute.is(shown));
         let Some(attribute) = attribute else {
             return Err(format!("column {:?} was added and has changed again since", shown.name));
         };
-        // A default that needed a rewrite leaves no other trace than new storage.
-        let rewritten = attribute.has_default && storage_id != table.storage_id;
-        if attribute.has_missing || attribute.computed || rewritten {
-            return Err(format!("column {:?} was added with a value for the rows that were there", shown.name));
-        }
         let Some(known) = types.get(&(shown.type_oid, shown.type_modifier)) else {
             return Err(format!("column {:?} was added with a type that is gone", shown.name));
         };
+        attribute.fits_older_rows(storage_id != table.storage_id, &known.ty)?;
         evolved.columns.push(Column {
             id: attribute.id,
             name: shown.name.clone(),
             ty: known.ty.clone(),
             source_type: known.source_type.clone(),
             nullable: !attribute.not_null,
+            older_rows: attribute.missing.clone(),
         });
     }
     Ok(evolved)
 }
 
+impl Attribute {
+    /// Whether it is known what a column that was added is in the rows that were there, and the column can hold it.
+    fn fits_older_rows(&self, rewritten: bool, ty: &ColumnType) -> Result<(), String> {
+        let fits = |text: &String| text::decode(ty, text.as_bytes(), &mut ColumnVec::new(ty)).is_ok();
+        let unfit = self.missing.as_ref().is_some_and(|missing| !fits(missing));
+        // A default that needed a rewrite leaves no other trace than new storage.
+        match unfit || self.computed || (self.has_default && rewritten && self.missing.is_none()) {
+            true => Err(format!("column {:?} was added with values for the rows that were there", self.name)),
+            false => Ok(()),
+        }
+    }
+
+    fn is(&self, shown: &RelationColumn) -> bool {
+        (&self.name, self.type_oid, self.type_modifier) == (&shown.name, shown.type_oid, shown.type_modifier)
+    }
+}
+
+/// The table in the shape that the Relation shows, where that follows from the old one without a look at its rows:
+/// columns were renamed, dropped, added, or have a wider type. It needs the catalog to show the same shape: columns are
+/// told apart by their numbers, which the log does not have.
+pub fn follow(table: &Table, relation: &Relation, facts: &Facts) -> Result<Table, String> {
+    let now = facts.shape.as_ref().map(|shape| &shape.table).filter(|now| now.name == table.name);
+    let now = now.filter(|now| now.columns.len() == relation.columns.len());
+    let now = now.ok_or("its columns changed more than once")?;
+    // The catalog also has columns that are not captured, such as generated ones.
+    let attribute = |column: &Column| facts.attributes.iter().find(|attribute| attribute.id == column.id);
+    let attributes: Vec<&Attribute> = now.columns.iter().filter_map(attribute).collect();
+    let same = attributes.len() == now.columns.len()
+        && attributes.iter().zip(&relation.columns).all(|(attribute, shown)| attribute.is(shown));
+    if !same {
+        return Err("its columns changed more than once".into());
+    }
+    let key = |table: &Table| -> Vec<i32> { table.key.iter().map(|&index| table.columns[index].id).collect() };
+    if key(table) != key(now) || table.capture != now.capture || compare_identity(now, relation).is_some() {
+        return Err("its key or its replica identity changed".into());
+    }
+    let rewritten = table.storage_id != now.storage_id;
+    let mut followed = Table { version: table.version + 1, ..now.clone() };
+    for (column, attribute) in followed.columns.iter_mut().zip(attributes) {
+        let Some(old) = table.columns.iter().find(|old| old.id == column.id) else {
+            attribute.fits_older_rows(rewritten, &column.ty)?;
+            column.older_rows.clone_from(&attribute.missing);
+            continue;
+        };
+        column.older_rows.clone_from(&old.older_rows);
+        if old.source_type != column.source_type && (rewritten || !widens(&old.ty, &column.ty)) {
+            return Err(format!(
+                "column {:?} changed its type from {} to {}",
+                old.name, old.source_type, column.source_type
+            ));
+        }
+    }
+    Ok(followed)
+}
+
+/// Whether every value of a type is the same value of the other.
+fn widens(old: &ColumnType, new: &ColumnType) -> bool {
+    match (old, new) {
+        (ColumnType::Decimal { precision, scale }, ColumnType::Decimal { precision: wider, scale: same }) => {
+            precision <= wider && scale == same
+        }
+        (ColumnType::Decimal { .. }, ColumnType::Text) => true,
+        _ => old == new,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::relation::RelationColumn;
 
     fn types() -> TypeNames {
         let name = |source_type: &str, ty| TypeName { source_type: source_type.into(), ty };
@@ -270,6 +332,7 @@ mod tests {
             ty,
             source_type: source_type.into(),
             nullable: true,
+            older_rows: None,
         };
         Table {
             name: TableName::new("s", "t"),
@@ -331,7 +394,7 @@ mod tests {
             type_oid: 25,
             type_modifier: -1,
             not_null: false,
-            has_missing: false,
+            missing: None,
             has_default: false,
             computed: false,
         };
@@ -347,7 +410,8 @@ mod tests {
         assert!(evolved(plain.clone(), 71).is_ok(), "a rewrite alone brings no values");
         assert!(evolved(Attribute { has_default: true, ..plain.clone() }, 70).is_ok(), "SET DEFAULT came later");
         assert!(evolved(Attribute { has_default: true, ..plain.clone() }, 71).is_err());
-        assert!(evolved(Attribute { has_missing: true, ..plain.clone() }, 70).is_err());
+        let with_default = Attribute { missing: Some("7".into()), has_default: true, ..plain.clone() };
+        assert_eq!(evolved(with_default, 70).unwrap().columns[2].older_rows.as_deref(), Some("7"));
         assert!(evolved(Attribute { computed: true, ..plain.clone() }, 70).is_err());
         assert!(evolved(Attribute { id: 2, ..plain.clone() }, 70).is_err(), "an older column of that name");
         assert!(evolved(Attribute { type_oid: 23, ..plain }, 70).is_err(), "its type changed since");

@@ -174,7 +174,14 @@ mod tests {
     fn rules_give_columns_other_types() {
         let decimal = Becomes::Decimal { precision: 20, scale: 4 };
         let retyped = |source_type: &str, ty: ColumnType, unfit, becomes| {
-            let column = Column { id: 1, name: "c".into(), ty, source_type: source_type.into(), nullable: true };
+            let column = Column {
+                id: 1,
+                name: "c".into(),
+                ty,
+                source_type: source_type.into(),
+                nullable: true,
+                older_rows: None,
+            };
             let types = BTreeMap::from([(canonical(source_type), ValueRule { unfit, becomes })]);
             let rules = ValueRules { types, ..ValueRules::default() };
             super::retyped(rule(&rules, &TableName::new("s", "t"), &column), &column)

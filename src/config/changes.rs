@@ -1,0 +1,59 @@
+//! `on-change` of a task: what changes at the source that are no row changes lead to.
+
+use std::time::Duration;
+
+use super::section::{Reader, Section, Shape};
+
+/// `on-change`: what follows when the source changes the shape of a table, empties it, or has new tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnChange {
+    /// `schema`: the catalog follows (`evolve`, the default), and where the log does not tell what became of the rows
+    /// that were there the table is loaded anew; or the table is suspended (`suspend`).
+    pub schema: SchemaChange,
+    /// `truncate`: the table is emptied at the target as well (`apply`, the default), the truncate is passed over
+    /// (`ignore`), or the table is suspended (`suspend`).
+    pub truncate: Truncate,
+    /// `discover`: how often it is looked for tables that are new, gone or renamed (default 1m; 0s: at the start only).
+    pub discover: Duration,
+}
+
+impl Default for OnChange {
+    fn default() -> Self {
+        Self { schema: SchemaChange::Evolve, truncate: Truncate::Apply, discover: Duration::from_secs(60) }
+    }
+}
+
+/// What a change of a table's shape leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaChange {
+    /// It is followed.
+    Evolve,
+    /// The table is suspended until it is reloaded.
+    Suspend,
+}
+
+/// What a truncate leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truncate {
+    /// The table is emptied at the target.
+    Apply,
+    /// The rows stay.
+    Ignore,
+    /// The table is suspended until it is reloaded.
+    Suspend,
+}
+
+static ON_CHANGE: Shape = Shape { name: "on-change", keys: &["schema", "truncate", "discover"] };
+
+pub(super) fn on_change(reader: &mut Reader, section: &Section<'_>) -> OnChange {
+    let default = OnChange::default();
+    let inner = section.get("on-change").and_then(|node| reader.section(node, &ON_CHANGE, section.name("on-change")));
+    let Some(inner) = inner else { return default };
+    let schema = [("evolve", SchemaChange::Evolve), ("suspend", SchemaChange::Suspend)];
+    let truncate = [("apply", Truncate::Apply), ("ignore", Truncate::Ignore), ("suspend", Truncate::Suspend)];
+    OnChange {
+        schema: inner.read(reader, "schema", |r, n, w| r.word(n, w, &schema)).unwrap_or(default.schema),
+        truncate: inner.read(reader, "truncate", |r, n, w| r.word(n, w, &truncate)).unwrap_or(default.truncate),
+        discover: inner.read(reader, "discover", Reader::duration).unwrap_or(default.discover),
+    }
+}

@@ -60,7 +60,8 @@
 //! 9. Retention takes only what is both old and delivered.
 //! 10. `captured = delivered + filtered{reason} + dead-lettered + in flight`, row for row, and a metric says so.
 //! 11. One table's trouble suspends that table and nothing else.
-//! 12. A value that its column cannot hold goes to the dead letters with its whole row. It never becomes null.
+//! 12. A value that its column cannot hold stands exactly as the source prints it beside a null, in the column's companion,
+//!     or follows the policy that the config names; it is never lost, and never changed unasked.
 //! 13. A column is its identity, not its name: files carry it as `field_id`, and readers find columns by it.
 //! 14. A failed write or fsync of our own disk ends the process; a full disk stops appends, and nothing is acknowledged.
 //!
@@ -81,6 +82,8 @@
 //!   that is being loaded must not be suspended by something that lies before its load's position.
 //! - pgoutput is read in text, COPY in binary: text is what the server prints, so every type we do not know passes
 //!   exactly, and binary was measured not to be cheaper for the walsender.
+//! - A batch's columns carry the exact texts of values that do not fit them (`millrace_core::Columns::push_exact`): whatever
+//!   moves rows moves those too, and a companion becomes a column only in the file.
 //! - The size of a delivery's buffer counts bytes before compression, over all tables of the task; a round takes all
 //!   tables to the same mark, so readers that cut there see whole transactions without being asked.
 //!
@@ -100,7 +103,8 @@
 //! - **mark**: the frame that makes everything before it readable, with the source's position.
 //! - **segment**: of a table, a part that is loaded by itself; of a stream, one file of the log.
 //! - **round**: one delivery: a range of the log to objects and one commit. **generation**: all files of one load.
-//! - **dead letters**: rows that their columns cannot hold, kept whole.
+//! - **companion**: the text column `<column>__exact` for the values that its column cannot hold.
+//! - **dead letters**: rows that cannot be delivered, kept whole.
 
 pub mod api;
 pub mod catalog;

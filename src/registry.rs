@@ -14,8 +14,12 @@ pub fn source(endpoint: &Endpoint, task: &TaskConfig) -> Result<Arc<dyn Source>>
     match &endpoint.kind {
         EndpointKind::Postgres(config) => {
             let value_bytes_max = usize::try_from(task.max_value_bytes).unwrap_or(usize::MAX);
-            let failover = task.source_log.failover_slot;
-            let options = millrace_postgres::Options { value_bytes_max, failover, ..Default::default() };
+            let options = millrace_postgres::Options {
+                value_bytes_max,
+                failover: task.source_log.failover_slot,
+                values: Arc::new(task.value_rules()),
+                ..Default::default()
+            };
             Ok(Arc::new(PostgresSource::new(config.clone(), &task.name, options)))
         }
         EndpointKind::Hello => Ok(Arc::new(Hello)),

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use millrace::config::{
     Config, EndpointKind, GuardAction, Mode, SourceGuard, SourceLogConfig, Surroundings, known_keys, used_keys,
 };
-use millrace_core::SecretSource;
+use millrace_core::{Becomes, SecretSource, TableName, TablePattern, Unfit};
 use millrace_object_store::Place;
 use millrace_postgres::{PostgresConfig, TlsMode};
 
@@ -245,6 +245,43 @@ fn single_mistakes() {
         assert_eq!((first.finding.code.as_str(), (at.line, at.column)), (code, place), "{text}\n{found:#?}");
         assert!(!first.finding.fix.is_empty(), "{text}");
     }
+}
+
+#[test]
+fn rules_for_values() {
+    let config = parse(EVERY_OPTION);
+    let rules = config.tasks["shop-to-lake"].value_rules();
+    let of = |table: &str, column: &str, ty: &str| {
+        let table = TablePattern::parse(table).unwrap();
+        rules.of(&TableName::new(table.schema, table.name), column, |name| name == ty)
+    };
+    let decimal = Some(Becomes::Decimal { precision: 38, scale: 9 });
+    assert_eq!(of("public.invoices", "total", "numeric"), (Unfit::Clamp, decimal));
+    assert_eq!(of("public.invoices", "due", "date"), (Unfit::Companion, Some(Becomes::Text)));
+    assert_eq!(of("public.orders", "at", "timestamp with time zone"), (Unfit::Clamp, None));
+
+    let text = "\
+source: postgres://u@h/d
+target: file:///lake
+tables:
+  - { from: a.b, values: { c: { as: \"decimal(39,1)\" }, d: clamp } }
+values:
+  unfit: companions
+  types:
+    numeric: { as: \"decimal(4,5)\", unfits: text }
+";
+    let found = problems(text);
+    let expected = [
+        "4:37 CFG-VALUE \"as\" of c in \"values\" of table a.b of the config cannot be \"decimal(39,1)\" | write text, or decimal",
+        "4:59 CFG-VALUE d in \"values\" of table a.b of the config is something else | write a mapping",
+        "6:10 CFG-VALUE \"unfit\" of \"values\" of the config cannot be \"companions\" | did you mean \"companion\"?",
+        "8:20 CFG-VALUE \"as\" of numeric in \"types\" of \"values\" of the config cannot be \"decimal(4,5)\"",
+        "8:36 CFG-UNKNOWN-KEY unknown key \"unfits\"",
+    ];
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "found    {found}\nexpected {expected}\nof {found:#?}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The catalog in Glue's words: Hive types, parameters, and the classes that Hive, Spark and Athena read Parquet with
 //! (AWS Glue API, "Table" and "StorageDescriptor").
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use millrace_core::{ColumnType, Table};
+use millrace_core::{Column, ColumnType, Table};
 use serde_json::{Value, json};
 
-use super::{CatalogColumn, CatalogTable, OwnNames};
+use super::{CatalogColumn, CatalogTable, OwnNames, companion_id, companion_names};
 
 const TABLE_TYPE: &str = "EXTERNAL_TABLE";
 const INPUT_FORMAT: &str = "org.apache.hadoop.hive.ql.io.parquet.MapredParquetInputFormat";
@@ -19,8 +19,11 @@ const OP: &str = "millrace.op-column";
 const COMMIT_TIMESTAMP: &str = "millrace.commit-timestamp-column";
 const CHANGE_ORDER: &str = "millrace.change-order-column";
 
-/// A table's columns, ours included, in file order.
-pub fn columns(table: &Table) -> Vec<CatalogColumn> {
+/// JSON object: columns that have a companion, and its name.
+const EXACT_COLUMNS: &str = "millrace.exact-columns";
+
+/// A table's columns, ours included, in file order; `companions` are the identities of the columns that have one.
+pub fn columns(table: &Table, companions: &BTreeSet<i32>) -> Vec<CatalogColumn> {
     let own = OwnNames::of(&table.columns);
     let [op, commit_timestamp, change_order] = OwnNames::IDS;
     let ours = |id, name: String, exact: ColumnType| CatalogColumn {
@@ -40,13 +43,26 @@ pub fn columns(table: &Table) -> Vec<CatalogColumn> {
         exact: column.ty.clone(),
         older_rows: column.older_rows.clone(),
     }));
+    columns.extend(with_companion(table, companions).into_iter().map(|(column, name)| CatalogColumn {
+        comment: column.source_type.clone(),
+        ..ours(companion_id(column), name, ColumnType::Text)
+    }));
     columns.push(ours(commit_timestamp, own.commit_timestamp, ColumnType::TimestampTz));
     columns.push(ours(change_order, own.change_order, ColumnType::Text));
     columns
 }
 
+/// The columns that have a companion, each with its companion's name.
+fn with_companion<'a>(table: &'a Table, companions: &BTreeSet<i32>) -> Vec<(&'a Column, String)> {
+    if companions.is_empty() {
+        return vec![];
+    }
+    let named = table.columns.iter().zip(companion_names(&table.columns));
+    named.filter(|(column, _)| companions.contains(&column.id)).collect()
+}
+
 /// A table's parameters.
-pub fn parameters(task: &str, table: &Table) -> BTreeMap<String, String> {
+pub fn parameters(task: &str, table: &Table, companions: &BTreeSet<i32>) -> BTreeMap<String, String> {
     let own = OwnNames::of(&table.columns);
     let key: Vec<&str> = table.key.iter().map(|&index| table.columns[index].name.as_str()).collect();
     let pairs = [
@@ -61,7 +77,19 @@ pub fn parameters(task: &str, table: &Table) -> BTreeMap<String, String> {
         (COMMIT_TIMESTAMP, own.commit_timestamp),
         (CHANGE_ORDER, own.change_order),
     ];
-    pairs.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+    let mut parameters: BTreeMap<String, String> =
+        pairs.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+    let exact: BTreeMap<&str, String> =
+        with_companion(table, companions).into_iter().map(|(column, name)| (column.name.as_str(), name)).collect();
+    if !exact.is_empty() {
+        parameters.insert(EXACT_COLUMNS.into(), json!(exact).to_string());
+    }
+    parameters
+}
+
+/// The companions by their columns' names, as the parameters say.
+pub fn companions(parameters: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    parameters.get(EXACT_COLUMNS).and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default()
 }
 
 /// What our own columns are called, as the parameters say.

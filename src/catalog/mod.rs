@@ -9,7 +9,7 @@ mod own_names;
 mod view;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -27,7 +27,7 @@ use crate::{
 };
 
 pub use crate::state::keys::catalog::{CatalogName, DataFile, FileKind};
-pub use own_names::OwnNames;
+pub use own_names::{OwnNames, companion_id, companion_names};
 
 /// A column with its Hive type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +92,9 @@ struct Shape {
     version: u32,
     columns: Vec<CatalogColumn>,
     parameters: BTreeMap<String, String>,
+    /// Identities of the columns that have a companion: once there, it stays, over renames and reloads.
+    #[serde(default)]
+    companions: BTreeSet<i32>,
 }
 
 /// The part of a table that changes with every round.
@@ -121,13 +124,30 @@ impl Catalog {
     /// Registers the table with the shape of `table` (which has target names), or makes a new version where the columns
     /// differ. Does nothing where nothing changed.
     pub fn define(&self, puts: &mut Vec<Put>, task: &str, table: &Table, location: &str) -> Result<()> {
+        self.define_exact(puts, task, table, location, &BTreeSet::new())
+    }
+
+    /// The same, and these columns (by identity) have a companion from now on: a text column for the values that they
+    /// cannot hold.
+    pub fn define_exact(
+        &self,
+        puts: &mut Vec<Put>,
+        task: &str,
+        table: &Table,
+        location: &str,
+        exact: &BTreeSet<i32>,
+    ) -> Result<()> {
         let name = CatalogName::of(&table.name);
         let known: Option<Shape> = self.pending(puts, &keys::table(&name))?;
+        let mut companions = known.as_ref().map(|known| known.companions.clone()).unwrap_or_default();
+        companions.extend(exact);
+        companions.retain(|id| table.columns.iter().any(|column| column.id == *id));
         let mut shape = Shape {
             location: location.into(),
             version: 1,
-            columns: glue::columns(table),
-            parameters: glue::parameters(task, table),
+            columns: glue::columns(table, &companions),
+            parameters: glue::parameters(task, table, &companions),
+            companions,
             name: name.clone(),
         };
         if let Some(known) = &known {
@@ -153,6 +173,18 @@ impl Catalog {
     pub fn own_names(&self, table: &TableName) -> Result<Option<OwnNames>> {
         let shape: Option<Shape> = read(&*self.state, &keys::table(&CatalogName::of(table)))?;
         Ok(shape.map(|shape| glue::own_names(&shape.parameters)))
+    }
+
+    /// Identities of the table's columns that have a companion.
+    pub fn companions(&self, table: &TableName) -> Result<BTreeSet<i32>> {
+        let shape: Option<Shape> = read(&*self.state, &keys::table(&CatalogName::of(table)))?;
+        Ok(shape.map(|shape| shape.companions).unwrap_or_default())
+    }
+
+    /// Names of the table's companions.
+    pub fn companion_names(&self, table: &TableName) -> Result<Vec<String>> {
+        let shape: Option<Shape> = read(&*self.state, &keys::table(&CatalogName::of(table)))?;
+        Ok(shape.map(|shape| glue::companions(&shape.parameters).into_values().collect()).unwrap_or_default())
     }
 
     /// Adds files to the table's current generation and moves `complete_through`, if the table is complete to there. The table must be defined, in this

@@ -105,6 +105,33 @@ fn only_a_change_of_columns_makes_a_version() {
 }
 
 #[test]
+fn companions_join_a_table_with_a_version_and_stay() {
+    let (state, catalog) = catalog();
+    let name = CatalogName::of(&orders().name);
+    let commit = |exact: &[i32], table: &Table| {
+        let mut puts = vec![];
+        catalog.define_exact(&mut puts, "shop", table, "a", &exact.iter().copied().collect()).unwrap();
+        state.commit(&puts).unwrap();
+        let found = catalog.table(&name).unwrap().unwrap();
+        let names: Vec<String> = found.columns.into_iter().map(|column| column.name).collect();
+        (names.join(" "), found.version)
+    };
+    assert_eq!(commit(&[], &orders()).1, 1);
+    let with_both = ("_Op id Op id__exact Op__exact commit_timestamp change_order".to_string(), 3);
+    assert_eq!(commit(&[1], &orders()), ("_Op id Op id__exact commit_timestamp change_order".into(), 2));
+    assert_eq!(commit(&[2, 77], &orders()), with_both);
+    assert_eq!(commit(&[], &orders()), with_both, "a definition without them keeps them");
+    assert_eq!(catalog.companions(&orders().name).unwrap(), BTreeSet::from([1, 2]));
+    assert_eq!(catalog.companion_names(&orders().name).unwrap(), ["Op__exact", "id__exact"]);
+    let sql = catalog.view_sql(&name).unwrap().unwrap();
+    assert!(sql.contains("PARTITION BY \"id\", \"id__exact\" ORDER BY"), "{sql}");
+    assert!(sql.starts_with("SELECT \"id\", \"Op\", \"id__exact\", \"Op__exact\"\n"), "{sql}");
+    // A column that is gone takes its companion along.
+    let narrow = table("Orders", &[("id", ColumnType::Int64)], &[0]);
+    assert_eq!(commit(&[], &narrow), ("Op id id__exact commit_timestamp change_order".into(), 4));
+}
+
+#[test]
 fn a_new_generation_replaces_the_files_and_keeps_the_dead_letters() {
     let (state, catalog) = catalog();
     let name = CatalogName::of(&orders().name);

@@ -1,7 +1,7 @@
 //! The SQL, in DuckDB's dialect, that shows a table as it is now in the files.
 //!
-//! A keyed table: per key the row with the greatest order, unless it was deleted. A table without a key: the inserted
-//! rows less the deleted ones, as multisets.
+//! A keyed table: per key, companions of its columns included, the row with the greatest order, unless it was deleted. A
+//! table without a key: the inserted rows less the deleted ones, as multisets.
 
 use millrace_core::ColumnType;
 
@@ -20,7 +20,9 @@ pub fn sql(table: &CatalogTable, files: &[DataFile]) -> String {
     if key.is_empty() {
         return format!("{select}\nWHERE {op} <> 'D'\nEXCEPT ALL\n{select}\nWHERE {op} = 'D'");
     }
-    let key: Vec<String> = key.iter().map(|name| quote(name)).collect();
+    let companions = glue::companions(&table.parameters);
+    let exact = key.iter().filter_map(|name| companions.get(name));
+    let key: Vec<String> = key.iter().chain(exact).map(|name| quote(name)).collect();
     let key = key.join(", ");
     format!("{select}\nQUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order} DESC) = 1 AND {op} <> 'D'")
 }

@@ -20,6 +20,7 @@ mod source_log;
 mod task;
 pub mod tree;
 pub mod units;
+mod values;
 
 use std::{
     collections::BTreeMap,
@@ -36,6 +37,7 @@ pub use self::{
     source_log::{GuardAction, SourceGuard, SourceLogConfig},
     task::{LoadConfig, Mode, OnError, StreamConfig, TableRule, TaskConfig},
     tree::Place,
+    values::ValuesConfig,
 };
 use self::{
     section::{Reader, Section},
@@ -114,6 +116,7 @@ static SHORT: Shape = Shape {
         "stream",
         "full-load",
         "on-error",
+        "values",
         "on-change",
         "max-value",
         "removed",
@@ -332,6 +335,8 @@ pub fn known_keys() -> Vec<(&'static str, &'static str)> {
         &task::STREAM,
         &task::FULL_LOAD,
         &task::ON_ERROR,
+        &values::VALUES,
+        &values::VALUE,
         &source_log::SOURCE_GUARD,
     ];
     shapes.iter().flat_map(|shape| shape.keys.iter().map(|key| (shape.name, *key))).collect()

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use millrace_core::{Selection, TablePattern};
+use millrace_core::{Selection, TablePattern, ValueRule, ValueRules};
 
 use super::{
     changes::{OnChange, on_change},
     section::{Reader, Section, Shape},
     source_log::{self, SourceLogConfig, source_log},
     tree::{Node, Value},
+    values::{self, ValuesConfig},
 };
 
 /// A replication task.
@@ -34,6 +35,8 @@ pub struct TaskConfig {
     pub load: LoadConfig,
     /// `on-error`: what errors lead to.
     pub on_error: OnError,
+    /// `values`: what becomes of values that their columns cannot hold.
+    pub values: ValuesConfig,
     /// `on-change`: what changes of shape, truncates and new tables lead to.
     pub on_change: OnChange,
     /// `on-slot-lost`, `source-guard`, `heartbeat`, `failover-slot`: how it looks after its place in the source's log.
@@ -48,6 +51,12 @@ impl TaskConfig {
     /// Which source tables the task takes.
     pub fn selection(&self) -> Selection {
         Selection { include: self.tables.iter().map(|rule| rule.from.clone()).collect(), exclude: self.exclude.clone() }
+    }
+
+    /// What becomes of values that their columns cannot hold, by table, type and in general.
+    pub fn value_rules(&self) -> ValueRules {
+        let tables = self.tables.iter().map(|rule| (rule.from.clone(), rule.values.clone())).collect();
+        ValueRules { unfit: self.values.unfit, types: self.values.types.clone(), tables }
     }
 }
 
@@ -94,6 +103,8 @@ pub struct TableRule {
     pub rename: BTreeMap<String, String>,
     /// `drop`: columns that are left out.
     pub drop: Vec<String>,
+    /// `values`: rules for single columns, by their names at the source.
+    pub values: BTreeMap<String, ValueRule>,
 }
 
 /// `stream`: a stream's settings, with Kinesis's names and limits.
@@ -130,7 +141,7 @@ pub struct OnError {
 }
 
 /// The keys of a task, and of the short form's top level.
-pub(super) const TASK_KEYS: [&str; 15] = [
+pub(super) const TASK_KEYS: [&str; 16] = [
     "mode",
     "source",
     "target",
@@ -139,6 +150,7 @@ pub(super) const TASK_KEYS: [&str; 15] = [
     "stream",
     "full-load",
     "on-error",
+    "values",
     "on-change",
     "max-value",
     "removed",
@@ -148,7 +160,7 @@ pub(super) const TASK_KEYS: [&str; 15] = [
     source_log::KEYS[3],
 ];
 pub(super) static TASK: Shape = Shape { name: "task", keys: &TASK_KEYS };
-pub(super) static TABLE: Shape = Shape { name: "table", keys: &["from", "to", "rename", "drop"] };
+pub(super) static TABLE: Shape = Shape { name: "table", keys: &["from", "to", "rename", "drop", "values"] };
 pub(super) static STREAM: Shape = Shape { name: "stream", keys: &["shards", "retention", "disk-bound", "compress"] };
 pub(super) static FULL_LOAD: Shape = Shape { name: "full-load", keys: &["parallel", "rate-limit"] };
 pub(super) static ON_ERROR: Shape = Shape { name: "on-error", keys: &["record", "table", "task"] };
@@ -184,6 +196,7 @@ pub(super) fn task(
         stream: stream(reader, section),
         load: full_load(reader, section),
         on_error: on_error(reader, section),
+        values: values::values(reader, section),
         on_change: on_change(reader, section),
         source_log: source_log(reader, section, mode.loads(), mode.captures()),
         max_value_bytes: max_value.unwrap_or(64 << 20),
@@ -206,7 +219,7 @@ fn tables(reader: &mut Reader, node: &Node, section: &Section<'_>) -> Option<Vec
 fn table(reader: &mut Reader, node: &Node, of: &str) -> Option<TableRule> {
     if let Value::Text { text, .. } = &node.value {
         let from = pattern(reader, node, &format!("table \"{text}\" of {of}"), text)?;
-        return Some(TableRule { from, to: None, rename: BTreeMap::new(), drop: vec![] });
+        return Some(TableRule { from, to: None, rename: BTreeMap::new(), drop: vec![], values: BTreeMap::new() });
     }
     let named = match &node.value {
         Value::Map(entries) => entries.iter().find(|entry| entry.key == "from").map(|entry| &entry.node.value),
@@ -225,6 +238,7 @@ fn table(reader: &mut Reader, node: &Node, of: &str) -> Option<TableRule> {
     let to = section.read(reader, "to", target_name);
     let rename = section.read(reader, "rename", renames).unwrap_or_default();
     let drop = section.read(reader, "drop", texts).unwrap_or_default();
+    let values = section.read(reader, "values", values::rules).unwrap_or_default();
     if let (Some(from), Some(to)) = (&from, &to)
         && !from.is_exact()
         && to.is_exact()
@@ -232,7 +246,7 @@ fn table(reader: &mut Reader, node: &Node, of: &str) -> Option<TableRule> {
         let fix = format!("keep the table's name: to: {}.*", to.schema);
         reader.wrong(section.at, "CFG-VALUE", format!("{what}: many tables would become one"), fix);
     }
-    Some(TableRule { from: from?, to, rename, drop })
+    Some(TableRule { from: from?, to, rename, drop, values })
 }
 
 fn pattern(reader: &mut Reader, node: &Node, what: &str, text: &str) -> Option<TablePattern> {

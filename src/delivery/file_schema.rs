@@ -1,9 +1,13 @@
-//! The columns of our files: `Op` first, the table's columns, `commit_timestamp`, `change_order` last.
+//! The columns of our files: `Op` first, the table's columns, their companions, `commit_timestamp`, `change_order` last.
 //!
-//! Load and change files of a table have the same columns. Every field is nullable: a deleted row may carry its key
+//! A companion is a text column for the values that its column cannot hold. A file has those that the catalog's table has
+//! already, and those that it needs itself. But for that, load and change files of a table have the same columns. Every field is nullable: a deleted row may carry its key
 //! only. The source's own types stand in the fields' metadata, its column identities are Parquet's field ids.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
@@ -13,19 +17,29 @@ use millrace_core::{
     error::Context,
 };
 
-use crate::catalog::OwnNames;
+use crate::catalog::{OwnNames, companion_id, companion_names};
 
 /// Field metadata: the source's type with its modifiers.
 pub const SOURCE_TYPE: &str = "millrace.source_type";
 /// Field metadata that becomes Parquet's field id.
 const FIELD_ID: &str = "PARQUET:field_id";
+/// Field metadata of a companion: identity of its column.
+const EXACT_OF: &str = "millrace.exact_of";
 /// Text columns that are declared longer than this are taken for free text, which a dictionary only makes slower.
 const DICTIONARY_TEXT_CHARS_MAX: u32 = 32;
 /// Hexadecimal digits of an [`Order`].
 const ORDER_CHARS: usize = 40;
 
+/// The columns of a table that have a companion in one file, by identity.
+pub type Companions = BTreeSet<i32>;
+
+/// The columns whose values these rows have beside them.
+pub fn companions_of(table: &Table, columns: &Columns) -> Companions {
+    columns.exact_cells().filter_map(|(_, column, _)| Some(table.columns.get(column)?.id)).collect()
+}
+
 /// The Arrow schema of a table's files (field ids, source types in the fields' metadata).
-pub fn arrow_schema(table: &Table) -> Arc<Schema> {
+pub fn arrow_schema(table: &Table, companions: &Companions) -> Arc<Schema> {
     let own = OwnNames::of(&table.columns);
     let timestamp = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
     let field = |name: String, ty, id: i32, more: Vec<(String, String)>| {
@@ -38,22 +52,40 @@ pub fn arrow_schema(table: &Table) -> Arc<Schema> {
         let source_type = vec![(SOURCE_TYPE.to_string(), column.source_type.clone())];
         field(column.name.clone(), column.ty.to_arrow(), column.id, source_type)
     }));
+    if !companions.is_empty() {
+        let named = table.columns.iter().zip(companion_names(&table.columns));
+        fields.extend(named.filter(|(column, _)| companions.contains(&column.id)).map(|(column, name)| {
+            let of = (EXACT_OF.to_string(), column.id.to_string());
+            let more = vec![of, (SOURCE_TYPE.to_string(), column.source_type.clone())];
+            field(name, DataType::Utf8, companion_id(column), more)
+        }));
+    }
     fields.push(field(own.commit_timestamp, timestamp, commit_timestamp, vec![]));
     fields.push(field(own.change_order, DataType::Utf8, change_order, vec![]));
     Arc::new(Schema::new(fields))
 }
 
 /// A spec for an object of loaded rows of this table.
-pub fn object_spec(table: &Table, key: String, metadata: BTreeMap<String, String>) -> ObjectSpec {
+pub fn object_spec(
+    table: &Table,
+    companions: &Companions,
+    key: String,
+    metadata: BTreeMap<String, String>,
+) -> ObjectSpec {
     let plain =
         table.columns.iter().enumerate().filter(|(index, column)| table.key.contains(index) || is_free_text(column));
     let plain_columns = plain.map(|(_, column)| column.name.clone()).collect();
-    ObjectSpec { key, schema: arrow_schema(table), plain_columns, metadata }
+    ObjectSpec { key, schema: arrow_schema(table, companions), plain_columns, metadata }
 }
 
 /// The same for an object of changes, in which no two rows have the same order.
-pub fn change_spec(table: &Table, key: String, metadata: BTreeMap<String, String>) -> ObjectSpec {
-    let mut spec = object_spec(table, key, metadata);
+pub fn change_spec(
+    table: &Table,
+    companions: &Companions,
+    key: String,
+    metadata: BTreeMap<String, String>,
+) -> ObjectSpec {
+    let mut spec = object_spec(table, companions, key, metadata);
     spec.plain_columns.push(OwnNames::of(&table.columns).change_order);
     spec
 }
@@ -113,14 +145,38 @@ fn building() -> &'static str {
 }
 
 fn assemble(schema: &Arc<Schema>, columns: Columns, own: Own) -> Result<RecordBatch> {
-    let mut arrays = Vec::with_capacity(columns.columns().len() + 3);
+    let mut arrays = Vec::with_capacity(schema.fields().len());
     arrays.push(own.op);
+    let companions = companion_arrays(schema, &columns)?;
     for column in columns.into_columns() {
         arrays.push(column.into_arrow().context(Kind::Internal, building)?);
     }
+    arrays.extend(companions);
     arrays.push(own.commit_timestamp);
     arrays.push(own.change_order);
     RecordBatch::try_new(schema.clone(), arrays).context(Kind::Internal, building)
+}
+
+/// The schema's companions, from the rows' exact texts. A text without a companion would be lost: that is an error.
+fn companion_arrays(schema: &Arc<Schema>, columns: &Columns) -> Result<Vec<ArrayRef>> {
+    let mut left = columns.exact_count();
+    let mut arrays: Vec<ArrayRef> = vec![];
+    // The fields of the table's own columns stand behind `Op`.
+    let own = schema.fields().get(1..=columns.columns().len()).unwrap_or_default();
+    for of in schema.fields().iter().filter_map(|field| field.metadata().get(EXACT_OF)) {
+        let index = own.iter().position(|field| field.metadata().get(FIELD_ID) == Some(of));
+        let index = index.ok_or_else(|| Error::new(Kind::Internal, "building a companion without its column"))?;
+        let count = columns.exact_cells().filter(|cell| cell.1 == index).count();
+        left -= count;
+        arrays.push(match count {
+            0 => Arc::new(StringArray::new_null(columns.rows())),
+            _ => columns.companion(index).into_arrow().context(Kind::Internal, building)?,
+        });
+    }
+    match left {
+        0 => Ok(arrays),
+        _ => Err(Error::new(Kind::Internal, "building a batch: exact values have no companion in its file")),
+    }
 }
 
 fn repeated(text: &str, rows: usize) -> Result<ArrayRef> {
@@ -199,7 +255,7 @@ mod tests {
 
     #[test]
     fn our_columns_stand_around_the_tables() {
-        let schema = arrow_schema(&sample());
+        let schema = arrow_schema(&sample(), &Companions::new());
         let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
         assert_eq!(names, ["Op", "id", "note", "mode", "commit_timestamp", "change_order"]);
         assert!(schema.fields().iter().all(|field| field.is_nullable()));
@@ -208,16 +264,40 @@ mod tests {
     }
 
     #[test]
+    fn exact_values_stand_in_companions_between_the_tables_columns_and_ours() {
+        let table = sample();
+        let mut columns = rows(2);
+        columns.column_mut(0).push_i64(9);
+        columns.push_exact(1, "as it was");
+        columns.column_mut(2).push_str("RAIL");
+        columns.end_row();
+        assert_eq!(companions_of(&table, &columns), Companions::from([4]));
+        let schema = arrow_schema(&table, &Companions::from([1, 4]));
+        let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        let expected = ["Op", "id", "note", "mode", "id__exact", "note__exact", "commit_timestamp", "change_order"];
+        assert_eq!(names, expected);
+        let batch = load_batch(&schema, columns.clone(), Position(1)).unwrap();
+        assert_eq!(batch.column(4).null_count(), 3);
+        let exact: Vec<Option<&str>> = batch.column(5).as_string::<i32>().iter().collect();
+        assert_eq!(exact, [None, None, Some("as it was")]);
+        let lost = load_batch(&arrow_schema(&table, &Companions::from([1])), columns, Position(1));
+        assert_eq!(lost.unwrap_err().kind, Kind::Internal);
+    }
+
+    #[test]
     fn keys_order_and_free_text_go_without_a_dictionary() {
-        let spec = change_spec(&sample(), "k".into(), BTreeMap::new());
+        let spec = change_spec(&sample(), &Companions::new(), "k".into(), BTreeMap::new());
         assert_eq!(spec.plain_columns, ["id", "note", "change_order"]);
-        assert_eq!(object_spec(&sample(), "k".into(), BTreeMap::new()).plain_columns, ["id", "note"]);
+        assert_eq!(
+            object_spec(&sample(), &Companions::new(), "k".into(), BTreeMap::new()).plain_columns,
+            ["id", "note"]
+        );
     }
 
     #[test]
     fn loaded_rows_carry_the_loads_position() {
         let table = sample();
-        let batch = load_batch(&arrow_schema(&table), rows(3), Position(0xabc)).unwrap();
+        let batch = load_batch(&arrow_schema(&table, &Companions::new()), rows(3), Position(0xabc)).unwrap();
         assert_eq!(batch.column(0).as_string::<i32>().iter().collect::<Vec<_>>(), [Some("I"); 3]);
         assert_eq!(batch.column(4).null_count(), 3);
         let order = Order { commit: 0xabc, ordinal: 0 }.to_string();
@@ -227,7 +307,7 @@ mod tests {
     #[test]
     fn no_rows_make_an_empty_batch() {
         let table = sample();
-        assert_eq!(load_batch(&arrow_schema(&table), rows(0), Position(1)).unwrap().num_rows(), 0);
+        assert_eq!(load_batch(&arrow_schema(&table, &Companions::new()), rows(0), Position(1)).unwrap().num_rows(), 0);
     }
 
     proptest! {
@@ -241,7 +321,7 @@ mod tests {
             let order: Vec<Order> = changes.iter().map(|c| Order { commit: c.1, ordinal: c.2 }).collect();
             let times: Vec<i64> = changes.iter().map(|c| c.3).collect();
             let rows = rows(ops.len() as i64);
-            let batch = change_batch(&arrow_schema(&table), &ops, &order, times.clone(), rows).unwrap();
+            let batch = change_batch(&arrow_schema(&table, &Companions::new()), &ops, &order, times.clone(), rows).unwrap();
             for row in 0..ops.len() {
                 prop_assert_eq!(batch.column(0).as_string::<i32>().value(row), ops[row].letter());
                 prop_assert_eq!(batch.column(5).as_string::<i32>().value(row), order[row].to_string());

@@ -5,20 +5,22 @@
 //! bound; there the largest is written out.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::Arc,
 };
 
-use arrow_schema::Schema;
 use millrace_core::{
     ChangeBatch, Columns, Op, Order, Result, Table, TableName,
     destination::{Destination, ObjectWriter, Staged},
 };
 
-use super::{file_schema, layout};
+use super::{
+    file_schema::{self, Companions},
+    layout,
+};
 use crate::{
-    catalog::FileKind,
+    catalog::{Catalog, FileKind},
     state::keys::intent::{Cut, Intent, Planned},
     stream::LogPosition,
 };
@@ -43,7 +45,8 @@ pub struct StagedObject {
 impl StagedObject {
     /// Of rejected rows.
     pub fn dead_letters(table: &TableName, first: LogPosition, rows: u64, staged: Staged) -> Self {
-        let planned = Planned { table: table.clone(), key: staged.key.clone(), first, rows };
+        let exact = Companions::new();
+        let planned = Planned { table: table.clone(), key: staged.key.clone(), first, rows, exact };
         Self { planned, kind: FileKind::DeadLetters, staged }
     }
 }
@@ -80,11 +83,13 @@ impl Drop for Finished {
 /// Collects the rows of one round.
 pub struct Objects<'a> {
     destination: &'a dyn Destination,
+    catalog: &'a Catalog,
     task: &'a str,
     time_us: i64,
     memory_bytes: usize,
-    /// Where objects begin in a round that is done again; sizes decide the first time.
-    planned: Option<HashSet<(TableName, LogPosition)>>,
+    /// Where objects begin in a round that is done again, and with which companions; sizes and values decide the first
+    /// time.
+    planned: Option<HashMap<(TableName, LogPosition), Companions>>,
     open: BTreeMap<TableName, Open>,
     held: usize,
     writers: usize,
@@ -92,7 +97,8 @@ pub struct Objects<'a> {
 
 struct Open {
     table: Arc<Table>,
-    schema: Arc<Schema>,
+    /// Fixed once there is a writer.
+    companions: Companions,
     cut: Cut,
     first: LogPosition,
     ops: Vec<Op>,
@@ -109,27 +115,43 @@ impl<'a> Objects<'a> {
     /// Of a round that began at this time.
     pub fn new(
         destination: &'a dyn Destination,
+        catalog: &'a Catalog,
         task: &'a str,
         time_us: i64,
         memory_bytes: u64,
         again: Option<&Intent>,
     ) -> Self {
-        let planned = again.map(|intent| intent.objects.iter().map(|o| (o.table.clone(), o.first)).collect());
+        let place = |object: &Planned| ((object.table.clone(), object.first), object.exact.clone());
+        let planned = again.map(|intent| intent.objects.iter().map(place).collect());
         let memory_bytes = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
-        Self { destination, task, time_us, memory_bytes, planned, open: BTreeMap::new(), held: 0, writers: 0 }
+        Self { destination, catalog, task, time_us, memory_bytes, planned, open: BTreeMap::new(), held: 0, writers: 0 }
     }
 
     /// Adds the rows of one frame.
     pub fn add(&mut self, at: LogPosition, batch: ChangeBatch, cut: Cut, finished: &mut Finished) -> Result<()> {
         let name = batch.table.name.clone();
+        let exact = file_schema::companions_of(&batch.table, &batch.after);
+        let planned = self.planned.as_ref().and_then(|planned| planned.get(&(name.clone(), at)));
         let ends = self.open.get(&name).is_some_and(|open| {
             let same = Arc::ptr_eq(&open.table, &batch.table) || open.table.columns == batch.table.columns;
-            !same || self.planned.as_ref().is_some_and(|planned| planned.contains(&(name.clone(), at)))
+            // The columns of an object are those that its writer was opened with.
+            let fits = open.writer.is_none() || exact.is_subset(&open.companions);
+            !same || !fits || planned.is_some()
         });
+        let begins_with = match planned {
+            Some(companions) => Some(companions.clone()),
+            None if ends || !self.open.contains_key(&name) => Some(self.catalog.companions(&name)?),
+            None => None,
+        };
         if ends {
             self.close(&name, finished)?;
         }
-        let open = self.open.entry(name.clone()).or_insert_with(|| Open::new(&batch.table, at, cut));
+        let open = self.open.entry(name.clone()).or_insert_with(|| {
+            let mut companions = begins_with.unwrap_or_default();
+            companions.retain(|id| batch.table.columns.iter().any(|column| column.id == *id));
+            Open::new(&batch.table, companions, at, cut)
+        });
+        open.companions.extend(exact);
         self.held += open.append(batch);
         if open.ops.len() >= ROWS_MIN || open.bytes >= BYTES_MIN {
             self.write(&name)?;
@@ -200,14 +222,15 @@ impl<'a> Objects<'a> {
         }
         if open.writer.is_none() {
             let key = layout::change_key(name, self.time_us, open.first);
-            let spec = file_schema::change_spec(&open.table, key, metadata(self.task, open));
+            let spec = file_schema::change_spec(&open.table, &open.companions, key, metadata(self.task, open));
             open.writer = Some(self.destination.stage(spec)?);
             self.writers += 1;
         }
         let empty = Columns::new(open.table.columns.iter().map(|column| &column.ty));
         let after = std::mem::replace(&mut open.after, empty);
         let times = std::mem::take(&mut open.commit_time_us);
-        let batch = file_schema::change_batch(&open.schema, &open.ops, &open.order, times, after)?;
+        let schema = file_schema::arrow_schema(&open.table, &open.companions);
+        let batch = file_schema::change_batch(&schema, &open.ops, &open.order, times, after)?;
         open.ops.clear();
         open.order.clear();
         let before = std::mem::take(&mut open.bytes) + open.writer_bytes;
@@ -226,7 +249,8 @@ impl<'a> Objects<'a> {
         let Some(writer) = open.writer else { return Ok(()) };
         self.writers -= 1;
         let staged = writer.finish()?;
-        let planned = Planned { table: name.clone(), key: staged.key.clone(), first: open.first, rows: staged.rows };
+        let (first, exact) = (open.first, open.companions);
+        let planned = Planned { table: name.clone(), key: staged.key.clone(), first, rows: staged.rows, exact };
         finished.push(StagedObject { planned, kind: FileKind::Changes, staged });
         Ok(())
     }
@@ -245,10 +269,10 @@ fn metadata(task: &str, open: &Open) -> BTreeMap<String, String> {
 }
 
 impl Open {
-    fn new(table: &Arc<Table>, first: LogPosition, cut: Cut) -> Self {
+    fn new(table: &Arc<Table>, companions: Companions, first: LogPosition, cut: Cut) -> Self {
         Self {
             table: table.clone(),
-            schema: file_schema::arrow_schema(table),
+            companions,
             cut,
             first,
             ops: vec![],

@@ -30,7 +30,7 @@ use super::{
     objects::{Finished, Objects, StagedObject},
 };
 use crate::{
-    catalog::{Catalog, DataFile, OwnNames},
+    catalog::{Catalog, DataFile, OwnNames, companion_names},
     state::{
         Put, StateStore,
         keys::{
@@ -213,7 +213,8 @@ struct Scanned {
 impl<'a> Scan<'a> {
     fn new(ground: &'a Ground, ledger: Ledger, time_us: i64, again: Option<&Intent>) -> Self {
         let options = &ground.options;
-        let objects = Objects::new(&*ground.destination, &options.task, time_us, options.memory_bytes, again);
+        let objects =
+            Objects::new(&*ground.destination, &ground.catalog, &options.task, time_us, options.memory_bytes, again);
         Self {
             ground,
             again: again.is_some(),
@@ -294,10 +295,23 @@ impl<'a> Scan<'a> {
         if known.is_some_and(|known| known != now) {
             let why = "a column was added that has the name of one of the columns Op, commit_timestamp, change_order";
             self.ledger.stop(&table.name, why.into());
+        } else if self.takes_companions_name(table)? {
+            let why = "a column was added that has the name of another column's companion (<column>__exact)";
+            self.ledger.stop(&table.name, why.into());
         } else {
             note_shape(&mut self.shapes, table);
         }
         Ok(())
+    }
+
+    /// Whether a column has the name of a companion that files may have already.
+    fn takes_companions_name(&self, table: &Table) -> Result<bool> {
+        let mut names = self.ground.catalog.companion_names(&table.name)?;
+        if let Some(earlier) = self.shapes.get(&table.name).and_then(|shapes| shapes.last()) {
+            names.extend(companion_names(&earlier.columns));
+        }
+        let is_taken = |name: &String| table.columns.iter().any(|c| c.name.to_lowercase() == name.to_lowercase());
+        Ok(names.iter().any(is_taken))
     }
 
     fn finish(mut self) -> Result<Scanned> {
@@ -357,6 +371,7 @@ fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>
         tracing::info!(task, table = %table, "table was truncated at the source and is emptied");
     }
     let published: HashSet<&str> = files.iter().map(|(_, file)| file.key.as_str()).collect();
+    define_companions(ground, &mut puts, &shapes, intent.objects.iter().filter(|o| published.contains(&*o.key)))?;
     let dropped = intent.objects.iter().filter(|planned| !published.contains(planned.key.as_str()));
     garbage::record(&mut puts, task, dropped.map(|planned| planned.key.clone()));
     let object_bytes = files.iter().map(|(_, file)| file.bytes).collect();
@@ -382,6 +397,25 @@ fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>
     })?;
     ground.log.set_pin(ledger.pin());
     Ok(Some(Outcome { ledger, before, object_bytes }))
+}
+
+/// Columns get the companions that the published objects have, at the tables' newest shapes.
+fn define_companions<'a>(
+    ground: &Ground,
+    puts: &mut Vec<Put>,
+    shapes: &Shapes,
+    objects: impl Iterator<Item = &'a Planned>,
+) -> Result<()> {
+    let mut exact: BTreeMap<&TableName, BTreeSet<i32>> = BTreeMap::new();
+    for object in objects.filter(|object| !object.exact.is_empty()) {
+        exact.entry(&object.table).or_default().extend(&object.exact);
+    }
+    for (name, exact) in exact {
+        let Some(table) = shapes.get(name).and_then(|shapes| shapes.last()) else { continue };
+        let location = ground.destination.location(&layout::folder(name));
+        ground.catalog.define_exact(puts, &ground.options.task, table, &location, &exact)?;
+    }
+    Ok(())
 }
 
 /// Runs what waits for disk or CPU on a thread of its own.

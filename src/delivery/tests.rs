@@ -13,7 +13,7 @@ use millrace_core::{
 
 use self::{
     fakes::House,
-    reading::{Row, dead_letters, delivered, objects_below},
+    reading::{Row, dead_letters, delivered, exact_values, objects_below},
 };
 use super::*;
 use crate::{
@@ -69,6 +69,19 @@ pub fn rows(table: &Arc<Table>, commit: u128, rows: &[(Op, i64)]) -> Change {
         after,
         absent: None,
     })
+}
+
+/// Inserted rows whose last column cannot hold its value.
+pub fn exact_inserts(table: &Arc<Table>, commit: u128, ids: std::ops::Range<i64>) -> Change {
+    let Change::Rows(mut batch) = inserts(table, commit, ids.clone()) else { unreachable!() };
+    batch.after = Columns::new(table.columns.iter().map(|column| &column.ty));
+    let last = table.columns.len() - 1;
+    for id in ids {
+        (0..last).for_each(|column| batch.after.column_mut(column).push_i64(id));
+        batch.after.push_exact(last, &format!("~{id}"));
+        batch.after.end_row();
+    }
+    Change::Rows(batch)
 }
 
 pub fn inserts(table: &Arc<Table>, commit: u128, ids: std::ops::Range<i64>) -> Change {
@@ -337,6 +350,35 @@ async fn a_table_without_a_checkpoint_waits() {
 }
 
 #[tokio::test]
+async fn the_first_exact_value_begins_an_object_with_its_companion() {
+    let mut house = House::new();
+    // A writer is open from the first frame on.
+    house.options.memory_bytes = 1;
+    let a = table("a", &["x"]);
+    house.checkpoint(&a, Flow::Delivering);
+    let (plain, exact) = (inserts(&a, 10, 0..2), exact_inserts(&a, 10, 2..3));
+    house.log.append(vec![plain, exact, inserts(&a, 10, 3..5)], 11);
+    let delivery = house.delivery();
+    delivery.flush().await.unwrap();
+    assert_eq!(house.files(&a).iter().map(|file| file.rows).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(ids(&delivered(&house, &a)), [0, 1, 2, 3, 4]);
+    let versions = house.catalog.versions(&CatalogName::of(&a.name)).unwrap();
+    assert_eq!(versions.iter().map(|version| version.columns.len()).collect::<Vec<_>>(), [5, 6]);
+    // Later objects have it from their beginning.
+    house.log.append(vec![inserts(&a, 20, 5..6), exact_inserts(&a, 20, 6..7)], 21);
+    delivery.flush().await.unwrap();
+    assert_eq!(house.files(&a).len(), 3);
+    assert_eq!(exact_values(&house, &a, "x__exact"), [(2, "~2".to_string()), (6, "~6".to_string())]);
+    // A column that takes the companion's name would be mixed with it.
+    let clash = table("a", &["x", "X__exact"]);
+    let order = Order { commit: 30, ordinal: 1 };
+    house.log.append(vec![Change::Ddl(Ddl::Evolved { table: clash, order })], 31);
+    delivery.flush().await.unwrap();
+    assert_eq!(house.read_checkpoint(&a).flow, Flow::Suspended);
+    assert_eq!(delivery.unaccounted(), 0);
+}
+
+#[tokio::test]
 async fn many_tables_within_little_memory() {
     let mut house = House::new();
     house.options.memory_bytes = 100_000;
@@ -573,7 +615,12 @@ impl House {
             (0..table.columns.len()).for_each(|column| columns.column_mut(column).push_i64(id));
             columns.end_row();
         }
-        let spec = file_schema::object_spec(table, layout::load_key(&table.name, number), Default::default());
+        let spec = file_schema::object_spec(
+            table,
+            &Default::default(),
+            layout::load_key(&table.name, number),
+            Default::default(),
+        );
         let batch = file_schema::load_batch(&spec.schema, columns, at).unwrap();
         let mut writer = self.target.stage(spec).unwrap();
         writer.write(&batch).unwrap();

@@ -5,7 +5,7 @@
 //! key is gone, a later delete, key change or truncate supersedes the row, and it is left out and counted.
 
 use millrace_core::{
-    ChangeBatch, ColumnVec, Columns, Error, Kind, Order, Reject, Result, Table,
+    ChangeBatch, ColumnType, ColumnVec, Columns, Error, Kind, Order, Reject, Result, Table,
     batch::Cell,
     source::{Lookup, Source},
 };
@@ -138,9 +138,35 @@ fn patch(batch: ChangeBatch, cells: &[(u32, u16)], rows: &[u32], wanted: &[usize
         let values = &lookup.columns.columns()[found];
         columns[column] = merge(&columns[column], &here, |row| answer[row].map(|at| (values, at)));
     }
-    let whole = ChangeBatch { after: Columns::from_columns(row_count, columns), ..batch };
+    let after = with_exact(Columns::from_columns(row_count, columns), &batch.after, cells, wanted, lookup, &answer);
+    let whole = ChangeBatch { after, ..batch };
     let whole = if keep.iter().all(|&keep| keep) { whole } else { whole.filter(&keep) };
     Filled { batch: (whole.rows() > 0).then_some(whole), superseded, rejects }
+}
+
+/// Puts the exact texts beside the columns: those that the batch has, and those that were found for its absent cells.
+fn with_exact(
+    columns: Columns,
+    before: &Columns,
+    cells: &[(u32, u16)],
+    wanted: &[usize],
+    lookup: &Lookup,
+    answer: &[Option<usize>],
+) -> Columns {
+    let mut exact: Vec<(usize, usize, &str)> = before.exact_cells().collect();
+    for &(row, column) in cells {
+        let (row, column) = (row as usize, usize::from(column));
+        let place = answer[row].zip(wanted.iter().position(|&wanted| wanted == column));
+        exact.extend(place.and_then(|(at, index)| Some((row, column, lookup.columns.exact(at, index)?))));
+    }
+    if exact.is_empty() {
+        return columns;
+    }
+    exact.sort_by_key(|&(row, ..)| row);
+    let mut texts = ColumnVec::new(&ColumnType::Text);
+    exact.iter().for_each(|(.., text)| texts.push_str(text));
+    let cells = exact.iter().map(|&(row, column, _)| (row as u32, column as u16)).collect();
+    columns.with_exact(cells, texts).expect("exact cells are null in their columns, in rising rows")
 }
 
 /// The column with the cells at `rows` (rising) replaced; a cell without an answer stays as it is.
@@ -165,7 +191,8 @@ fn merge<'a>(
 
 fn reject(batch: &ChangeBatch, row: usize, reason: &str) -> Reject {
     let table = &batch.table;
-    let text = |column: usize| batch.after.columns()[column].cell_text(row);
+    let exact = |column: usize| batch.after.exact(row, column).map(str::to_string);
+    let text = |column: usize| exact(column).or_else(|| batch.after.columns()[column].cell_text(row));
     Reject {
         table: table.name.clone(),
         key: table.key.iter().map(|&key| (table.columns[key].name.clone(), text(key))).collect(),
@@ -184,7 +211,7 @@ fn reject(batch: &ChangeBatch, row: usize, reason: &str) -> Reject {
 mod tests {
     use std::sync::Arc;
 
-    use millrace_core::{BatchBuilder, Capture, Column, ColumnType, Op, Table, TableName};
+    use millrace_core::{BatchBuilder, Capture, Column, Op, Table, TableName};
 
     use super::*;
 

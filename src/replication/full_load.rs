@@ -7,7 +7,7 @@
 //! rewritten; the rest is then read in a new snapshot with its own position, and per key the newest order wins.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -222,7 +222,7 @@ impl FullLoad {
             files.push(data_file(published));
         }
         fail::fail_point!("load-between-segment-and-record");
-        let record = SegmentRecord { position, files, rejects: written.rejects };
+        let record = SegmentRecord { position, files, rejects: written.rejects, exact: written.exact };
         self.state.commit(&[Put::set(segment::key(&self.task, name, number), &record)])
     }
 
@@ -236,8 +236,13 @@ impl FullLoad {
     ) -> Result<Written> {
         let (send, receive) = mpsc::channel::<Loaded>(BATCHES_AHEAD);
         let held_bytes_max = WRITERS_BYTES as usize / self.parallel;
-        let encoder =
-            Encoder { destination: self.destination.clone(), mapped: mapped.clone(), position, held_bytes_max };
+        let encoder = Encoder {
+            destination: self.destination.clone(),
+            mapped: mapped.clone(),
+            position,
+            held_bytes_max,
+            companions: self.catalog.companions(&mapped.target.name)?,
+        };
         let encoding = tokio::task::spawn_blocking(move || encoder.run(receive));
         let mut failed = None;
         loop {
@@ -298,6 +303,7 @@ impl FullLoad {
         let mut files: Vec<DataFile> = segments.iter().flat_map(|(_, segment)| segment.files.clone()).collect();
         let rows: u64 = files.iter().map(|file| file.rows).sum();
         let rejects: Vec<Reject> = segments.iter().flat_map(|(_, segment)| segment.rejects.clone()).collect();
+        let exact: BTreeSet<i32> = segments.iter().flat_map(|(_, segment)| segment.exact.clone()).collect();
         let letters =
             dead_letters::publish(&*self.destination, target, load.started_us, load.first_file, &rejects).await?;
         files.extend(letters);
@@ -307,6 +313,7 @@ impl FullLoad {
         let mut puts: Vec<Put> = segments.iter().map(|(rest, _)| Put::delete(format!("{prefix}{rest}"))).collect();
         let location = self.destination.location(&layout::folder(target));
         let complete = (load.start, delivery.through);
+        self.catalog.define_exact(&mut puts, &self.task, &mapped.target, &location, &exact)?;
         self.catalog.replace_files(&mut puts, &self.task, &mapped.target, &location, &files, complete)?;
         puts.push(Put::set(checkpoint::key(&self.task, target), &delivery));
         fail::fail_point!("load-before-commit");
@@ -361,6 +368,8 @@ fn data_file(published: Published) -> DataFile {
 struct Written {
     files: Vec<Staged>,
     rejects: Vec<Reject>,
+    /// Identities of the columns that have a companion in the files.
+    exact: BTreeSet<i32>,
 }
 
 /// Turns the batches of one segment into staged files.
@@ -369,13 +378,17 @@ struct Encoder {
     mapped: Arc<Mapped>,
     position: Position,
     held_bytes_max: usize,
+    /// Columns that have a companion in the object that is written.
+    companions: BTreeSet<i32>,
 }
 
 impl Encoder {
-    fn run(self, mut batches: mpsc::Receiver<Loaded>) -> Result<Written> {
-        let schema = file_schema::arrow_schema(&self.mapped.target);
+    fn run(mut self, mut batches: mpsc::Receiver<Loaded>) -> Result<Written> {
+        let target = self.mapped.target.clone();
+        self.companions.retain(|id| target.columns.iter().any(|column| column.id == *id));
+        let mut schema = file_schema::arrow_schema(&target, &self.companions);
         let mut writer: Option<Box<dyn ObjectWriter>> = None;
-        let mut written = Written { files: vec![], rejects: vec![] };
+        let mut written = Written { files: vec![], rejects: vec![], exact: BTreeSet::new() };
         while let Some(loaded) = batches.blocking_recv() {
             let renamed = loaded.rejects.into_iter().map(|mut reject| {
                 reject.table = self.mapped.target.name.clone();
@@ -385,7 +398,15 @@ impl Encoder {
             if loaded.columns.rows() == 0 {
                 continue;
             }
-            let batch = file_schema::load_batch(&schema, self.mapped.columns(loaded.columns), self.position)?;
+            let columns = self.mapped.columns(loaded.columns);
+            let exact = file_schema::companions_of(&target, &columns);
+            if !exact.is_subset(&self.companions) {
+                // The columns of an object are those that its writer was opened with.
+                written.files.extend(writer.take().map(|begun| begun.finish()).transpose()?);
+                self.companions.extend(exact);
+                schema = file_schema::arrow_schema(&target, &self.companions);
+            }
+            let batch = file_schema::load_batch(&schema, columns, self.position)?;
             let open = match &mut writer {
                 Some(open) => open,
                 None => writer.insert(self.stage()?),
@@ -399,6 +420,7 @@ impl Encoder {
             }
         }
         written.files.extend(writer.map(|last| last.finish()).transpose()?);
+        written.exact = self.companions;
         Ok(written)
     }
 
@@ -406,6 +428,6 @@ impl Encoder {
     fn stage(&self) -> Result<Box<dyn ObjectWriter>> {
         let key = layout::load_key(&self.mapped.target.name, 0);
         let metadata = BTreeMap::from([("millrace.position".to_string(), self.position.to_string())]);
-        self.destination.stage(file_schema::object_spec(&self.mapped.target, key, metadata))
+        self.destination.stage(file_schema::object_spec(&self.mapped.target, &self.companions, key, metadata))
     }
 }

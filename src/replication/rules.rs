@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use millrace_core::{ChangeBatch, Columns, Finding, Selection, Table, TableName};
+use millrace_core::{Becomes, ChangeBatch, ColumnType, Columns, Finding, Selection, Table, TableName};
 
-use crate::config::TaskConfig;
+use crate::config::{TableRule, TaskConfig};
 
 /// The rules of a task.
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ impl Rules {
         self.rule(table).map(|rule| format!("rename {:?} drop {:?}", rule.rename, rule.drop)).unwrap_or_default()
     }
 
-    fn rule(&self, table: &TableName) -> Option<&crate::config::TableRule> {
+    fn rule(&self, table: &TableName) -> Option<&TableRule> {
         self.config.tables.iter().find(|rule| rule.from.matches(table))
     }
 
@@ -88,6 +88,35 @@ impl Rules {
         findings
     }
 
+    /// Rules for values of columns that are not there, or are no numbers.
+    fn check_values(&self, table: &Table, rule: &TableRule, findings: &mut Vec<Finding>) {
+        for (name, value) in &rule.values {
+            let column = table.column_index(name).map(|index| &table.columns[index]);
+            let Some(column) = column else {
+                if rule.from.is_exact() {
+                    let what = format!("{} has no column \"{name}\" to set values for", table.name);
+                    findings.push(
+                        Finding::error("TABLE-COLUMN", what)
+                            .fix("correct the name: it is case-sensitive, as the source shows it"),
+                    );
+                }
+                continue;
+            };
+            let item = match &column.ty {
+                ColumnType::List(item) => item,
+                ty => ty,
+            };
+            if matches!(value.becomes, Some(Becomes::Decimal { .. })) && !matches!(item, ColumnType::Decimal { .. }) {
+                let what = format!("{}: column \"{name}\" cannot be a decimal", table.name);
+                findings.push(
+                    Finding::error("TABLE-COLUMN", what)
+                        .detail(format!("it is of type {}; only numeric can be told its digits", column.source_type))
+                        .fix(format!("take `as` out of the values of \"{name}\", or write as: text")),
+                );
+            }
+        }
+    }
+
     fn check_columns(&self, table: &Table, findings: &mut Vec<Finding>) {
         let Some(rule) = self.rule(&table.name) else { return };
         let exact = rule.from.is_exact();
@@ -97,6 +126,7 @@ impl Rules {
                     .fix("correct the name: it is case-sensitive, as the source shows it"),
             );
         }
+        self.check_values(table, rule, findings);
         for &key in &table.key {
             let name = &table.columns[key].name;
             if rule.drop.contains(name) {

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use millrace_core::{Result, Table, TableName};
+use millrace_core::{Column, Result, Table, TableName};
 
 use super::rules::Rules;
 use crate::{
@@ -169,7 +169,9 @@ impl Tables {
                 Some(TableState::BeforeLoad) => known.is_some_and(|record| record.table != *shape),
                 // Another target, or other columns: the rows that are there do not fit the rules any more.
                 Some(_) => known.is_some_and(|record| {
-                    record.target != self.rules.target(&shape.name) || record.rule != self.rules.text(&shape.name)
+                    record.target != self.rules.target(&shape.name)
+                        || record.rule != self.rules.text(&shape.name)
+                        || is_retyped(&record.table, shape)
                 }),
             };
             if fresh {
@@ -285,6 +287,15 @@ impl Tables {
         }
         Ok(())
     }
+}
+
+/// Whether columns that are the same at the source get another type now: by the task's `values`, or a newer mapping.
+fn is_retyped(known: &Table, found: &Table) -> bool {
+    let same = |column: &Column| {
+        let known = known.columns.iter().find(|known| known.id == column.id);
+        known.is_none_or(|known| known.source_type != column.source_type || known.ty == column.ty)
+    };
+    known.source_id == found.source_id && !found.columns.iter().all(same)
 }
 
 fn is_captured(state: TableState) -> bool {

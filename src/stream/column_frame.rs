@@ -11,6 +11,8 @@
 //!   text, bytes          lengths as varints, then all bytes
 //!   lists                lengths as varints, then the items as a column, which never is "all null" and never has
 //!                        width 0, so that its bytes bound the number of its items
+//! at the end  only where values stand as exact text because their columns cannot hold them: how many, for each the
+//!             distance of its row from the one before and its column as varints, then the texts as a column
 //! ```
 //! Row count and table are the frame header's. All integers are little-endian. What the bytes say is checked in full:
 //! damaged ones give `None`, and never make the decoder reserve more than a small multiple of their own length (for
@@ -42,6 +44,16 @@ pub(super) fn encode(batch: &ChangeBatch, out: &mut Vec<u8>) {
     for column in batch.after.columns() {
         encode_column(column, false, out);
     }
+    if let Some(texts) = batch.after.exact_texts() {
+        put_varint(out, texts.len() as u64);
+        let mut last = 0;
+        for (row, column, _) in batch.after.exact_cells() {
+            put_varint(out, (row - last) as u64);
+            put_varint(out, column as u64);
+            last = row;
+        }
+        encode_column(texts, true, out);
+    }
 }
 
 /// Rebuilds a batch of `rows` rows of the table; `None` if the bytes are not what [`encode`] writes.
@@ -52,9 +64,24 @@ pub(super) fn decode(payload: &[u8], rows: usize, table: &Arc<Table>) -> Option<
     let mut cursor = Cursor::new(payload);
     let (ops, order, commit_time_us) = decode_rows(&mut cursor, rows)?;
     let columns = table.columns.iter().map(|column| decode_column(&mut cursor, &column.ty, rows, false));
-    let after = Columns::from_columns(rows, columns.collect::<Option<Vec<ColumnVec>>>()?);
+    let mut after = Columns::from_columns(rows, columns.collect::<Option<Vec<ColumnVec>>>()?);
+    if cursor.remaining() > 0 {
+        after = decode_exact(&mut cursor, after)?;
+    }
     let batch = ChangeBatch { table: table.clone(), ops, order, commit_time_us, after, absent: None };
     (cursor.remaining() == 0).then_some(batch)
+}
+
+fn decode_exact(cursor: &mut Cursor, columns: Columns) -> Option<Columns> {
+    let count = cursor.count().filter(|count| *count > 0)?;
+    let mut cells = Vec::with_capacity(count.min(columns.rows() * columns.columns().len()));
+    let mut row = 0u32;
+    for _ in 0..count {
+        row = row.checked_add(u32::try_from(cursor.varint()?).ok()?)?;
+        cells.push((row, u16::try_from(cursor.varint()?).ok()?));
+    }
+    let texts = decode_column(cursor, &ColumnType::Text, count, true)?;
+    columns.with_exact(cells, texts)
 }
 
 fn encode_rows(batch: &ChangeBatch, out: &mut Vec<u8>) {
@@ -463,6 +490,15 @@ mod tests {
         })
     }
 
+    /// Of the nulls some have an exact text.
+    fn push_cell(columns: &mut Columns, index: usize, seed: &Seed) {
+        if seed.null && seed.wide & 1 == 1 {
+            columns.push_exact(index, &seed.text);
+        } else {
+            push(columns.column_mut(index), seed);
+        }
+    }
+
     fn push(column: &mut ColumnVec, seed: &Seed) {
         if seed.null {
             return column.push_null();
@@ -510,7 +546,7 @@ mod tests {
         let mut after = Columns::new(types);
         let (mut ops, mut order, mut times) = (vec![], vec![], vec![]);
         for (op, commit, ordinal, time, seeds) in rows {
-            seeds.iter().enumerate().for_each(|(index, seed)| push(after.column_mut(index), seed));
+            seeds.iter().enumerate().for_each(|(index, seed)| push_cell(&mut after, index, seed));
             after.end_row();
             ops.push(op_of(op));
             order.push(Order { commit, ordinal });

@@ -1,4 +1,4 @@
-"""Rows that their Parquet columns cannot hold: kept whole beside the lake, counted, listed; everything else goes on."""
+"""Rows that their Parquet columns cannot hold, by the policy `dead-letter`: kept whole beside the lake, counted, listed; everything else goes on."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_poison_in_a_load_and_in_changes(daemon, sql):
             f"create table t{number} (id int primary key, v {kind}, note text)",
             f"insert into t{number} values (1, null, 'good'), (2, {literal}, 'bad in the load'), (3, null, 'good')",
         )
-    running = daemon(["public.*"]).start_and_load()
+    running = daemon(["public.*"], options={"values": {"unfit": "dead-letter"}}).start_and_load()
     for number, (kind, literal, _) in enumerate(POISON):
         sql(
             f"insert into t{number} values (4, {literal}, 'bad insert'), (5, null, 'good')",
@@ -64,7 +64,7 @@ def test_poison_in_a_load_and_in_changes(daemon, sql):
 
 def test_dead_letters_survive_kills_and_are_not_doubled(daemon, sql):
     sql("create table t (id int primary key, d date)")
-    running = daemon(["public.t"]).start_and_load()
+    running = daemon(["public.t"], options={"values": {"unfit": "dead-letter"}}).start_and_load()
     for round in range(3):
         sql(f"insert into t values ({round * 2}, 'infinity'), ({round * 2 + 1}, '2024-01-01')")
         running.kill()

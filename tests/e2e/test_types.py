@@ -1,11 +1,13 @@
 """Every type, through load and CDC alike: literal in, Parquet type and value expected out, and equal to the server's own
-text (`compare`). Values that a type cannot hold are in test_dead_letters.py."""
+text (`compare`). Values that a type cannot hold, by policy; the policy `dead-letter` is in test_dead_letters.py."""
 
 import datetime
 import decimal
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet
+from servers import wait_for
 
 D = decimal.Decimal
 UTC = datetime.timezone.utc
@@ -319,3 +321,164 @@ def test_catalog_has_hive_types(daemon, sql):
         "commit_timestamp": "timestamp",
         "change_order": "string",
     }
+
+
+# (column type, values that it cannot hold)
+UNFIT = [
+    ("date", ["infinity", "-infinity", "0044-03-15 BC"]),
+    ("time", ["24:00:00"]),
+    ("timestamp", ["infinity", "0001-12-31 23:59:59 BC", "294276-12-31 23:59:59.999999"]),
+    ("timestamptz", ["infinity", "-infinity"]),
+    ("numeric(9,2)", ["NaN"]),
+    ("int[]", ["{{1,2},{3,4}}", "[0:1]={1,2}"]),
+    ("date[]", ["{infinity,2024-01-01}"]),
+]
+
+
+def shown(running, table, columns, order="1"):
+    """Rows of `millrace catalog view`, as text."""
+    connection = duckdb.connect()
+    connection.execute("set timezone = 'UTC'")
+    chosen = ", ".join(f'cast("{column}" as varchar)' for column in columns)
+    return connection.execute(
+        f"select {chosen} from ({running.lake.view('public', table)}) order by {order}"
+    ).fetchall()
+
+
+def catalog_columns(running, table):
+    """Name and type of the table's columns in the catalog, and its version."""
+    record = next(row for row in running.catalog_tables("public") if row["name"] == table)
+    return [(column["name"], column["type"]) for column in record["columns"]], record["version"]
+
+
+def until_equal(seen, expected, seconds=20):
+    """What is seen once it is what is expected, or when the time is over."""
+    try:
+        wait_for(lambda: seen() == expected(), seconds, "equal rows")
+    except TimeoutError:
+        pass
+    return seen()
+
+
+def test_values_that_do_not_fit_stand_beside_their_columns(daemon, sql):
+    kinds = ", ".join(f"v{number} {kind}" for number, (kind, _) in enumerate(UNFIT))
+    names = [f"v{number}" for number in range(len(UNFIT))]
+    sql(
+        f"create table loaded (id int primary key, {kinds}, fits date)",
+        f"create table changed (id int primary key, {kinds}, fits date)",
+        "create table keyed (at timestamptz primary key, n int)",
+        "create table plain (d date, n int)",
+        "alter table plain replica identity full",
+    )
+
+    def insert(table, base):
+        for round in range(3):
+            values = ", ".join(f"'{values[round % len(values)]}'" for _, values in UNFIT)
+            sql(f"insert into {table} values ({base + round}, {values}, '2024-01-01')")
+
+    insert("loaded", 0)
+    sql("insert into changed (id, fits) values (0, '2024-01-01')", "insert into keyed values ('infinity', 1)")
+    running = daemon(["public.*"]).start_and_load()
+    companions = [(f"{name}__exact", "string") for name in names]
+    columns, version = catalog_columns(running, "loaded")
+    assert [column for column in columns if column[0].endswith("__exact")] == companions
+    assert columns[-2:] == [("commit_timestamp", "timestamp"), ("change_order", "string")] and version == 1
+    columns, version = catalog_columns(running, "changed")
+    assert not any(name.endswith("__exact") for name, _ in columns) and version == 1
+
+    # The first such value of a change brings the companions, with a new version of the table.
+    insert("changed", 10)
+    sql("insert into keyed values ('-infinity', 2), ('2024-01-01 00:00:00+00', 3)", "update keyed set n = 10 where at = 'infinity'")
+    sql("insert into plain values ('infinity', 1), ('infinity', 1), ('-infinity', 2)")
+    sql("delete from plain where ctid = (select min(ctid) from plain)")
+    wait_for(lambda: catalog_columns(running, "changed")[1] == 2, 20, "a new version")
+    wait_for(lambda: len(shown(running, "changed", ["id"])) == 4, 20, "the rows")
+    columns, _ = catalog_columns(running, "changed")
+    assert [column for column in columns if column[0].endswith("__exact")] == companions
+    running.kill()
+    running.start()
+    insert("changed", 20)
+    sql("update changed set fits = null where id = 10", "update changed set v0 = '2024-02-03' where id = 11")
+    sql("delete from changed where id = 12")
+
+    def expected(table):
+        """The source's rows, each value in its column or beside it."""
+        chosen = ", ".join(f"{name}::text" for name in names)
+        session = ("set datestyle = 'ISO'", "set timezone = 'UTC'")
+        return [tuple(row) for row in sql(*session, f"select id::text, {chosen} from {table} order by id")]
+
+    def in_lake(table):
+        rows = shown(running, table, ["id", *names, *(name for name, _ in companions)], "id")
+        for row in rows:
+            for typed, exact in zip(row[1 : 1 + len(names)], row[1 + len(names) :]):
+                assert (typed is None) or (exact is None), row
+        return [(row[0], *(exact or typed for typed, exact in zip(row[1 : 1 + len(names)], row[1 + len(names) :]))) for row in rows]
+
+    for table in ("loaded", "changed"):
+        seen = until_equal(lambda: in_lake(table), lambda: expected(table))
+        assert seen == expected(table), table
+    # Keys whose values do not fit are told apart.
+    keyed = lambda: shown(running, "keyed", ["at", "at__exact", "n"], "n")  # noqa: E731
+    wait_for(lambda: len(keyed()) == 3, 20, "the rows of keyed")
+    assert [(row[0] and row[0][:10], *row[1:]) for row in keyed()] == [
+        (None, "-infinity", "2"),
+        ("2024-01-01", None, "3"),
+        (None, "infinity", "10"),
+    ]
+    sql("delete from keyed where at = '-infinity'")
+    wait_for(lambda: len(keyed()) == 2, 20, "the delete")
+    assert shown(running, "plain", ["d", "d__exact", "n"], "n") == [(None, "infinity", "1"), (None, "-infinity", "2")]
+    # Nothing went to the dead letters, and a reload keeps the companions.
+    assert running.dead_letters() == []
+    version = catalog_columns(running, "changed")[1]
+    running.run("reload", running.task, "public.changed")
+    running.wait_states()
+    sql("insert into changed (id) values (99)")
+    assert until_equal(lambda: in_lake("changed"), lambda: expected("changed")) == expected("changed")
+    assert catalog_columns(running, "changed")[1] == version
+    wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+
+
+def test_policies_for_values_that_do_not_fit(daemon, sql):
+    sql(
+        "create table t (id int primary key, a date, b date, c numeric, d timestamptz, e numeric(5,2))",
+        "insert into t values (1, 'infinity', 'infinity', 12.5, 'infinity', 'NaN'), (2, '2024-01-01', '2024-01-01', 1, null, 1)",
+    )
+    values = {
+        "types": {"timestamptz": {"unfit": "clamp"}, "numeric": {"unfit": "dead-letter"}},
+    }
+    rule = {
+        "from": "public.t",
+        "values": {
+            "b": {"unfit": "text"},
+            "c": {"as": "decimal(10,1)", "unfit": "clamp"},
+            "a": {"unfit": "clamp"},
+            "e": {"unfit": "clamp"},
+        },
+    }
+    running = daemon([rule], options={"values": values}).start_and_load()
+    sql("insert into t values (3, '-infinity', '0044-03-15 BC', 1e20, '-infinity', 3), (4, null, null, 0.25, null, null)")
+    wait_for(lambda: len(shown(running, "t", ["id"])) == 4, 20, "the rows")
+    columns, _ = catalog_columns(running, "t")
+    assert dict(columns)["b"] == "string" and dict(columns)["c"] == "decimal(10,1)"
+    assert [name for name, _ in columns if name.endswith("__exact")] == ["e__exact"], "NaN has no nearest value"
+    assert shown(running, "t", ["a", "b", "c", "e", "e__exact"], "id") == [
+        ("5874897-12-31", "infinity", "12.5", None, "NaN"),
+        ("2024-01-01", "2024-01-01", "1.0", "1.00", None),
+        ("0001-01-01", "0044-03-15 BC", "999999999.9", "3.00", None),
+        (None, None, "0.3", None, None),
+    ]
+    years = [row[0] and row[0].split("-")[0] for row in shown(running, "t", ["d"], "id")]
+    assert years == ["294247", None, "0001", None]
+    assert running.dead_letters() == []
+    # Another type for a column makes the table load anew.
+    running.terminate()
+    running.write_config(running.config_text.replace("decimal(10,1)", "text"))
+    running.start()
+    wait_for(lambda: dict(catalog_columns(running, "t")[0])["c"] == "string", 30, "the new type")
+    running.wait_states()
+    assert [row[0] for row in shown(running, "t", ["c"], "id")] == ["12.5", "1", "100000000000000000000", "0.25"]
+    # What is wrong in such rules is told.
+    running.write_config(running.config_text.replace('"as": "text"', '"as": "decimal(99,1)"'))
+    done = running.command("check")
+    assert done.returncode == 2 and "decimal(99,1)" in done.stdout + done.stderr

@@ -41,6 +41,22 @@ impl BatchBuilder {
         self.batch.after.column_mut(index)
     }
 
+    /// All columns of the row being built.
+    pub fn columns(&mut self) -> &mut Columns {
+        &mut self.batch.after
+    }
+
+    /// Gives column `index` of the row being built the value of an earlier row, exact text included.
+    pub fn copy_cell(&mut self, index: usize, row: usize) {
+        if let Some(text) = self.batch.after.exact(row, index).map(str::to_string) {
+            return self.batch.after.push_exact(index, &text);
+        }
+        let column = self.column(index);
+        let mut one = ColumnVec::new(column.ty());
+        one.append_range(column, row, 1);
+        column.append(&one);
+    }
+
     /// The source did not send column `index` of the row being built, because it did not change.
     pub fn absent(&mut self, index: usize) {
         self.absent.cells.push((self.batch.after.rows() as u32, index as u16));

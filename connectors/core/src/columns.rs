@@ -12,6 +12,7 @@ use arrow_array::{
 use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{ArrowError, DataType, Field};
 
+pub use crate::rows::Columns;
 use crate::{bitmap::Bitmap, types::ColumnType};
 
 /// The values of one column; a null slot holds a default value.
@@ -493,104 +494,6 @@ fn append_offsets(to: &mut Vec<i32>, from: &[i32], row: usize, count: usize) -> 
     let base = to.last().copied().unwrap_or(0);
     to.extend(from[row + 1..=row + count].iter().map(|&offset| base + (offset - start)));
     (start as usize, end as usize)
-}
-
-/// All columns of some rows.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Columns {
-    rows: usize,
-    columns: Vec<ColumnVec>,
-}
-
-impl Columns {
-    /// No rows of these types.
-    pub fn new<'a>(types: impl IntoIterator<Item = &'a ColumnType>) -> Self {
-        Self { rows: 0, columns: types.into_iter().map(ColumnVec::new).collect() }
-    }
-
-    /// From whole columns; panics if their lengths differ.
-    pub fn from_columns(rows: usize, columns: Vec<ColumnVec>) -> Self {
-        assert!(columns.iter().all(|column| column.len() == rows), "columns of one batch are equally long");
-        Self { rows, columns }
-    }
-
-    /// No rows of the same types, with room for as many as these: growing a batch from nothing copies it twice.
-    pub fn with_room_of(like: &Columns) -> Self {
-        Self { rows: 0, columns: like.columns.iter().map(ColumnVec::with_room_of).collect() }
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// All columns in the table's order.
-    pub fn columns(&self) -> &[ColumnVec] {
-        &self.columns
-    }
-
-    /// One column for the next value of the row being built; the caller pushes exactly one value to each column and then
-    /// calls [`Self::end_row`].
-    #[inline]
-    pub fn column_mut(&mut self, index: usize) -> &mut ColumnVec {
-        &mut self.columns[index]
-    }
-
-    /// Counts the row that was pushed; every column must have got its value.
-    #[inline]
-    pub fn end_row(&mut self) {
-        self.rows += 1;
-        debug_assert!(self.columns.iter().all(|column| column.len() == self.rows), "a column got no value");
-    }
-
-    /// Takes back what was pushed of an unfinished row.
-    pub fn abort_row(&mut self) {
-        let rows = self.rows;
-        self.columns.iter_mut().for_each(|column| column.truncate(rows));
-    }
-
-    /// Bytes held.
-    pub fn byte_size(&self) -> usize {
-        self.columns.iter().map(ColumnVec::byte_size).sum()
-    }
-
-    /// Copies all rows of columns of the same types to the end.
-    pub fn append(&mut self, other: &Columns) {
-        self.append_range(other, 0, other.rows);
-    }
-
-    /// Copies `count` rows from `from` on to the end.
-    pub fn append_range(&mut self, other: &Columns, from: usize, count: usize) {
-        assert_eq!(self.columns.len(), other.columns.len(), "appending rows of another shape");
-        for (to, column) in self.columns.iter_mut().zip(&other.columns) {
-            to.append_range(column, from, count);
-        }
-        self.rows += count;
-    }
-
-    /// The rows for which `keep` is true.
-    pub fn filter(&self, keep: &[bool]) -> Columns {
-        let mut kept = Self::new(self.columns.iter().map(ColumnVec::ty));
-        let mut row = 0;
-        while row < self.rows {
-            let run = keep[row..self.rows].iter().take_while(|&&k| k == keep[row]).count();
-            if keep[row] {
-                kept.append_range(self, row, run);
-            }
-            row += run;
-        }
-        kept
-    }
-
-    /// These columns alone, in this order.
-    pub fn project(&self, indexes: &[usize]) -> Columns {
-        Self { rows: self.rows, columns: indexes.iter().map(|&index| self.columns[index].clone()).collect() }
-    }
-
-    /// Takes the columns apart.
-    pub fn into_columns(self) -> Vec<ColumnVec> {
-        self.columns
-    }
 }
 
 #[cfg(test)]

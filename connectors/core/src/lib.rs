@@ -5,7 +5,8 @@
 //!
 //! - [`types`]: the column types; [`table`]: tables, columns and their identity
 //! - [`position`]: where a transaction stands in its source's log, and what may be confirmed
-//! - [`columns`], [`bitmap`], [`batch`], [`builder`]: rows of one table as plain vectors
+//! - [`columns`], [`bitmap`], [`batch`], [`builder`]: rows of one table as plain vectors, and the exact text of values
+//!   that do not fit them; [`values`]: what becomes of such values
 //! - [`source`], [`destination`]: the traits a connector implements
 //! - [`error`], [`finding`]: how trouble is told, with its remedy
 //! - [`throttle`]: the rate limit of full loads; [`secret`]: values that no log can print
@@ -16,13 +17,16 @@ pub mod builder;
 pub mod columns;
 pub mod destination;
 pub mod error;
+mod exact;
 pub mod finding;
 pub mod position;
+mod rows;
 pub mod secret;
 pub mod source;
 pub mod table;
 pub mod throttle;
 pub mod types;
+pub mod values;
 
 pub use batch::{Absent, Change, ChangeBatch, Changes, Ddl, Op, Reject};
 pub use bitmap::Bitmap;
@@ -34,3 +38,4 @@ pub use position::{Durable, Order, Position};
 pub use secret::{Secret, SecretSource};
 pub use table::{Capture, Column, Selection, Table, TableName, TablePattern};
 pub use types::ColumnType;
+pub use values::{Becomes, Unfit, ValueRule, ValueRules};

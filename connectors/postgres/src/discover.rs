@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
-use millrace_core::{Capture, Column, Error, Kind, Result, Selection, Table, TableName};
+use millrace_core::{Capture, Column, Error, Kind, Result, Selection, Table, TableName, ValueRules};
 
 use crate::{
-    types::{PgType, TypeCatalog},
+    types::{PgType, TypeCatalog, unfit},
     wire::Connection,
 };
 
@@ -24,6 +24,11 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Gives the columns the types that the task's rules say.
+    pub fn retype(&mut self, rules: &ValueRules) {
+        unfit::retype_with(rules, &mut self.table, &mut self.types);
+    }
+
     /// Whether rows are read the same way from both: all but the estimates.
     pub fn reads_like(&self, other: &Self) -> bool {
         let of = |shape: &Self| (shape.table.source_id, shape.table.storage_id, shape.table.key.clone(), shape.gap);

@@ -35,7 +35,7 @@ use std::{
 
 use async_trait::async_trait;
 use millrace_core::{
-    Columns, Finding, Position, Result, Selection, Table, TableName,
+    Columns, Finding, Position, Result, Selection, Table, TableName, ValueRules,
     source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source},
 };
 
@@ -51,13 +51,20 @@ pub struct Options {
     pub value_bytes_max: usize,
     /// After how long a silence the server gives up on the reader of its log.
     pub sender_timeout: Duration,
+    /// What becomes of values that their columns cannot hold, and which columns get another type.
+    pub values: Arc<ValueRules>,
     /// The slot is kept up to date on standbys, so that it is there after a failover (PostgreSQL 17 and later).
     pub failover: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { value_bytes_max: 64 << 20, sender_timeout: Duration::from_secs(60), failover: false }
+        Self {
+            value_bytes_max: 64 << 20,
+            sender_timeout: Duration::from_secs(60),
+            failover: false,
+            values: Arc::default(),
+        }
     }
 }
 
@@ -124,7 +131,11 @@ impl Source for PostgresSource {
         let mut connection = self.shared.catalog().await?;
         let shapes = discover::select(&mut connection, selection).await?;
         self.shared.give_back(connection);
-        Ok(shapes.into_iter().map(|shape| shape.table).collect())
+        let retyped = shapes.into_iter().map(|mut shape| {
+            shape.retype(&self.shared.options.values);
+            shape.table
+        });
+        Ok(retyped.collect())
     }
 
     async fn prepare(&self, tables: &[Arc<Table>]) -> Result<()> {
@@ -142,8 +153,8 @@ impl Source for PostgresSource {
 
     async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
         let Shared { config, names, options, fence, .. } = &*self.shared;
-        let Options { value_bytes_max, sender_timeout, failover } = *options;
-        let options = LogOptions { value_bytes_max, sender_timeout, failover };
+        let Options { value_bytes_max, sender_timeout, failover, values } = options.clone();
+        let options = LogOptions { value_bytes_max, sender_timeout, failover, values };
         let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
         Ok(Box::new(log))
     }
@@ -153,8 +164,7 @@ impl Source for PostgresSource {
         let xids = self.shared.fence.xids();
         lookup::wait_until_visible(&mut connection, &xids).await?;
         self.shared.fence.seen(&xids);
-        let value_bytes_max = self.shared.options.value_bytes_max;
-        let found = lookup::read(&mut connection, table, keys, columns, value_bytes_max).await?;
+        let found = lookup::read(&mut connection, table, keys, columns, &self.shared.options).await?;
         self.shared.give_back(connection);
         Ok(found)
     }

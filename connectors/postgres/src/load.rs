@@ -20,7 +20,7 @@ use crate::{
         PgType,
         binary::{Malformed, Tuple, TupleDecoder, fields},
         copy_data::CopyData,
-        render,
+        render, unfit,
     },
     wire::{Connection, CopyOut, Mode, sqlstate},
 };
@@ -100,7 +100,11 @@ impl TableLoad for PostgresLoad {
             copy,
             data: CopyData::new(),
             sink: TupleSink {
-                decoder: TupleDecoder::new(types.clone(), self.shared.options.value_bytes_max),
+                decoder: TupleDecoder::new(
+                    types.clone(),
+                    unfit::policies(&self.shared.options.values, &self.table),
+                    self.shared.options.value_bytes_max,
+                ),
                 types,
                 table: self.table.clone(),
                 order: Order { commit: self.position.0, ordinal: 0 },

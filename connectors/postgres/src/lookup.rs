@@ -7,15 +7,16 @@
 
 use std::time::Duration;
 
-use millrace_core::{ColumnType, Columns, Error, Kind, Result, Table, source::Lookup};
+use millrace_core::{ColumnType, Columns, Error, Kind, Result, Table, Unfit, source::Lookup};
 
+use crate::Options;
 use crate::{
     discover::{self, CatalogRow, Shape, quote_identifier, quote_literal, quote_table},
     types::{
         PgType, Scalar,
         binary::{Malformed, Tuple, TupleDecoder},
         copy_data::CopyData,
-        render,
+        render, unfit,
     },
     wire::Connection,
 };
@@ -36,11 +37,11 @@ pub async fn read(
     table: &Table,
     keys: &Columns,
     columns: &[usize],
-    value_bytes_max: usize,
+    options: &Options,
 ) -> Result<Lookup> {
     // One transaction keeps the shape that is read here; its statements still see what is committed before each.
     connection.execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {PLANNER}")).await?;
-    let result = read_locked(connection, table, keys, columns, value_bytes_max).await;
+    let result = read_locked(connection, table, keys, columns, options).await;
     // After an error this may fail as well; the session is then not used again.
     let ended = connection.execute("COMMIT").await;
     let lookup = result?;
@@ -53,18 +54,21 @@ async fn read_locked(
     table: &Table,
     keys: &Columns,
     columns: &[usize],
-    value_bytes_max: usize,
+    options: &Options,
 ) -> Result<Lookup> {
     let missing = || Error::new(Kind::TableMissing, format!("reading rows of table {} anew", table.name));
     let before = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
     let lock = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", quote_table(&before.table.name));
     connection.execute(&lock).await?;
-    let shape = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
-    let plan = Plan::new(table, &shape, columns)?;
+    let mut shape = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
+    shape.retype(&options.values);
+    let mut plan = Plan::new(table, &shape, columns)?;
+    let policies = unfit::policies(&options.values, table);
+    plan.policies.extend(columns.iter().map(|&index| policies.get(index).copied().unwrap_or_default()));
     let mut lookup = Lookup { found: vec![], columns: Columns::new(&plan.types), rejected: vec![] };
     for start in (0..keys.rows()).step_by(KEYS_MAX) {
         let end = (start + KEYS_MAX).min(keys.rows());
-        plan.read(connection, keys, start..end, value_bytes_max, &mut lookup).await?;
+        plan.read(connection, keys, start..end, options.value_bytes_max, &mut lookup).await?;
     }
     Ok(lookup)
 }
@@ -77,6 +81,8 @@ struct Plan {
     /// The wanted columns as they stand in the SELECT.
     selected: Vec<String>,
     pg_types: Vec<PgType>,
+    /// What becomes of values that do not fit, the key's number in front.
+    policies: Vec<Unfit>,
     types: Vec<ColumnType>,
 }
 
@@ -96,6 +102,7 @@ impl Plan {
             key: vec![],
             selected: vec![],
             pg_types: vec![PgType::Scalar(Scalar::Int4)],
+            policies: vec![Unfit::default()],
             types: vec![],
         };
         for &index in &table.key {
@@ -113,9 +120,11 @@ impl Plan {
 
     fn statement(&self, keys: &Columns, rows: std::ops::Range<usize>) -> String {
         let values = rows.map(|row| {
-            let cells = keys.columns().iter().map(|column| match render::cell(column, row) {
-                Some(text) => quote_literal(&text),
-                None => "NULL".into(),
+            let cells = keys.columns().iter().enumerate().map(|(index, column)| {
+                match keys.exact(row, index).map(str::to_string).or_else(|| render::cell(column, row)) {
+                    Some(text) => quote_literal(&text),
+                    None => "NULL".into(),
+                }
             });
             let cells: Vec<String> = std::iter::once(row.to_string()).chain(cells).collect();
             format!("({})", cells.join(","))
@@ -145,7 +154,7 @@ impl Plan {
     ) -> Result<()> {
         let wrong =
             |error: Malformed| Error::new(Kind::Protocol, format!("reading rows of {} anew", self.table)).with(error);
-        let mut decoder = TupleDecoder::new(self.pg_types.clone(), value_bytes_max);
+        let mut decoder = TupleDecoder::new(self.pg_types.clone(), self.policies.clone(), value_bytes_max);
         let types: Vec<ColumnType> = std::iter::once(ColumnType::Int32).chain(self.types.iter().cloned()).collect();
         let mut read = Columns::new(&types);
         let mut copy = connection.copy_out(&self.statement(keys, rows)).await?;
@@ -167,11 +176,12 @@ impl Plan {
             }
         }
         data.finish().map_err(wrong)?;
-        let mut columns = read.into_columns();
-        let row_numbers = columns.remove(0);
-        let millrace_core::Values::Int32(numbers) = row_numbers.values() else { return Err(wrong(Malformed)) };
+        let Some(millrace_core::Values::Int32(numbers)) = read.columns().first().map(|column| column.values()) else {
+            return Err(wrong(Malformed));
+        };
         lookup.found.extend(numbers.iter().filter_map(|&number| u32::try_from(number).ok()));
-        lookup.columns.append(&Columns::from_columns(numbers.len(), columns));
+        let wanted: Vec<usize> = (1..=self.types.len()).collect();
+        lookup.columns.append(&read.project(&wanted));
         Ok(())
     }
 }

@@ -106,11 +106,12 @@ impl Snapshot for PostgresSnapshot {
         let blocks = waiting::watch(&self.shared.config, process_id, "locking a table for its load", locking).await?;
         // On another session: queries of this one see the catalog as of the snapshot.
         let mut catalog = self.shared.catalog().await?;
-        let after = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop().ok_or_else(missing)?;
+        let mut after = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop().ok_or_else(missing)?;
         self.shared.give_back(catalog);
         if !after.reads_like(before) {
             return Err(stale(table));
         }
+        after.retype(&self.shared.options.values);
         let resumable = previous.filter(|plan| plan.storage_id == after.table.storage_id && self.may_resume(&after));
         let plan = match resumable {
             Some(plan) => plan.clone(),

@@ -100,7 +100,7 @@ fn copy_data() {
         let field = |bytes: &[u8]| [&(bytes.len() as i32).to_be_bytes(), bytes].concat();
         let tuple = [&2_i16.to_be_bytes(), field(&rest[..half]).as_slice(), &field(&rest[half..]), rest].concat();
         for payload in [rest.to_vec(), [header, rest].concat(), [header, &tuple].concat()] {
-            let mut decoder = TupleDecoder::new(vec![first, second], 1 << 20);
+            let mut decoder = TupleDecoder::new(vec![first, second], vec![], 1 << 20);
             let mut taken = Columns::new(columns.iter());
             let mut data = CopyData::new();
             for piece in payload.chunks(cut) {
@@ -123,7 +123,7 @@ fn copy_data() {
 fn binary_values_and_their_text() {
     check!().with_test_time(time()).for_each(|input: &[u8]| {
         let Some((ty, value)) = choose(input) else { return };
-        let mut decoder = TupleDecoder::new(vec![ty], 1 << 20);
+        let mut decoder = TupleDecoder::new(vec![ty], vec![], 1 << 20);
         let column = ty.column_type();
         let mut columns = Columns::new([&column]);
         let tuple = [&1_i16.to_be_bytes(), (value.len() as i32).to_be_bytes().as_slice(), value].concat();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use millrace_core::{
-    Capture, Columns, Kind, Selection, Table, TableName, TablePattern,
+    Capture, Columns, Kind, Selection, Table, TableName, TablePattern, Unfit, ValueRules,
     source::{Source, TableLoad},
 };
 use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, lookup, waiting, wire};
@@ -300,7 +300,8 @@ async fn rows_are_read_anew_by_key() {
              create table t (a numeric(10,2), m mood, at timestamptz, big text, due date, primary key (m, a, at)); \
              insert into t values (1.50, 'it''s \\ ok', '2024-03-31 03:30:00.5+02', repeat('x', 20000), '2024-01-01'), \
              (-0.05, 'sad', '0001-01-01 00:00:00+00', null, '2024-01-02'), \
-             (7, 'sad', '2000-01-01 00:00:00+00', 'y', 'infinity')",
+             (7, 'sad', '2000-01-01 00:00:00+00', 'y', 'infinity'), \
+             (7, 'sad', 'infinity', 'z', '0044-03-15 BC')",
         )
         .await
         .unwrap();
@@ -320,25 +321,36 @@ async fn rows_are_read_anew_by_key() {
         keys.column_mut(2).push_i64(at);
         keys.end_row();
     }
+    keys.column_mut(0).push_str("sad");
+    keys.column_mut(1).push_decimal(700);
+    keys.push_exact(2, "infinity");
+    keys.end_row();
+    let options = Options::default();
     let big = table.column_index("big").unwrap();
     let due = table.column_index("due").unwrap();
-    let found = lookup::read(&mut session, &table, &keys, &[big, due], 1 << 20).await.unwrap();
-    assert_eq!(found.found, [2, 3, 4]);
-    let cells = |column: usize| (0..3).map(|row| found.columns.columns()[column].cell_text(row)).collect::<Vec<_>>();
+    let found = lookup::read(&mut session, &table, &keys, &[big, due], &options).await.unwrap();
+    assert_eq!(found.found, [0, 2, 3, 4, 5]);
+    assert_eq!(found.columns.exact_cells().collect::<Vec<_>>(), [(0, 1, "infinity"), (4, 1, "0044-03-15 BC")]);
+    let cells = |column: usize| (1..4).map(|row| found.columns.columns()[column].cell_text(row)).collect::<Vec<_>>();
     let large = Some("x".repeat(20_000));
     assert_eq!(cells(0), [large.clone(), None, large]);
     assert_eq!(cells(1), [Some("19723".into()), Some("19724".into()), Some("19723".into())]);
-    assert_eq!(found.rejected.len(), 1);
+    assert_eq!(found.rejected, []);
+    let values = Arc::new(ValueRules { unfit: Unfit::DeadLetter, ..ValueRules::default() });
+    let strict = Options { values, ..Options::default() };
+    let found = lookup::read(&mut session, &table, &keys, &[big, due], &strict).await.unwrap();
+    assert_eq!((found.found.len(), found.rejected.len()), (3, 2));
     assert!(found.rejected[0].0 == 0 && found.rejected[0].1.contains("infinity"));
-    let short = lookup::read(&mut session, &table, &keys, &[big], 100).await.unwrap();
-    assert_eq!((short.found, short.rejected.len()), (vec![0, 3], 2));
+    let small = Options { value_bytes_max: 100, ..Options::default() };
+    let short = lookup::read(&mut session, &table, &keys, &[big], &small).await.unwrap();
+    assert_eq!((short.found, short.rejected.len()), (vec![0, 3, 5], 2));
     assert_eq!(short.rejected[1], (4, "it is longer than max-value (100 bytes)".into()));
 
     session.execute("alter table moved drop column large").await.unwrap();
-    let error = lookup::read(&mut session, &table, &keys, &[big], 1 << 20).await.unwrap_err();
+    let error = lookup::read(&mut session, &table, &keys, &[big], &options).await.unwrap_err();
     assert_eq!(error.kind, Kind::SchemaChange);
     session.execute("drop table moved").await.unwrap();
-    let error = lookup::read(&mut session, &table, &keys, &[due], 1 << 20).await.unwrap_err();
+    let error = lookup::read(&mut session, &table, &keys, &[due], &options).await.unwrap_err();
     assert_eq!(error.kind, Kind::TableMissing);
     session.execute("select 1").await.expect("the session can go on");
 }

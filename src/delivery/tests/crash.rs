@@ -5,9 +5,10 @@ use std::sync::Arc;
 use millrace_core::{Change, Op, Order, Table};
 use proptest::prelude::*;
 
-use super::{fakes::When, *};
+use super::{fakes::When, reading::exact_values, *};
 
-/// Three tables; `c` waits for a load, `b` is truncated before the last transaction.
+/// Three tables; `c` waits for a load, `b` is truncated before the last transaction, some rows of `a` have values beside
+/// their columns.
 fn workload(house: &House) -> Vec<Arc<Table>> {
     let tables = vec![table("a", &["x"]), table("b", &[]), table("c", &[])];
     house.checkpoint(&tables[0], Flow::Delivering);
@@ -16,7 +17,9 @@ fn workload(house: &House) -> Vec<Arc<Table>> {
     let [a, b, c] = &tables[..] else { unreachable!() };
     for commit in 1..=6u128 {
         let id = commit as i64 * 10;
-        let mut changes = vec![inserts(a, commit, id..id + 3), inserts(c, commit, id..id + 2)];
+        let of_a =
+            if matches!(commit, 3 | 5) { exact_inserts(a, commit, id..id + 3) } else { inserts(a, commit, id..id + 3) };
+        let mut changes = vec![of_a, inserts(c, commit, id..id + 2)];
         changes.push(rows(b, commit, &[(Op::Insert, id), (Op::Update, id), (Op::Delete, id)]));
         if commit == 3 {
             changes.push(Change::Rejected(vec![reject(a, commit, 99)]));
@@ -35,6 +38,11 @@ fn verify(house: &House, tables: &[Arc<Table>], delivery: &Delivery) {
     let [a, b, c] = tables else { unreachable!() };
     let expected_a: Vec<i64> = (1..=6).flat_map(|commit| commit * 10..commit * 10 + 3).collect();
     assert_eq!(ids(&delivered(house, a)), expected_a);
+    let exact: Vec<(i64, String)> =
+        [30, 50].iter().flat_map(|id| *id..id + 3).map(|id| (id, format!("~{id}"))).collect();
+    assert_eq!(exact_values(house, a, "x__exact"), exact);
+    let names: Vec<String> = house.columns(a);
+    assert_eq!(names, ["Op", "id", "x", "x__exact", "commit_timestamp", "change_order"]);
     let expected_b = [("I", 1), ("U", 2), ("D", 3)].map(|(op, ordinal)| Row::new(op, 60, 6, ordinal));
     assert_eq!(delivered(house, b), expected_b, "what came before the truncate is gone");
     assert_eq!(house.read_checkpoint(b).flow, Flow::Delivering);

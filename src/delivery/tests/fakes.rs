@@ -326,6 +326,12 @@ impl House {
         self.state.commit(&[Put::set(checkpoint::key("t", &table.name), &record)]).unwrap();
     }
 
+    /// Names of the table's columns in the catalog.
+    pub fn columns(&self, table: &Arc<Table>) -> Vec<String> {
+        let found = self.catalog.table(&CatalogName::of(&table.name)).unwrap();
+        found.map(|table| table.columns.into_iter().map(|column| column.name).collect()).unwrap_or_default()
+    }
+
     pub fn files(&self, table: &Arc<Table>) -> Vec<DataFile> {
         self.catalog.files(&CatalogName::of(&table.name)).unwrap()
     }

@@ -46,6 +46,22 @@ pub fn delivered(house: &House, table: &Arc<Table>) -> Vec<Row> {
     rows
 }
 
+/// Ids and texts of the rows that have a value in a companion, which files without such values need not have.
+pub fn exact_values(house: &House, table: &Arc<Table>, companion: &str) -> Vec<(i64, String)> {
+    let mut values = vec![];
+    for file in house.files(table) {
+        let reader = fs::File::open(&file.path).unwrap();
+        for batch in ParquetRecordBatchReaderBuilder::try_new(reader).unwrap().build().unwrap() {
+            let batch = batch.unwrap();
+            let id = batch.column_by_name("id").unwrap().as_primitive::<Int64Type>();
+            let Some(exact) = batch.column_by_name(companion) else { continue };
+            let texts = exact.as_string::<i32>().iter().enumerate();
+            values.extend(texts.filter_map(|(row, text)| Some((id.value(row), text?.to_string()))));
+        }
+    }
+    values
+}
+
 /// The lines of a dead letter file: `change_order` and the row.
 pub fn dead_letters(file: &DataFile) -> Vec<(String, Reject)> {
     let text = fs::read_to_string(&file.path).unwrap();

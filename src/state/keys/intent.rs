@@ -2,7 +2,7 @@
 //! visible yet; deleted by the commit that registers the objects. One that is found means that a round was interrupted:
 //! the same range goes to the same keys again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_core::{Position, TableName};
 use serde::{Deserialize, Serialize};
@@ -50,4 +50,7 @@ pub struct Planned {
     pub first: LogPosition,
     /// Rows in it.
     pub rows: u64,
+    /// Identities of the columns that have a companion in it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub exact: BTreeSet<i32>,
 }

@@ -1,5 +1,7 @@
 //! `segment/<task>/<table>/<number>`: a finished segment of a load that is under way.
 
+use std::collections::BTreeSet;
+
 use millrace_core::{Position, Reject, TableName};
 use serde::{Deserialize, Serialize};
 
@@ -24,4 +26,7 @@ pub struct SegmentRecord {
     pub files: Vec<DataFile>,
     /// Rows that their columns could not hold.
     pub rejects: Vec<Reject>,
+    /// Identities of the columns that have a companion in its objects.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub exact: BTreeSet<i32>,
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use millrace_core::{BatchBuilder, Change, ColumnVec, Op, Order, Reject, Result, Table, batch::Cell};
+use millrace_core::{BatchBuilder, Change, Op, Order, Reject, Result, Table, Unfit, ValueRules, batch::Cell};
 
 use super::{
     deferrable::{self, KeyTracker, Leaving},
@@ -13,7 +13,7 @@ use super::{
     transaction::Transaction,
 };
 use crate::{
-    types::text,
+    types::{text, unfit},
     wire::{
         delete::Old,
         tuple::{Tuple, Value},
@@ -52,6 +52,9 @@ pub struct Captured {
     /// The earlier row of the key of the row being built is wanted.
     wants_base: bool,
     value_bytes_max: usize,
+    values: Arc<ValueRules>,
+    /// What becomes of values that do not fit, by column.
+    policies: Vec<Unfit>,
 }
 
 /// A row to be written.
@@ -67,8 +70,9 @@ struct Row<'a> {
 
 impl Captured {
     /// Nothing is known of its shape in the log yet.
-    pub fn new(table: Arc<Table>, adopting: bool, value_bytes_max: usize) -> Self {
+    pub fn new(table: Arc<Table>, adopting: bool, value_bytes_max: usize, values: Arc<ValueRules>) -> Self {
         Self {
+            policies: unfit::policies(&values, &table),
             builder: BatchBuilder::new(table.clone()),
             table,
             state: State::Unresolved,
@@ -80,6 +84,7 @@ impl Captured {
             unchanged: vec![],
             wants_base: false,
             value_bytes_max,
+            values,
         }
     }
 
@@ -105,6 +110,7 @@ impl Captured {
     /// From here on the table has this shape; what was pending has been closed.
     pub fn reshape(&mut self, table: Arc<Table>) {
         self.builder = BatchBuilder::new(table.clone());
+        self.policies = unfit::policies(&self.values, &table);
         self.table = table;
     }
 
@@ -225,16 +231,14 @@ impl Captured {
         for (index, value) in old.cells().enumerate() {
             let is_key = self.table.key.contains(&index);
             let decoded = match value {
-                Value::Text(text) if is_key => {
-                    text::decode(&self.table.columns[index].ty, text, self.builder.column(index))
-                }
+                Value::Text(text) if is_key => self.value(index, text),
                 _ => {
                     self.absent(row, index);
                     Ok(())
                 }
             };
             if decoded.is_err() {
-                // A key that no column can hold never got into the lake.
+                // A key that cannot be taken never got into the lake.
                 self.abort(row);
                 return Ok(());
             }
@@ -267,15 +271,13 @@ impl Captured {
     /// Decodes the cells; an error names the column.
     fn decode(&mut self, number: usize, row: Row<'_>) -> Result<(), (usize, String)> {
         self.unchanged.clear();
-        for (index, (value, column)) in row.tuple.cells().zip(&self.table.columns).enumerate() {
+        for (index, value) in row.tuple.cells().enumerate() {
             let value = if value == Value::Unchanged { self.value_in(index, row.old) } else { value };
             match value {
                 Value::Text(text) if text.len() > self.value_bytes_max => {
                     return Err((index, format!("it is longer than max-value ({} bytes)", self.value_bytes_max)));
                 }
-                Value::Text(text) => {
-                    text::decode(&column.ty, text, self.builder.column(index)).map_err(|reason| (index, reason))?;
-                }
+                Value::Text(text) => self.value(index, text).map_err(|reason| (index, reason))?,
                 Value::Null => self.builder.column(index).push_null(),
                 Value::Unchanged => self.unchanged.push(index),
             }
@@ -293,11 +295,20 @@ impl Captured {
         for position in 0..self.unchanged.len() {
             let index = self.unchanged[position];
             match base.filter(|&base| self.pending.has_value(base, index)) {
-                Some(base) => copy_cell(self.builder.column(index), base),
+                Some(base) => self.builder.copy_cell(index, base),
                 None => self.absent(number, index),
             }
         }
         Ok(())
+    }
+
+    /// Adds a value to its column, or beside it where the column cannot hold it.
+    #[inline]
+    fn value(&mut self, index: usize, text: &[u8]) -> std::result::Result<(), String> {
+        let ty = &self.table.columns[index].ty;
+        let Err(reason) = text::decode(ty, text, self.builder.column(index)) else { return Ok(()) };
+        let taken = unfit::settle(self.policies[index], index, ty, text, self.builder.columns());
+        if taken { Ok(()) } else { Err(reason) }
     }
 
     /// The cell of the old row, where the old row holds it.
@@ -365,11 +376,4 @@ fn cell(value: Value<'_>) -> Cell {
             Err(_) => Cell::Hex(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
         },
     }
-}
-
-/// Adds the value of an earlier row of the same column.
-fn copy_cell(column: &mut ColumnVec, row: usize) {
-    let mut one = ColumnVec::new(column.ty());
-    one.append_range(column, row, 1);
-    column.append(&one);
 }

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use millrace_core::{
-    Change, Changes, Ddl, Error, Kind, Order, Position, Result, Table, TableName, error::Context, source::Budget,
+    Change, Changes, Ddl, Error, Kind, Order, Position, Result, Table, TableName, ValueRules, error::Context,
+    source::Budget,
 };
 
 use super::{
@@ -14,6 +15,7 @@ use super::{
 };
 use crate::{
     fence::VisibilityFence,
+    types::unfit,
     wire::{
         begin::Begin,
         commit::Commit,
@@ -49,6 +51,7 @@ pub struct Decoder {
     rows: usize,
     bytes: usize,
     value_bytes_max: usize,
+    values: Arc<ValueRules>,
     fence: Arc<VisibilityFence>,
 }
 
@@ -63,9 +66,16 @@ pub enum Applied {
 
 impl Decoder {
     /// Begins at `from`.
-    pub fn new(tables: &[Arc<Table>], from: u64, value_bytes_max: usize, fence: Arc<VisibilityFence>) -> Self {
+    pub fn new(
+        tables: &[Arc<Table>],
+        from: u64,
+        value_bytes_max: usize,
+        values: Arc<ValueRules>,
+        fence: Arc<VisibilityFence>,
+    ) -> Self {
         let captured = |table: &Arc<Table>| {
-            Some((u32::try_from(table.source_id).ok()?, Captured::new(table.clone(), false, value_bytes_max)))
+            let captured = Captured::new(table.clone(), false, value_bytes_max, values.clone());
+            Some((u32::try_from(table.source_id).ok()?, captured))
         };
         Self {
             tables: tables.iter().filter_map(captured).collect(),
@@ -83,6 +93,7 @@ impl Decoder {
             rows: 0,
             bytes: 0,
             value_bytes_max,
+            values,
             fence,
         }
     }
@@ -147,7 +158,8 @@ impl Decoder {
     /// A table to capture from now on, in whatever shape the log shows it.
     pub fn add_table(&mut self, table: Arc<Table>) {
         let Ok(oid) = u32::try_from(table.source_id) else { return };
-        if let Some(mut before) = self.tables.insert(oid, Captured::new(table, true, self.value_bytes_max)) {
+        let captured = Captured::new(table, true, self.value_bytes_max, self.values.clone());
+        if let Some(mut before) = self.tables.insert(oid, captured) {
             before.close(&mut self.items);
             self.dirty.retain(|&dirty| dirty != oid);
         }
@@ -355,8 +367,9 @@ impl Decoder {
     }
 
     /// From here on the table has another shape; its earlier rows are closed.
-    fn reshape(&mut self, oid: u32, table: Table) {
+    fn reshape(&mut self, oid: u32, mut table: Table) {
         let order = self.here();
+        unfit::retype(&self.values, &mut table);
         let Some(captured) = self.tables.get_mut(&oid) else { return };
         let evolved = table.version != captured.table.version;
         captured.close(&mut self.items);

@@ -138,7 +138,7 @@ fn types() -> TypeNames {
 fn play(input: &[u8]) -> (usize, usize) {
     let tables =
         [table(1, Capture::All, vec![0]), table(2, Capture::All, vec![]), table(3, Capture::InsertsOnly, vec![])];
-    let mut decoder = Decoder::new(&tables, 1, 1 << 20, Arc::new(VisibilityFence::default()));
+    let mut decoder = Decoder::new(&tables, 1, 1 << 20, Arc::default(), Arc::new(VisibilityFence::default()));
     decoder.types = types();
     let budget = Budget { rows: 100, bytes: 1 << 20, wait: Duration::ZERO };
     let mut script = Script { bytes: input, lsn: 2 };

@@ -28,7 +28,7 @@ use std::{
 
 use async_trait::async_trait;
 use millrace_core::{
-    Changes, Durable, Error, Kind, Position, Result, Table, TableName,
+    Changes, Durable, Error, Kind, Position, Result, Table, TableName, ValueRules,
     error::Context,
     source::{Budget, Identity, Log},
 };
@@ -53,19 +53,26 @@ const COLLECT: Duration = Duration::from_millis(40);
 const YIELD_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How the log is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogOptions {
     /// A row with a longer value is rejected; bytes.
     pub value_bytes_max: usize,
     /// After how long a silence the server gives up on us (`wal_sender_timeout` of our session).
     pub sender_timeout: Duration,
+    /// What becomes of values that their columns cannot hold.
+    pub values: Arc<ValueRules>,
     /// A slot that was made without `FAILOVER` gets it, where the server knows it.
     pub failover: bool,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { value_bytes_max: 64 << 20, sender_timeout: Duration::from_secs(60), failover: false }
+        Self {
+            value_bytes_max: 64 << 20,
+            sender_timeout: Duration::from_secs(60),
+            failover: false,
+            values: Arc::default(),
+        }
     }
 }
 
@@ -102,7 +109,7 @@ impl PostgresLog {
         let mut session = Connection::connect(config, Mode::Replication, "millrace log").await?;
         let identity = verify_identity(&mut session, names, from, known).await?;
         open::verify_slot(&mut session, names, from).await?;
-        let mut decoder = Decoder::new(tables, start, options.value_bytes_max, fence.clone());
+        let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
         open::learn_types(&mut session, tables, &mut decoder).await?;
         let stream = open::start(session, names, start, &options).await?;
         // A third of the server's patience, and often enough that an idle log advances.

@@ -61,8 +61,12 @@ impl PendingRows {
             self.newest = Some((floor..row).map(|row| (key_hash(builder, key, row), row as u32)).collect());
         }
         let found = *self.newest.as_ref()?.get(&key_hash(builder, key, row))?;
-        let equal = found != GONE && key.iter().all(|&index| cells_equal(builder.column(index), found as usize, row));
-        equal.then_some(found as usize)
+        let equal = |&index: &usize| {
+            let columns = builder.columns();
+            columns.exact(found as usize, index) == columns.exact(row, index)
+                && cells_equal(&columns.columns()[index], found as usize, row)
+        };
+        (found != GONE && key.iter().all(equal)).then_some(found as usize)
     }
 
     /// Whether the cell of an earlier row has its value.
@@ -73,8 +77,10 @@ impl PendingRows {
 
 fn key_hash(builder: &mut BatchBuilder, key: &[usize], row: usize) -> u64 {
     let mut hasher = DefaultHasher::new();
+    let columns = builder.columns();
     for &index in key {
-        let column: &ColumnVec = builder.column(index);
+        columns.exact(row, index).hash(&mut hasher);
+        let column: &ColumnVec = &columns.columns()[index];
         match column.values() {
             Values::Int16(v) => v[row].hash(&mut hasher),
             Values::Int32(v) => v[row].hash(&mut hasher),

@@ -4,10 +4,11 @@
 
 use std::collections::HashMap;
 
-use millrace_core::{Capture, Column, ColumnType, Result, Table, TableName};
+use millrace_core::{Capture, Column, ColumnType, ColumnVec, Result, Table, TableName};
 
 use crate::{
     discover::{self, CatalogRow, Shape},
+    types::{text, unfit},
     wire::{
         Connection,
         relation::{Relation, RelationColumn},
@@ -51,7 +52,7 @@ pub fn compare(table: &Table, relation: &Relation, types: &TypeNames) -> Compari
         }
         match types.get(&(shown.type_oid, shown.type_modifier)) {
             None => return Comparison::UnknownType,
-            Some(known) if known.source_type != column.source_type || known.ty != column.ty => {
+            Some(known) if known.source_type != column.source_type || !is_type_of(known, column) => {
                 return Comparison::Different(format!(
                     "column {:?} changed its type from {} to {}",
                     column.name, column.source_type, known.source_type
@@ -70,6 +71,11 @@ pub fn compare(table: &Table, relation: &Relation, types: &TypeNames) -> Compari
         return Comparison::Appended(table.columns.len());
     }
     Comparison::Same
+}
+
+/// Whether a column has the type that the log shows, or the one that a rule of the task gave it instead.
+fn is_type_of(shown: &TypeName, column: &Column) -> bool {
+    shown.ty == column.ty || unfit::may_be_retyped(&shown.ty, &column.ty)
 }
 
 /// A key or an identity that no longer carries what is captured.
@@ -207,10 +213,10 @@ pub fn evolve(table: &Table, relation: &Relation, types: &TypeNames, facts: &Fac
         let Some(attribute) = attribute else {
             return Err(format!("column {:?} was added and has changed again since", shown.name));
         };
-        attribute.fits_older_rows(storage_id != table.storage_id)?;
         let Some(known) = types.get(&(shown.type_oid, shown.type_modifier)) else {
             return Err(format!("column {:?} was added with a type that is gone", shown.name));
         };
+        attribute.fits_older_rows(storage_id != table.storage_id, &known.ty)?;
         evolved.columns.push(Column {
             id: attribute.id,
             name: shown.name.clone(),
@@ -224,10 +230,12 @@ pub fn evolve(table: &Table, relation: &Relation, types: &TypeNames, facts: &Fac
 }
 
 impl Attribute {
-    /// Whether it is known what a column that was added is in the rows that were there.
-    fn fits_older_rows(&self, rewritten: bool) -> Result<(), String> {
+    /// Whether it is known what a column that was added is in the rows that were there, and the column can hold it.
+    fn fits_older_rows(&self, rewritten: bool, ty: &ColumnType) -> Result<(), String> {
+        let fits = |text: &String| text::decode(ty, text.as_bytes(), &mut ColumnVec::new(ty)).is_ok();
+        let unfit = self.missing.as_ref().is_some_and(|missing| !fits(missing));
         // A default that needed a rewrite leaves no other trace than new storage.
-        match self.computed || (self.has_default && rewritten && self.missing.is_none()) {
+        match unfit || self.computed || (self.has_default && rewritten && self.missing.is_none()) {
             true => Err(format!("column {:?} was added with values for the rows that were there", self.name)),
             false => Ok(()),
         }
@@ -261,7 +269,7 @@ pub fn follow(table: &Table, relation: &Relation, facts: &Facts) -> Result<Table
     let mut followed = Table { version: table.version + 1, ..now.clone() };
     for (column, attribute) in followed.columns.iter_mut().zip(attributes) {
         let Some(old) = table.columns.iter().find(|old| old.id == column.id) else {
-            attribute.fits_older_rows(rewritten)?;
+            attribute.fits_older_rows(rewritten, &column.ty)?;
             column.older_rows.clone_from(&attribute.missing);
             continue;
         };

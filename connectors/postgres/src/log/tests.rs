@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use millrace_core::{Change, ChangeBatch, Ddl, Selection, TablePattern, batch::Cell};
+use millrace_core::{Change, ChangeBatch, Ddl, Selection, TablePattern, Unfit, batch::Cell};
 
 use super::*;
 use crate::{discover, publication, slot, test_server::TestServer, wire::sqlstate};
@@ -42,7 +42,7 @@ impl Fixture {
     async fn try_open(&self, from: Position) -> Result<PostgresLog> {
         let config = self.server.config("postgres");
         let fence = self.fence.clone();
-        PostgresLog::open(&config, &self.names, &self.tables, from, &self.known, self.options, fence).await
+        PostgresLog::open(&config, &self.names, &self.tables, from, &self.known, self.options.clone(), fence).await
     }
 
     async fn open(&self) -> PostgresLog {
@@ -192,6 +192,7 @@ async fn values_that_were_not_sent() {
                alter table t alter big set storage external, alter bytes set storage external;
                alter table f alter big set storage external";
     let Some(mut fixture) = Fixture::new(sql).await else { return };
+    fixture.options.values = dead_letters();
     let mut log = fixture.open().await;
     let (a, b) = (large('a'), large('b'));
     // In one pull: taken from the row's own earlier change, through a key change as well.
@@ -391,11 +392,17 @@ async fn shapes_change() {
     assert_eq!(fixture.effect(&mut log, "insert into c values (4)").await, [""; 0]);
 }
 
+/// What does not fit goes to the dead letters.
+fn dead_letters() -> Arc<ValueRules> {
+    Arc::new(ValueRules { unfit: Unfit::DeadLetter, ..ValueRules::default() })
+}
+
 #[tokio::test]
 async fn values_that_no_column_holds_are_rejected_alone() {
     let sql = "create table t (id int primary key, d date, n numeric(4,1), v text)";
     let Some(mut fixture) = Fixture::new(sql).await else { return };
     fixture.options.value_bytes_max = 100;
+    fixture.options.values = dead_letters();
     let mut log = fixture.open().await;
     let sql = "insert into t values (1, 'infinity', 1, 'x'), (2, '2026-11-23', 2.5, null), (3, null, 'NaN', 'y'),
                (4, null, null, repeat('z', 101)); delete from t where id = 1";
@@ -410,6 +417,47 @@ async fn values_that_no_column_holds_are_rejected_alone() {
             "reject I id=4 d=- n=- v=zzz… #4 v: it is longer than max-value (100 bytes)",
         ]
     );
+}
+
+#[tokio::test]
+async fn values_that_no_column_holds_stand_beside_it() {
+    let sql = "create table t (at timestamptz primary key, d date, big text); \
+               alter table t alter big set storage external";
+    let Some(mut fixture) = Fixture::new(sql).await else { return };
+    let mut log = fixture.open().await;
+    // A key beside its column is a key: an unchanged value is found by it, and only by it.
+    let sql = "insert into t values ('infinity', '-infinity', repeat('a', 20000)), \
+               ('-infinity', '0044-03-15 BC', repeat('b', 20000)); \
+               begin; update t set d = d - 1 where at = '-infinity'; \
+               update t set d = '2026-11-23' where at = 'infinity'; \
+               update t set at = '294276-12-31 23:59:59.999999+00' where at = 'infinity'; \
+               delete from t where at = '-infinity'; commit";
+    fixture.run(sql).await;
+    let all = drain(&mut log).await;
+    let mut rows = vec![];
+    for item in all.iter().flat_map(|changes| &changes.items) {
+        let Change::Rows(batch) = item else { panic!("{item:?}") };
+        assert!(batch.absent.is_none());
+        for row in 0..batch.rows() {
+            let cell = |column: usize| match batch.after.exact(row, column) {
+                Some(exact) => format!("={exact}"),
+                None => {
+                    batch.after.columns()[column].cell_text(row).map_or("-".into(), |t| t.chars().take(5).collect())
+                }
+            };
+            rows.push(format!("{} {} {} {}", batch.ops[row].letter(), cell(0), cell(1), cell(2)));
+        }
+    }
+    let expected = [
+        "I =infinity =-infinity aaaaa",
+        "I =-infinity =0044-03-15 BC bbbbb",
+        "U =-infinity =0044-03-14 BC bbbbb",
+        "U =infinity 20780 aaaaa",
+        "D =infinity - -",
+        "I =294276-12-31 23:59:59.999999+00 20780 aaaaa",
+        "D =-infinity - -",
+    ];
+    assert_eq!(rows, expected);
 }
 
 #[tokio::test]
@@ -534,7 +582,8 @@ async fn a_unix_socket_serves_as_well() {
     let Some(mut fixture) = Fixture::new("create table t (id int primary key)").await else { return };
     let config = PostgresConfig { host: fixture.server.socket_folder(), ..fixture.server.config("postgres") };
     let (names, tables, known, fence) = (&fixture.names, &fixture.tables, &fixture.known, fixture.fence.clone());
-    let mut log = PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options, fence).await.unwrap();
+    let mut log =
+        PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options.clone(), fence).await.unwrap();
     fixture.run("insert into t select generate_series(1, 50000)").await;
     assert_eq!(drain(&mut log).await.iter().map(Changes::rows).sum::<u64>(), 50_000);
 }

@@ -6,9 +6,9 @@
 //! Bytes come from outside: whatever they are, the answer is a value, [`Trouble::Unfit`] (the row goes to the dead
 //! letters) or [`Trouble::Malformed`] (the load stops), never a panic. Nothing is allocated per cell.
 
-use millrace_core::{ColumnVec, Columns};
+use millrace_core::{ColumnVec, Columns, Unfit};
 
-use super::{PgType, Scalar, render};
+use super::{PgType, Scalar, render, text::TIMESTAMP_MAX_US, unfit};
 
 /// Days from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.
 pub(super) const EPOCH_DAYS: i32 = 10_957;
@@ -58,14 +58,17 @@ pub struct Malformed;
 #[derive(Debug)]
 pub struct TupleDecoder {
     types: Vec<PgType>,
+    /// What becomes of values that do not fit; of columns behind its end, the default.
+    policies: Vec<Unfit>,
     value_bytes_max: usize,
     scratch: String,
 }
 
 impl TupleDecoder {
-    /// For columns of these types (after their casts); a longer value than `value_bytes_max` does not fit.
-    pub fn new(types: Vec<PgType>, value_bytes_max: usize) -> Self {
-        Self { types, value_bytes_max, scratch: String::new() }
+    /// For columns of these types (after their casts); a longer value than `value_bytes_max` does not fit, whatever the
+    /// policies say.
+    pub fn new(types: Vec<PgType>, policies: Vec<Unfit>, value_bytes_max: usize) -> Self {
+        Self { types, policies, value_bytes_max, scratch: String::new() }
     }
 
     /// The sentence for people, with the limit where that is the reason.
@@ -84,7 +87,8 @@ impl TupleDecoder {
             return Err(Malformed);
         }
         let mut unfit = None;
-        for (index, ty) in self.types.iter().enumerate() {
+        for index in 0..self.types.len() {
+            let Some(&ty) = self.types.get(index) else { break };
             let (value, after) = match next_field(rest) {
                 Field::Incomplete => {
                     columns.abort_row();
@@ -107,9 +111,11 @@ impl TupleDecoder {
                 unfit = Some((index, TOO_LONG));
                 continue;
             }
-            match push(column, *ty, value, &mut self.scratch) {
+            match push(column, ty, value, &mut self.scratch) {
                 Ok(()) => {}
-                Err(Trouble::Unfit(reason)) => unfit = Some((index, reason)),
+                Err(Trouble::Unfit(reason)) => {
+                    unfit = self.settle(index, ty, value, reason, columns).map(|reason| (index, reason));
+                }
                 Err(Trouble::Malformed) => return Err(Malformed),
             }
         }
@@ -120,6 +126,29 @@ impl TupleDecoder {
         }
         columns.end_row();
         Ok(Tuple::Row(bytes))
+    }
+
+    /// Does with a value that does not fit what the policy says; gives the reason where its row must go to the dead
+    /// letters.
+    #[cold]
+    fn settle(
+        &mut self,
+        index: usize,
+        ty: PgType,
+        value: &[u8],
+        reason: &'static str,
+        columns: &mut Columns,
+    ) -> Option<&'static str> {
+        let policy = self.policies.get(index).copied().unwrap_or_default();
+        self.scratch.clear();
+        if policy == Unfit::DeadLetter || render::value(ty, value, &mut self.scratch).is_err() {
+            return Some(reason);
+        }
+        if self.scratch.len() > self.value_bytes_max {
+            return Some(TOO_LONG);
+        }
+        let taken = unfit::settle(policy, index, &ty.column_type(), self.scratch.as_bytes(), columns);
+        (!taken).then_some(reason)
     }
 }
 
@@ -454,6 +483,9 @@ fn timestamp(us: i64) -> Result<i64, Trouble> {
         return Err(Trouble::Unfit("infinity is not a date or time"));
     }
     let us = us.checked_add(i64::from(EPOCH_DAYS) * DAY_US).ok_or(Trouble::Unfit("the timestamp is out of range"))?;
+    if us > TIMESTAMP_MAX_US {
+        return Err(Trouble::Unfit("the timestamp is out of range"));
+    }
     if us < i64::from(FIRST_DAY) * DAY_US {
         return Err(Trouble::Unfit("a date before the year 1 is out of range"));
     }
@@ -538,7 +570,11 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200), array in any::<bool>()) {
+        fn any_bytes_are_answered(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            array in any::<bool>(),
+            policy in prop_oneof![Just(Unfit::Companion), Just(Unfit::DeadLetter), Just(Unfit::Clamp)],
+        ) {
             for scalar in SCALARS {
                 let ty = if array { PgType::Array(scalar) } else { PgType::Scalar(scalar) };
                 let mut column = ColumnVec::new(&ty.column_type());
@@ -546,7 +582,7 @@ mod tests {
                 prop_assert_eq!(column.len(), usize::from(pushed.is_ok()));
                 let _ = render::value(ty, &bytes, &mut String::new());
                 let mut columns = Columns::new([&ty.column_type()]);
-                let decoded = TupleDecoder::new(vec![ty], 100).decode(&bytes, &mut columns);
+                let decoded = TupleDecoder::new(vec![ty], vec![policy], 100).decode(&bytes, &mut columns);
                 prop_assert_eq!(columns.rows(), usize::from(matches!(decoded, Ok(Tuple::Row(_)))));
                 if decoded.is_ok() {
                     prop_assert_eq!(columns.columns()[0].len(), columns.rows());
@@ -601,7 +637,7 @@ mod tests {
     fn int_and_text() -> (TupleDecoder, Columns) {
         let types = vec![PgType::Scalar(Scalar::Int4), PgType::Scalar(Scalar::Text)];
         let columns = Columns::new(types.iter().map(|ty| ty.column_type()).collect::<Vec<_>>().iter());
-        (TupleDecoder::new(types, 5), columns)
+        (TupleDecoder::new(types, vec![], 5), columns)
     }
 
     #[test]

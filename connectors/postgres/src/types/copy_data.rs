@@ -129,7 +129,7 @@ mod tests {
     }
 
     fn read<'a>(payloads: impl Iterator<Item = &'a [u8]>) -> Result<Vec<String>, Malformed> {
-        let mut decoder = TupleDecoder::new(vec![PgType::Scalar(Scalar::Text)], 1 << 20);
+        let mut decoder = TupleDecoder::new(vec![PgType::Scalar(Scalar::Text)], vec![], 1 << 20);
         let mut columns = Columns::new([&ColumnType::Text]);
         let mut data = CopyData::new();
         for payload in payloads {

@@ -1,8 +1,8 @@
 //! What PostgreSQL's types become, and how their values are taken from the wire.
 //!
 //! The one place that maps `(type oid, typmod)` to a [`ColumnType`]; [`binary`] decodes COPY's binary values, [`text`]
-//! those of pgoutput, [`render`] turns binary values into the server's text. Both ways give the same cells, which
-//! `tests/types.rs` holds.
+//! those of pgoutput, [`render`] turns binary values into the server's text, [`unfit`] takes what does not fit. Both ways
+//! give the same cells, which `tests/types.rs` holds.
 //!
 //! Manual: chapter 8 "Data Types", section 53.64 `pg_type`; sources: the `*_send` functions in `src/backend/utils/adt`.
 
@@ -10,6 +10,7 @@ pub mod binary;
 pub mod copy_data;
 pub mod render;
 pub mod text;
+pub mod unfit;
 
 use std::collections::HashMap;
 

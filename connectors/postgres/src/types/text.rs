@@ -17,6 +17,66 @@ pub fn decode(ty: &ColumnType, text: &[u8], out: &mut ColumnVec) -> Result<(), S
     decode_into(ty, text, out).map_err(String::from)
 }
 
+/// Adds the nearest value that the column can hold; an error where none is near (NaN, an array of another shape).
+pub fn clamp(ty: &ColumnType, text: &[u8], out: &mut ColumnVec) -> Result<(), String> {
+    clamp_into(ty, text, out).map_err(String::from)
+}
+
+fn clamp_into(ty: &ColumnType, text: &[u8], out: &mut ColumnVec) -> Result<(), Refused> {
+    let refused = match ty {
+        ColumnType::List(item) => return array(item, text, out, clamp_into),
+        _ => match decode_into(ty, text, out) {
+            Ok(()) => return Ok(()),
+            Err(refused) => refused,
+        },
+    };
+    let is_low = text.starts_with(b"-") || text.ends_with(b" BC");
+    match ty {
+        ColumnType::Decimal { precision, scale } => {
+            out.push_decimal(nearest_decimal(text, *precision, *scale).ok_or(refused)?);
+        }
+        ColumnType::Date if is_date(text) => out.push_i32(if is_low { DAY_MIN } else { DAY_MAX }),
+        ColumnType::Time if text.starts_with(b"24:00:00") => out.push_i64(DAY_US - 1),
+        ColumnType::Timestamp | ColumnType::TimestampTz if is_date(text) => {
+            out.push_i64(if is_low { i64::from(DAY_MIN) * DAY_US } else { TIMESTAMP_MAX_US });
+        }
+        _ => return Err(refused),
+    }
+    Ok(())
+}
+
+/// Whether a date or timestamp that was refused was so because of its size.
+fn is_date(text: &[u8]) -> bool {
+    matches!(text, b"infinity" | b"-infinity") || text.first().is_some_and(u8::is_ascii_digit)
+}
+
+/// The unscaled value that is nearest: rounded half away from zero, as the server rounds, and within the precision.
+fn nearest_decimal(text: &[u8], precision: u8, scale: u8) -> Option<i128> {
+    let (negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    let limit = 10_i128.checked_pow(u32::from(precision))? - 1;
+    let nearest = if digits == b"Infinity" {
+        limit
+    } else {
+        let point = digits.iter().position(|&byte| byte == b'.').unwrap_or(digits.len());
+        let (whole, fraction) = digits.split_at_checked(point)?;
+        let fraction = fraction.strip_prefix(b".").unwrap_or(fraction);
+        if whole.is_empty() || !whole.iter().chain(fraction).all(u8::is_ascii_digit) {
+            return None;
+        }
+        let kept = fraction.iter().copied().chain(std::iter::repeat(b'0')).take(usize::from(scale));
+        let mut value = 0_i128;
+        for digit in whole.iter().copied().chain(kept) {
+            value = value.saturating_mul(10).saturating_add(i128::from(digit - b'0'));
+        }
+        let rounds_up = fraction.get(usize::from(scale)).is_some_and(|&digit| digit >= b'5');
+        value.saturating_add(i128::from(rounds_up)).min(limit)
+    };
+    Some(if negative { -nearest } else { nearest })
+}
+
 #[inline]
 fn decode_into(ty: &ColumnType, text: &[u8], out: &mut ColumnVec) -> Result<(), Refused> {
     match ty {
@@ -48,12 +108,18 @@ fn decode_into(ty: &ColumnType, text: &[u8], out: &mut ColumnVec) -> Result<(), 
         }
         ColumnType::Timestamp => out.push_i64(timestamp(text, false)?),
         ColumnType::TimestampTz => out.push_i64(timestamp(text, true)?),
-        ColumnType::List(item) => return array(item, text, out),
+        ColumnType::List(item) => return array(item, text, out, decode_into),
     }
     Ok(())
 }
 
 const DAY_US: i64 = 86_400_000_000;
+/// 0001-01-01, the first day of a date or timestamp: readers have no years before it.
+const DAY_MIN: i32 = -719_162;
+/// 5874897-12-31, the server's last day.
+const DAY_MAX: i32 = 2_145_042_905;
+/// 294247-01-10 04:00:54.775806: one microsecond more is what DuckDB takes for infinity.
+pub(super) const TIMESTAMP_MAX_US: i64 = i64::MAX - 1;
 
 thread_local! {
     /// Bytes of a bytea whose digits are being read.
@@ -126,7 +192,7 @@ fn decimal(text: &[u8], precision: u8, scale: u8) -> Result<i128, Refused> {
                 if let Some(count) = &mut behind_point {
                     if *count == scale {
                         if *byte != b'0' {
-                            return Err("it has more digits behind the point than its column");
+                            return Err("it has more digits than its column");
                         }
                         continue;
                     }
@@ -264,6 +330,7 @@ fn timestamp(text: &[u8], zone: bool) -> Result<i64, Refused> {
     days.checked_mul(DAY_US)
         .and_then(|day_us| day_us.checked_add(time_us))
         .and_then(|local_us| local_us.checked_sub(offset_s * 1_000_000))
+        .filter(|us| *us <= TIMESTAMP_MAX_US)
         .ok_or("the timestamp is out of range")
 }
 
@@ -286,7 +353,11 @@ fn utc_offset(text: &[u8]) -> Result<(i64, &[u8]), Refused> {
     Ok((sign * offset_s, rest))
 }
 
-fn array(item: &ColumnType, text: &[u8], out: &mut ColumnVec) -> Result<(), Refused> {
+/// How one item is added.
+trait Take: Fn(&ColumnType, &[u8], &mut ColumnVec) -> Result<(), Refused> + Copy {}
+impl<T: Fn(&ColumnType, &[u8], &mut ColumnVec) -> Result<(), Refused> + Copy> Take for T {}
+
+fn array(item: &ColumnType, text: &[u8], out: &mut ColumnVec, take: impl Take) -> Result<(), Refused> {
     let inner = match text {
         [b'{', inner @ .., b'}'] => inner,
         [b'[', ..] => return Err("an array whose first index is not 1 is out of range"),
@@ -295,7 +366,7 @@ fn array(item: &ColumnType, text: &[u8], out: &mut ColumnVec) -> Result<(), Refu
     out.push_list(|items| {
         let mut rest = inner;
         while !rest.is_empty() {
-            rest = array_item(item, rest, items)?;
+            rest = array_item(item, rest, items, take)?;
             rest = match rest {
                 [] => rest,
                 [b',', more @ ..] if !more.is_empty() => more,
@@ -307,18 +378,23 @@ fn array(item: &ColumnType, text: &[u8], out: &mut ColumnVec) -> Result<(), Refu
 }
 
 /// Takes one item; gives what follows it.
-fn array_item<'a>(item: &ColumnType, text: &'a [u8], items: &mut ColumnVec) -> Result<&'a [u8], Refused> {
+fn array_item<'a>(
+    item: &ColumnType,
+    text: &'a [u8],
+    items: &mut ColumnVec,
+    take: impl Take,
+) -> Result<&'a [u8], Refused> {
     match text {
         [b'{', ..] => Err("an array of several dimensions is out of range"),
         [b'"', quoted @ ..] => {
             let end = quoted.iter().position(|byte| matches!(byte, b'"' | b'\\')).ok_or("it is not an array")?;
             if quoted[end] == b'"' {
-                decode_into(item, &quoted[..end], items)?;
+                take(item, &quoted[..end], items)?;
                 return Ok(&quoted[end + 1..]);
             }
             with_scratch(&ITEM, |plain| {
                 let rest = unquote(quoted, plain)?;
-                decode_into(item, plain, items)?;
+                take(item, plain, items)?;
                 Ok(rest)
             })
         }
@@ -327,7 +403,7 @@ fn array_item<'a>(item: &ColumnType, text: &'a [u8], items: &mut ColumnVec) -> R
             match &text[..end] {
                 b"" => return Err("it is not an array"),
                 bare if bare.eq_ignore_ascii_case(b"NULL") => items.push_null(),
-                bare => decode_into(item, bare, items)?,
+                bare => take(item, bare, items)?,
             }
             Ok(&text[end..])
         }
@@ -485,6 +561,47 @@ mod tests {
         assert_eq!(decode(&Text, b"\xff", &mut out), Err("it is not UTF-8".into()));
     }
 
+    #[test]
+    fn the_nearest_values() {
+        use ColumnType::*;
+        let decimal = |precision, scale| Decimal { precision, scale };
+        let clamped = |ty: &ColumnType, text: &str| {
+            let mut out = ColumnVec::new(ty);
+            let result = clamp(ty, text.as_bytes(), &mut out);
+            assert_eq!(out.len(), usize::from(result.is_ok()));
+            out.cell_text(0)
+        };
+        let (first, last) = ("-62135596800000000", "9223372036854775806");
+        for (ty, text, expected) in [
+            (decimal(4, 2), "Infinity", Some("9999")),
+            (decimal(4, 2), "-Infinity", Some("-9999")),
+            (decimal(4, 2), "123.45", Some("9999")),
+            (decimal(4, 2), "-1e5", None),
+            (decimal(4, 2), "1.245", Some("125")),
+            (decimal(4, 2), "-1.245", Some("-125")),
+            (decimal(4, 2), "0.0049", Some("0")),
+            (decimal(2, 0), "99.5", Some("99")),
+            (decimal(38, 38), "123456789012345678901234567890", Some(&"9".repeat(38))),
+            (decimal(4, 2), "NaN", None),
+            (Date, "infinity", Some("2145042905")),
+            (Date, "-infinity", Some("-719162")),
+            (Date, "0044-03-15 BC", Some("-719162")),
+            (Date, "rubbish", None),
+            (Time, "24:00:00", Some("86399999999")),
+            (Timestamp, "infinity", Some(last)),
+            (Timestamp, "294276-12-31 23:59:59.999999", Some(last)),
+            (Timestamp, "0044-03-15 00:00:00 BC", Some(first)),
+            (TimestampTz, "-infinity", Some(first)),
+            (TimestampTz, "2026-11-23 15:00:00.25+00", Some("1795446000250000")),
+            (list(Date), "{infinity,NULL,1970-01-02}", Some("{\"2145042905\",NULL,\"1\"}")),
+            (list(Int32), "[0:0]={1}", None),
+            (list(Int32), "{{1},{2}}", None),
+            (list(decimal(4, 2)), "{NaN}", None),
+        ] {
+            assert_eq!(clamped(&ty, text).as_deref(), expected, "{ty:?} {text}");
+        }
+    }
+
     /// How the server prints an array of text.
     fn print_array(items: &[Option<String>]) -> String {
         let printed: Vec<String> = items
@@ -557,6 +674,8 @@ mod tests {
                     let mut out = ColumnVec::new(&ty);
                     let result = decode(&ty, text, &mut out);
                     prop_assert_eq!(out.len(), usize::from(result.is_ok()));
+                    let clamped = clamp(&ty, text, &mut out);
+                    prop_assert_eq!(out.len(), usize::from(result.is_ok()) + usize::from(clamped.is_ok()));
                 }
             }
         }

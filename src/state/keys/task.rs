@@ -83,9 +83,12 @@ pub struct TaskRecord {
 }
 
 impl TaskRecord {
-    /// Whether it does not run, and nobody asked for that.
+    /// Whether it does not run, and nobody asked for that. A task that tries again after an error has failed until it runs.
     pub fn has_failed(&self) -> bool {
-        self.state == TaskState::Failed
+        let again = matches!(self.state, TaskState::Starting | TaskState::Stopping)
+            && self.errors.iter().any(|finding| finding.severity == millrace_core::Severity::Error);
+        again
+            || self.state == TaskState::Failed
             || matches!(self.stop_reason.as_deref(), Some(SOURCE_LOG_LIMIT | SOURCE_LOG_DROPPED))
     }
 }

@@ -245,7 +245,7 @@ impl Connection {
     }
 
     /// Waits until a whole message is at the front that is not a notice or a parameter; gives its tag.
-    async fn await_message(&mut self) -> Result<u8> {
+    pub(super) async fn await_message(&mut self) -> Result<u8> {
         let protocol = |error: Malformed| Error::new(Kind::Protocol, "reading from the server").with(error);
         loop {
             if !self.inbox.has_frame().map_err(protocol)? {

@@ -49,8 +49,11 @@ impl<C: BorrowMut<Connection>> CopyOut<C> {
         let connection = self.connection.borrow_mut();
         let header = connection.inbox().header().context(Kind::Protocol, || running(&self.doing))?;
         if header.is_some_and(|header| header.tag != b'd') {
-            // CopyDone, CommandComplete, ReadyForQuery, or an error in between.
-            self.done = matches!(connection.answer(&self.doing).await?, Answer::Ready);
+            // CopyDone, CommandComplete, ReadyForQuery, or an error in between. Notices are passed over; behind them there
+            // may be data again, which must not be taken for an answer.
+            if connection.await_message().await? != b'd' {
+                self.done = matches!(connection.answer(&self.doing).await?, Answer::Ready);
+            }
             return Ok(!self.done);
         }
         let count = connection.fill_now().await?;

@@ -51,6 +51,18 @@ async fn queries_copies_and_errors() {
     assert_eq!(sqlstate(&error), Some("22012"));
     assert_eq!(session.query("select 2").await.unwrap(), [[text("2")]]);
 
+    // Notices stand between the rows, and none is taken for another.
+    let noisy = "create function pg_temp.noisy(g int) returns int language plpgsql as \
+                 'begin raise notice ''row %'', g; return g; end'";
+    session.execute(noisy).await.unwrap();
+    let mut copy =
+        session.copy_out("copy (select pg_temp.noisy(g) from generate_series(1, 3000) g) to stdout").await.unwrap();
+    let mut rows = 0;
+    while let Some(payload) = copy.next().await.unwrap() {
+        rows += payload.iter().filter(|&&byte| byte == b'\n').count();
+    }
+    assert_eq!(rows, 3000);
+
     // A reader that is gone half-way leaves a session that can be used.
     let mut copy = session.copy_out(sql).await.unwrap();
     copy.next().await.unwrap();

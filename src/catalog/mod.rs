@@ -187,8 +187,8 @@ impl Catalog {
         Ok(shape.map(|shape| glue::companions(&shape.parameters).into_values().collect()).unwrap_or_default())
     }
 
-    /// Adds files to the table's current generation and moves `complete_through`, if the table is complete to there. The table must be defined, in this
-    /// commit or an earlier one; only dead letters may come before its shape is known.
+    /// Adds files to the table's current generation and moves `complete_through`, if the table is complete to there. The
+    /// table must be defined, in this commit or an earlier one; only dead letters may come before its shape is known.
     pub fn add_files(
         &self,
         puts: &mut Vec<Put>,

@@ -9,7 +9,10 @@ use millrace_core::{Error, Kind, Result, TableName};
 use super::tables::Tables;
 use crate::state::{
     Put,
-    keys::{checkpoint, table::TableState},
+    keys::{
+        checkpoint,
+        table::{TableRecord, TableState},
+    },
 };
 
 /// The source's log is made anew, and what lies between its old and its new place is lost: every table that is captured
@@ -20,21 +23,7 @@ pub(super) fn mark_for_new_log(tables: &Tables, task: &str) -> Result<usize> {
         if matches!(record.state, TableState::Cancelled | TableState::Missing) {
             continue;
         }
-        let mut puts = vec![];
-        if let Some(mut delivery) = tables.checkpoint(&record.target)? {
-            delivery.begin_load();
-            puts.push(Put::set(checkpoint::key(task, &record.target), &delivery));
-        }
-        tables.update(&record.table.name, puts, |record| {
-            if !matches!(record.state, TableState::BeforeLoad | TableState::FullLoad) {
-                record.state = TableState::Reloading;
-            }
-            record.error = None;
-            record.mends = false;
-            if let Some(load) = &mut record.load {
-                load.forget_segments();
-            }
-        })?;
+        begin(tables, task, &record)?;
         count += 1;
     }
     Ok(count)
@@ -52,19 +41,7 @@ pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Res
             lines.push(format!("table {name} is being loaded already"));
             continue;
         }
-        let mut puts = vec![];
-        if let Some(mut delivery) = tables.checkpoint(&record.target)? {
-            delivery.begin_load();
-            puts.push(Put::set(checkpoint::key(task, &record.target), &delivery));
-        }
-        tables.update(name, puts, |record| {
-            record.state = TableState::Reloading;
-            record.error = None;
-            record.mends = false;
-            if let Some(load) = &mut record.load {
-                load.forget_segments();
-            }
-        })?;
+        begin(tables, task, &record)?;
         lines.push(format!("table {name} is loaded anew; readers see the old rows until it is complete"));
     }
     if lines.is_empty() {
@@ -73,4 +50,23 @@ pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Res
             .fix(format!("see its tables: millrace tables {task}")));
     }
     Ok(lines)
+}
+
+/// From here on the table's delivery waits, and the load loop takes it up from its first segment.
+fn begin(tables: &Tables, task: &str, record: &TableRecord) -> Result<()> {
+    let mut puts = vec![];
+    if let Some(mut delivery) = tables.checkpoint(&record.target)? {
+        delivery.begin_load();
+        puts.push(Put::set(checkpoint::key(task, &record.target), &delivery));
+    }
+    tables.update(&record.table.name, puts, |record| {
+        if !matches!(record.state, TableState::BeforeLoad | TableState::FullLoad) {
+            record.state = TableState::Reloading;
+        }
+        record.error = None;
+        record.mends = false;
+        if let Some(load) = &mut record.load {
+            load.forget_segments();
+        }
+    })
 }

@@ -47,6 +47,7 @@ pub fn table(name: &str, extra: &[&str]) -> Arc<Table> {
         key: vec![0],
         capture: Capture::All,
         storage_id: 1,
+        definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
     })

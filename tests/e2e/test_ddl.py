@@ -69,11 +69,15 @@ FOLLOWED = {
     "constant default": "alter table t add column w int default 7",
     "text default": "alter table t add column w text not null default 'it''s, {\"odd\"}'",
     "drop and add again": "alter table t drop column n, add column n text",
+    "rows rewritten as they are": "vacuum full t",
+    "a definition that shapes nothing": "alter table t alter column n set statistics 10",
     "swap names": "begin; alter table t rename column v to x; alter table t rename column n to v; "
     "alter table t rename column x to n; commit",
 }
 RELOADED = {
     "type that rewrites": "alter table t alter column n type text using 'n' || n",
+    "same type, other values": "alter table t alter column n type int using n * 2",
+    "same name and type": "alter table t drop column n, add column n int",
     "volatile default": "alter table t add column w double precision default random()",
     "identity": "alter table t add column w int generated always as identity",
     "key": "alter table t drop constraint t_pkey, add primary key (v)",
@@ -121,6 +125,14 @@ def test_changes_of_shape_are_followed(varied, sql, change, restart):
     sql("insert into t (id) values (7000)" if change != "key" else "insert into t (id, v) values (7000, 'y')")
     running.compare([ADDED])
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+
+
+@pytest.mark.parametrize("change", ["same type, other values", "same name and type", "volatile default"])
+def test_rewritten_rows_of_a_quiet_table_are_noticed(varied, sql, change):
+    """Nothing is written to the table afterwards, so that the log says nothing."""
+    running = varied(**{"on-change": {"discover": "1s"}})
+    sql(RELOADED[change])
+    running.compare([ADDED])
 
 
 def test_a_name_that_is_used_again_is_another_column(varied, sql):

@@ -17,6 +17,7 @@ def running(daemon, sql):
     return daemon(["public.*"]).start_and_load()
 
 
+@pytest.mark.trap("17")
 def test_added_columns_are_applied(running, sql):
     sql(
         "insert into t values (1001, 'before', 0)",
@@ -33,6 +34,7 @@ def test_added_columns_are_applied(running, sql):
     assert table["version"] >= 2 and {"w", "x", "y"} <= {column["name"] for column in table["columns"]}
 
 
+@pytest.mark.trap("17", crash=True)
 def test_a_column_added_while_the_daemon_is_down(running, sql):
     running.kill()
     sql(
@@ -46,6 +48,7 @@ def test_a_column_added_while_the_daemon_is_down(running, sql):
     assert running.states()[ADDED] == "Table completed"
 
 
+@pytest.mark.trap("17", "39")
 def test_a_column_added_during_a_load(daemon, sql):
     sql(
         "create table t (id int primary key, v text)",
@@ -97,6 +100,7 @@ def varied(daemon, sql):
     return lambda **options: daemon(["public.*"], options=options).start_and_load()
 
 
+@pytest.mark.trap("17", crash=True)
 @pytest.mark.parametrize("restart", [False, True], ids=["live", "restarted"])
 @pytest.mark.parametrize("change", [*FOLLOWED, *RELOADED])
 def test_changes_of_shape_are_followed(varied, sql, change, restart):
@@ -127,6 +131,7 @@ def test_changes_of_shape_are_followed(varied, sql, change, restart):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("17")
 @pytest.mark.parametrize("change", ["same type, other values", "same name and type", "volatile default"])
 def test_rewritten_rows_of_a_quiet_table_are_noticed(varied, sql, change):
     """Nothing is written to the table afterwards, so that the log says nothing."""
@@ -135,6 +140,7 @@ def test_rewritten_rows_of_a_quiet_table_are_noticed(varied, sql, change):
     running.compare([ADDED])
 
 
+@pytest.mark.trap("17")
 def test_a_name_that_is_used_again_is_another_column(varied, sql):
     running = varied()
     sql("update t set n = -1 where id = 1", "alter table t drop column n", "insert into t values (300, 'between')")
@@ -146,6 +152,7 @@ def test_a_name_that_is_used_again_is_another_column(varied, sql):
     assert old == (0,), "values of the dropped column are not those of the new one"
 
 
+@pytest.mark.trap("17", crash=True)
 def test_the_policy_suspends_instead(varied, sql):
     running = varied(**{"on-change": {"schema": "suspend"}})
     sql("update t set v = 'last' where id = 3", RELOADED["volatile default"], "insert into t (id) values (5000)")
@@ -166,6 +173,7 @@ def test_the_policy_suspends_instead(varied, sql):
     running.compare([ADDED, ("public", "bystander")])
 
 
+@pytest.mark.trap("17", "41")
 def test_tables_come_go_and_change_their_names(varied, sql):
     running = varied(**{"on-change": {"discover": "1s"}})
     sql(
@@ -189,6 +197,8 @@ def test_tables_come_go_and_change_their_names(varied, sql):
     running.compare([ADDED])
 
 
+@pytest.mark.trap("15", crash=True)
+@pytest.mark.scorecard("TRUNCATE")
 @pytest.mark.parametrize("restart", [False, True], ids=["live", "restarted"])
 def test_truncate_empties_the_tables(varied, sql, restart):
     """Several at once, cascading; rows before, within the same transaction and after it."""
@@ -214,6 +224,7 @@ def test_truncate_empties_the_tables(varied, sql, restart):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("15")
 def test_truncate_can_be_passed_over(varied, sql):
     running = varied(**{"on-change": {"truncate": "ignore"}})
     sql("truncate t", "insert into t values (1000, 'new', 1)")
@@ -222,6 +233,7 @@ def test_truncate_can_be_passed_over(varied, sql):
     wait_for(lambda: count() == (201,), 30, "the old rows and the new one")
 
 
+@pytest.mark.trap("15")
 def test_truncate_can_suspend(varied, sql):
     running = varied(**{"on-change": {"truncate": "suspend"}})
     sql("truncate t", "insert into t values (1000, 'new', 1)", "insert into bystander values (1, 'x')")

@@ -338,6 +338,7 @@ mod tests {
     const V: (&str, u32, i32, bool) = ("v", 1043, 14, false);
     const X: (&str, u32, i32, bool) = ("x", 25, -1, false);
 
+    // trap: 17
     #[test]
     fn what_the_log_shows_is_compared() {
         let what = |columns: &[_]| compare(&table(), &shown(columns), &types());
@@ -370,6 +371,7 @@ mod tests {
         assert_eq!(compare(&keyless, &shown, &types()), Comparison::Same);
     }
 
+    // trap: 17
     #[test]
     fn a_column_with_values_for_older_rows_is_not_simply_appended() {
         let plain = Attribute {

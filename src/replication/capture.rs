@@ -48,6 +48,8 @@ const BUDGET: Budget = Budget { rows: 65_536, bytes: 8 << 20, wait: Duration::fr
 pub enum Ask {
     /// From now on take this table with whatever shape the log shows; answered when that holds.
     AddTable(Arc<Table>, oneshot::Sender<()>),
+    /// Its load reads it in this shape, and keeps it so until it is done.
+    SettleTable(Arc<Table>),
     /// From now on leave this table out.
     RemoveTable(TableName),
 }
@@ -153,6 +155,7 @@ impl Capture<'_> {
                 log.add_table(table);
                 let _ = answered.send(());
             }
+            Ask::SettleTable(table) => log.settle_table(table),
             Ask::RemoveTable(table) => log.remove_table(&table),
         }
     }

@@ -132,6 +132,10 @@ impl Log for NumberedLog {
         self.log.add_table(table);
     }
 
+    fn settle_table(&mut self, table: Arc<Table>) {
+        self.log.settle_table(table);
+    }
+
     fn remove_table(&mut self, table: &TableName) {
         self.log.remove_table(table);
     }

@@ -4,7 +4,7 @@
 mod new_log;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -37,7 +37,7 @@ use crate::{
     delivery::{Delivery, DeliveryOptions},
     state::keys::{
         progress::{self, LoadProgress},
-        table::TableState,
+        table::TableRecord,
         task::TaskState,
     },
     state::{Put, StateStore},
@@ -80,6 +80,8 @@ struct Session {
     mended: Arc<Mutex<HashMap<TableName, (u32, Instant)>>>,
     asks: mpsc::Sender<Ask>,
     progress: Arc<Progress>,
+    /// Tables that were suspended when this run began: an operator who has the task go on knows of them.
+    suspended_before: BTreeSet<TableName>,
 }
 
 impl Session {
@@ -117,8 +119,10 @@ impl Session {
         let delivery = Delivery::new(options, stream.clone(), destination, state, catalog.clone(), metrics);
         let delivery = Arc::new(delivery);
         delivery.set_paused(task.record()?.paused);
+        let (asks, asked) = mpsc::channel(16);
         let load = FullLoad {
             task: name,
+            asks: asks.clone(),
             source: wiring.source.clone(),
             destination: wiring.destination.clone(),
             state: wiring.state.clone(),
@@ -131,10 +135,21 @@ impl Session {
             metrics: wiring.metrics.clone(),
             progress: Arc::new(Mutex::new(BTreeMap::new())),
         };
-        let (asks, asked) = mpsc::channel(16);
         let (wake, progress) = (Arc::new(Notify::new()), Arc::new(Progress::default()));
-        let mended = Arc::default();
-        Ok(Some((Self { task: task.clone(), stream, tables, delivery, load, wake, mended, asks, progress }, asked)))
+        let suspended_before = tables.suspended().into_iter().map(|record| record.table.name).collect();
+        let session = Self {
+            task: task.clone(),
+            stream,
+            tables,
+            delivery,
+            load,
+            wake,
+            mended: Arc::default(),
+            asks,
+            progress,
+            suspended_before,
+        };
+        Ok(Some((session, asked)))
     }
 
     async fn run(self, asked: mpsc::Receiver<Ask>, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
@@ -199,9 +214,34 @@ impl Session {
                 _ = looks.tick() => {
                     count += 1;
                     self.look(count).await;
+                    if let Some(error) = self.suspension() {
+                        return Err(error);
+                    }
                 }
             }
         }
+    }
+
+    /// A table that was suspended in this run, where the policy is to stop with it.
+    fn suspension(&self) -> Option<Error> {
+        let config = &self.task.wiring.config;
+        let stops = |record: &TableRecord| {
+            let by_shape = record.mends && config.on_change.schema == SchemaChange::Stop;
+            by_shape || (config.on_error.table_stops_task && !(record.mends && self.mends()))
+        };
+        let mut suspended = self.tables.suspended().into_iter();
+        let record = suspended.find(|record| !self.suspended_before.contains(&record.table.name) && stops(record))?;
+        let table = &record.table.name;
+        let why = record.error.unwrap_or_default();
+        let (name, doing) = (self.task.name(), format!("table {table} is suspended, and the task stops with it"));
+        let fix = format!("millrace reload {name} {table}; millrace resume {name}");
+        Some(Error::new(Kind::TableSuspended, doing).with(why).fix(fix))
+    }
+
+    /// Whether tables of which the log does not tell a change are loaded anew without being asked.
+    fn mends(&self) -> bool {
+        let config = &self.task.wiring.config;
+        config.on_change.schema == SchemaChange::Evolve && config.mode.loads() && config.mode.captures()
     }
 
     /// Whether the loops must end before the command is obeyed. Of a task that has lost its place in the source's log, and
@@ -460,8 +500,7 @@ impl Session {
     /// Loads tables anew of which the log showed a change that it does not tell: at once, and ever later if that happens
     /// again and again.
     async fn mend(&self) -> Result<()> {
-        let config = &self.task.wiring.config;
-        if config.on_change.schema != SchemaChange::Evolve || !config.mode.loads() || !config.mode.captures() {
+        if !self.mends() {
             return Ok(());
         }
         for table in self.tables.to_mend() {
@@ -493,7 +532,7 @@ impl Session {
         let (wiring, label) = (&self.task.wiring, task_label(self.task.name()));
         let usage = self.stream.usage();
         wiring.metrics.stream_bytes.get_or_create(&label).set(usage.bytes as i64);
-        let suspended = self.tables.all().iter().filter(|record| record.state == TableState::Error).count();
+        let suspended = self.tables.suspended().len();
         wiring.metrics.suspended_tables.get_or_create(&label).set(suspended as i64);
         let mut looked = self.tables.follow_delivery().and_then(|()| self.store_progress());
         if looked.is_ok() {

@@ -159,6 +159,10 @@ pub trait Log: Send {
     /// From now on take this table with whatever shape the log shows for it (a new table, or one that is loaded anew).
     fn add_table(&mut self, table: Arc<Table>);
 
+    /// A table that was added is being read in this shape, and keeps it until its load is done: another one that the log
+    /// shows from now on is a change of it.
+    fn settle_table(&mut self, _table: Arc<Table>) {}
+
     /// From now on leave this table out.
     fn remove_table(&mut self, table: &TableName);
 }
@@ -219,6 +223,9 @@ pub trait TableLoad: Send + Sync {
 pub trait Rows: Send {
     /// The next batch (at most 65,536 rows or about 8 MiB), or `None` at the end.
     async fn next(&mut self) -> Result<Option<Loaded>>;
+
+    /// Memory of a batch from before, of which nothing is needed any more.
+    fn give_back(&mut self, _columns: Columns) {}
 }
 
 /// A batch of loaded rows.

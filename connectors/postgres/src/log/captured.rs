@@ -38,7 +38,7 @@ pub struct Captured {
     pub table: Arc<Table>,
     /// Whether its rows can be taken.
     pub state: State,
-    /// It came while the log was running, and takes the shape that the log shows first.
+    /// It came while the log was running, and takes the shape that the log shows first, until its load has one.
     pub adopting: bool,
     /// Rows that were left out while it was suspended.
     pub skipped: u64,

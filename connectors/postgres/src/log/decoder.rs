@@ -172,6 +172,15 @@ impl Decoder {
         }
     }
 
+    /// A table that was added has this shape until the log shows that it changed.
+    pub fn settle_table(&mut self, table: Arc<Table>) {
+        let oid = u32::try_from(table.source_id).unwrap_or_default();
+        if let Some(captured) = self.tables.get_mut(&oid).filter(|captured| captured.adopting) {
+            captured.adopting = false;
+            captured.reshape(table);
+        }
+    }
+
     /// A table to leave out from now on, with what is pending of it.
     pub fn remove_table(&mut self, name: &TableName) {
         let gone = self.tables.extract_if(|_, captured| captured.table.name == *name);

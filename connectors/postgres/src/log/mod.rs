@@ -229,6 +229,10 @@ impl Log for PostgresLog {
         self.decoder.add_table(table);
     }
 
+    fn settle_table(&mut self, table: Arc<Table>) {
+        self.decoder.settle_table(table);
+    }
+
     fn remove_table(&mut self, table: &TableName) {
         self.decoder.remove_table(table);
     }

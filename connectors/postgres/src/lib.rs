@@ -36,7 +36,7 @@ use std::{
 use async_trait::async_trait;
 use millrace_core::{
     Columns, Finding, Position, Result, Selection, Table, TableName, ValueRules,
-    source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source},
+    source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source, SpillRoom},
 };
 
 pub use config::{Names, PostgresConfig, Tls, TlsMode};
@@ -151,7 +151,13 @@ impl Source for PostgresSource {
         slot::create(&self.shared.config, &self.shared.names, self.shared.options.failover).await
     }
 
-    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
+    async fn open_log(
+        &self,
+        tables: &[Arc<Table>],
+        from: Position,
+        known: &Identity,
+        _: Arc<dyn SpillRoom>,
+    ) -> Result<Box<dyn Log>> {
         let Shared { config, names, options, fence, .. } = &*self.shared;
         let Options { value_bytes_max, sender_timeout, failover, values } = options.clone();
         let options = LogOptions { value_bytes_max, sender_timeout, failover, values };

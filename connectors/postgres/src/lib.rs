@@ -41,7 +41,7 @@ use millrace_core::{
 
 pub use config::{Names, PostgresConfig, Tls, TlsMode};
 use fence::VisibilityFence;
-use log::{LogOptions, PostgresLog};
+use log::{LogOptions, PostgresLog, Surroundings};
 use wire::{Connection, Mode};
 
 /// What a task may set.
@@ -156,12 +156,13 @@ impl Source for PostgresSource {
         tables: &[Arc<Table>],
         from: Position,
         known: &Identity,
-        _: Arc<dyn SpillRoom>,
+        spill: Arc<dyn SpillRoom>,
     ) -> Result<Box<dyn Log>> {
         let Shared { config, names, options, fence, .. } = &*self.shared;
         let Options { value_bytes_max, sender_timeout, failover, values } = options.clone();
         let options = LogOptions { value_bytes_max, sender_timeout, failover, values };
-        let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
+        let around = Surroundings { fence: fence.clone(), spill };
+        let log = PostgresLog::open(config, names, tables, from, known, options, around).await?;
         Ok(Box::new(log))
     }
 

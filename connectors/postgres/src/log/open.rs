@@ -230,7 +230,7 @@ pub async fn learn_types(session: &mut Connection, tables: &[Arc<Table>], decode
     shape::learn_tables(session, &oids, &mut decoder.types).await
 }
 
-/// `START_REPLICATION`: the newest protocol of the server, only committed transactions, values as text.
+/// `START_REPLICATION`: the newest protocol of the server that we need, large transactions in parts, values as text.
 pub async fn start(mut session: Connection, names: &Names, from: u64, options: &LogOptions) -> Result<CopyBoth> {
     let timeout_ms = options.sender_timeout.as_millis();
     session.execute(&format!("SET wal_sender_timeout = '{timeout_ms}ms'")).await?;
@@ -240,10 +240,10 @@ pub async fn start(mut session: Connection, names: &Names, from: u64, options: &
     }
     let publications = [&names.publication, &names.publication_inserts];
     let sql = format!(
-        "START_REPLICATION SLOT \"{}\" LOGICAL {} (proto_version '{}', publication_names {})",
+        "START_REPLICATION SLOT \"{}\" LOGICAL {} ({}, publication_names {})",
         names.slot.replace('"', "\"\""),
         Position(u128::from(from)),
-        protocol_version(session.major_version()),
+        protocol(session.major_version()),
         quote_literal(&publications.map(|name| format!("\"{}\"", name.replace('"', "\"\""))).join(",")).trim(),
     );
     session.copy_both(&sql).await.map_err(|error| match sqlstate(&error) {
@@ -257,12 +257,13 @@ pub async fn start(mut session: Connection, names: &Names, from: u64, options: &
     })
 }
 
-fn protocol_version(major: u32) -> u8 {
+/// The protocol's version, and the option by which large transactions are sent before they commit. Version 3 only adds
+/// two-phase commits, which are not asked for; `parallel` only adds what several appliers of a subscriber need.
+fn protocol(major: u32) -> &'static str {
     match major {
-        16.. => 4,
-        15 => 3,
-        14 => 2,
-        _ => 1,
+        16.. => "proto_version '4', streaming 'on'",
+        14 | 15 => "proto_version '2', streaming 'on'",
+        _ => "proto_version '1'",
     }
 }
 

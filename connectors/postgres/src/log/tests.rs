@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use millrace_core::{Change, ChangeBatch, Ddl, Selection, TablePattern, Unfit, batch::Cell};
+use millrace_core::{Change, ChangeBatch, Ddl, Selection, TablePattern, Unfit, batch::Cell, source::UnboundedRoom};
 
 use super::*;
 use crate::{discover, publication, slot, test_server::TestServer, wire::sqlstate};
@@ -16,6 +16,7 @@ struct Fixture {
     from: Position,
     fence: Arc<VisibilityFence>,
     options: LogOptions,
+    spill: tempfile::TempDir,
 }
 
 const WAIT: Duration = Duration::from_millis(300);
@@ -32,7 +33,8 @@ impl Fixture {
         let from = slot::create(&server.config("postgres"), &names, false).await.unwrap();
         let known = slot::identity(&mut session).await.unwrap();
         let fence = Arc::new(VisibilityFence::default());
-        Some(Self { server, session, names, known, tables, from, fence, options: LogOptions::default() })
+        let (options, spill) = (LogOptions::default(), tempfile::tempdir().unwrap());
+        Some(Self { server, session, names, known, tables, from, fence, options, spill })
     }
 
     async fn run(&mut self, sql: &str) {
@@ -41,8 +43,13 @@ impl Fixture {
 
     async fn try_open(&self, from: Position) -> Result<PostgresLog> {
         let config = self.server.config("postgres");
-        let fence = self.fence.clone();
-        PostgresLog::open(&config, &self.names, &self.tables, from, &self.known, self.options.clone(), fence).await
+        let (options, around) = (self.options.clone(), self.surroundings());
+        PostgresLog::open(&config, &self.names, &self.tables, from, &self.known, options, around).await
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let spill = Arc::new(UnboundedRoom(self.spill.path().join("spill")));
+        Surroundings { fence: self.fence.clone(), spill }
     }
 
     async fn open(&self) -> PostgresLog {
@@ -581,9 +588,9 @@ async fn a_pull_that_is_given_up_loses_nothing() {
 async fn a_unix_socket_serves_as_well() {
     let Some(mut fixture) = Fixture::new("create table t (id int primary key)").await else { return };
     let config = PostgresConfig { host: fixture.server.socket_folder(), ..fixture.server.config("postgres") };
-    let (names, tables, known, fence) = (&fixture.names, &fixture.tables, &fixture.known, fixture.fence.clone());
+    let (names, tables, known, around) = (&fixture.names, &fixture.tables, &fixture.known, fixture.surroundings());
     let mut log =
-        PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options.clone(), fence).await.unwrap();
+        PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options.clone(), around).await.unwrap();
     fixture.run("insert into t select generate_series(1, 50000)").await;
     assert_eq!(drain(&mut log).await.iter().map(Changes::rows).sum::<u64>(), 50_000);
 }

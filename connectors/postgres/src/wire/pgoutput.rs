@@ -10,6 +10,9 @@ use super::{
     origin::Origin,
     reader::{Malformed, Reader},
     relation::Relation,
+    stream_abort::StreamAbort,
+    stream_commit::StreamCommit,
+    stream_start::StreamStart,
     truncate::Truncate,
     type_name::TypeName,
     update::Update,
@@ -38,7 +41,7 @@ impl<'a> Incoming<'a> {
     }
 }
 
-/// A message of pgoutput without streaming and without two-phase commit.
+/// A message of pgoutput about a transaction that has committed; without two-phase commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Message<'a> {
@@ -71,6 +74,29 @@ impl<'a> Message<'a> {
             b'M' => Self::LogicalMessage(LogicalMessage::parse(reader)?),
             _ => return Err(Malformed("a pgoutput message that was not asked for")),
         })
+    }
+}
+
+/// What stands around the messages of transactions that have not committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum StreamMessage {
+    Start(StreamStart),
+    Stop,
+    Commit(StreamCommit),
+    Abort(StreamAbort),
+}
+
+impl StreamMessage {
+    /// Reads a message from its tag on; `None` for any other message.
+    pub fn parse(mut reader: Reader<'_>) -> Result<Option<Self>, Malformed> {
+        Ok(Some(match reader.u8()? {
+            b'S' => Self::Start(StreamStart::parse(reader)?),
+            b'E' => reader.end().map(|()| Self::Stop)?,
+            b'c' => Self::Commit(StreamCommit::parse(reader)?),
+            b'A' => Self::Abort(StreamAbort::parse(reader)?),
+            _ => return Ok(None),
+        }))
     }
 }
 

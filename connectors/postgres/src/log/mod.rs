@@ -26,7 +26,10 @@ mod tests;
 mod transaction;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -48,7 +51,7 @@ use crate::{
     PostgresConfig,
     config::Names,
     fence::VisibilityFence,
-    wire::{Connection, LogReader, Mode},
+    wire::{Connection, LogReader, Mode, sqlstate},
 };
 
 /// While a backlog is read in bursts, changes are collected for so long before they are handed out.
@@ -91,6 +94,8 @@ pub struct Surroundings {
     pub fence: Arc<VisibilityFence>,
     /// Where transactions that have not committed are kept.
     pub spill: Arc<dyn SpillRoom>,
+    /// The server failed while it sent transactions ahead: the next log asks for whole ones.
+    pub whole: Arc<AtomicBool>,
 }
 
 /// Where decoding ended.
@@ -112,6 +117,8 @@ pub struct PostgresLog {
     status: StatusSender,
     decoder: Decoder,
     streamed: Streamed,
+    /// Set where the server failed; `None` where nothing is sent ahead.
+    whole: Option<Arc<AtomicBool>>,
     /// The current pull has written to our disk.
     spilled: bool,
     pace: Pace,
@@ -133,7 +140,7 @@ impl PostgresLog {
         from: Position,
         known: &Identity,
         options: LogOptions,
-        Surroundings { fence, spill }: Surroundings,
+        Surroundings { fence, spill, whole }: Surroundings,
     ) -> Result<Self> {
         let start = u64::try_from(from.0).context(Kind::Internal, || format!("opening the log at {from}"))?;
         let mut session = Connection::connect(config, Mode::Replication, "millrace log").await?;
@@ -142,7 +149,8 @@ impl PostgresLog {
         let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
         open::learn_types(&mut session, tables, &mut decoder).await?;
         let streamed = Streamed::open(spill)?;
-        let stream = open::start(session, names, start, &options).await?;
+        let ahead = !whole.swap(false, Ordering::Relaxed);
+        let stream = open::start(session, names, start, &options, ahead).await?;
         // A third of the server's patience, and often enough that an idle log advances.
         let interval = (options.sender_timeout / 3).min(Duration::from_secs(10));
         tracing::info!(slot = names.slot, position = %from, "the log is open");
@@ -153,6 +161,7 @@ impl PostgresLog {
             status: StatusSender::spawn(stream.writer, start, interval),
             decoder,
             streamed,
+            whole: ahead.then_some(whole),
             spilled: false,
             yielded: Instant::now(),
             fence,
@@ -187,7 +196,14 @@ impl PostgresLog {
                 }
                 self.spilled = true;
             }
-            let Some(payload) = self.reader.message()? else { return Ok(Decoded::All) };
+            let payload = match self.reader.message() {
+                Ok(Some(payload)) => payload,
+                Ok(None) => return Ok(Decoded::All),
+                Err(error) => {
+                    ask_for_whole(self.whole.as_deref(), &error);
+                    return Err(error);
+                }
+            };
             if let Some(source_end) = self.streamed.take(payload)? {
                 self.decoder.note_source_end(source_end);
             } else if self.decoder.apply(payload)? == Applied::ReplyRequested {
@@ -257,6 +273,18 @@ impl PostgresLog {
             }
             Err(_) => Ok(false),
         }
+    }
+}
+
+/// PostgreSQL up to 18 at least cannot send a transaction ahead in which a savepoint with a change of the catalog was rolled
+/// back and the same was changed again ("could not map filenode … to relation OID"): it believes the change that rolled
+/// back. The whole transaction it can send. So after any error of its own, but its shutdown (class 57), the next session
+/// asks for that; the one after tries again.
+fn ask_for_whole(whole: Option<&AtomicBool>, error: &Error) {
+    let (Some(whole), Some(state)) = (whole, sqlstate(error)) else { return };
+    if !state.starts_with("57") {
+        tracing::warn!(sqlstate = state, "the server failed; next it is asked for whole transactions only");
+        whole.store(true, Ordering::Relaxed);
     }
 }
 

@@ -188,6 +188,7 @@ mod tests {
         Arc::new(UnboundedRoom("never-used".into()))
     }
 
+    // trap: 10
     #[tokio::test]
     async fn a_later_history_numbers_everything_and_the_source_knows_nothing_of_it() {
         let first = History::new(Arc::new(Hello), 0);

@@ -76,6 +76,7 @@ def test_empty_tables_are_tables(daemon, sql):
     running.compare([("public", "t"), ("public", "only_key_less")])
 
 
+@pytest.mark.trap("24")
 def test_many_segments_in_parallel(daemon, sql):
     """Several ctid ranges, with holes and dead rows in them, on one snapshot."""
     sql(
@@ -106,6 +107,8 @@ def test_rate_limit_slows_a_load_down(daemon, sql):
     running.compare([("public", "t")])
 
 
+@pytest.mark.trap("16")
+@pytest.mark.scorecard("partitions")
 def test_partitions_are_tables(daemon, sql):
     """Partitions are replicated as the tables they are; the parent, named, is answered with what to name instead."""
     sql(

@@ -110,7 +110,7 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
              greatest(c.reltuples, 0)::bigint, c.relpages::bigint * current_setting('block_size')::bigint, \
              c.relreplident, pk.indimmediate, array_to_string((pk.indkey::int2[])[0:pk.indnkeyatts - 1], ' '), \
              array_to_string((ri.indkey::int2[])[0:ri.indnkeyatts - 1], ' '), \
-             a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull \
+             a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.xmin \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              LEFT JOIN pg_index pk ON pk.indrelid = c.oid AND pk.indisprimary \
              LEFT JOIN pg_index ri ON ri.indrelid = c.oid AND ri.indisreplident AND ri.indisvalid \
@@ -134,10 +134,19 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
     Ok(tables.into_iter().map(Found::finish).collect())
 }
 
+/// Of the numbers of the columns and of the transactions that last defined them (`xmin`), in the order of the numbers.
+/// FNV-1a, because it is kept in the state: it must not depend on the hasher of a build.
+pub fn definition_id(columns: impl Iterator<Item = (i32, u64)>) -> u64 {
+    let bytes = columns.flat_map(|(id, defined_by)| [id.to_le_bytes().to_vec(), defined_by.to_le_bytes().to_vec()]);
+    bytes.flatten().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+}
+
 /// A table whose columns are being read.
 struct Found {
     table: Table,
     types: Vec<PgType>,
+    /// By column: its number, and the transaction that last defined it.
+    defined_by: Vec<(i32, u64)>,
     identity: u8,
     primary_immediate: bool,
     primary: Option<Vec<i32>>,
@@ -155,12 +164,14 @@ impl Found {
             key: vec![],
             capture: Capture::All,
             storage_id: row.number(3)?,
+            definition_id: 0,
             estimated_rows: row.number(4)?,
             estimated_bytes: row.number(5)?,
         };
         Ok(Self {
             table,
             types: vec![],
+            defined_by: vec![],
             identity: row.word(6)?.bytes().next().unwrap_or(b'd'),
             primary_immediate: row.text(7) == Some("t"),
             primary: row.text(8).map(attributes),
@@ -180,11 +191,13 @@ impl Found {
             older_rows: None,
         });
         self.types.push(ty);
+        self.defined_by.push((row.number(10)?, row.number(16)?));
         Ok(())
     }
 
     /// Decides key and capture.
     fn finish(mut self) -> Shape {
+        self.table.definition_id = definition_id(self.defined_by.drain(..));
         let deferrable = self.primary.is_some() && !self.primary_immediate;
         let primary = self.primary.take().filter(|_| !deferrable || self.identity == b'f');
         let (attributes, mut gap) = match self.identity {

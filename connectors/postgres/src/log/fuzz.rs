@@ -151,6 +151,7 @@ pub(super) fn table(oid: u64, capture: Capture, key: Vec<usize>) -> Arc<Table> {
         key,
         capture,
         storage_id: oid,
+        definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
     })
@@ -167,6 +168,8 @@ pub(super) fn decoder() -> Decoder {
         [table(1, Capture::All, vec![0]), table(2, Capture::All, vec![]), table(3, Capture::InsertsOnly, vec![])];
     let mut decoder = Decoder::new(&tables, 1, 1 << 20, Arc::default(), Arc::new(VisibilityFence::default()));
     decoder.types = types();
+    // No catalog is asked, as if nothing had been altered.
+    decoder.trust_catalog();
     decoder
 }
 

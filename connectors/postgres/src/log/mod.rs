@@ -7,8 +7,9 @@
 //! - [`open`]: the checks of every connect; [`pace`]: when to read; [`status`]: keeps the session alive
 //! - [`decoder`]: messages to changes; [`transaction`], [`captured`]: its parts
 //! - [`streamed`]: transactions that are sent before they commit; [`spill`]: their files
-//! - [`shape`]: a table's shape in the log against ours; [`deferrable`], [`pending`]: rows that need a second look
+//! - [`shape`], [`attributes`]: a table's shape in the log against ours; [`deferrable`], [`pending`]: rows that need a second look
 
+mod attributes;
 mod captured;
 mod decoder;
 mod deferrable;
@@ -147,7 +148,7 @@ impl PostgresLog {
         let identity = verify_identity(&mut session, names, from, known).await?;
         open::verify_slot(&mut session, names, from).await?;
         let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
-        open::learn_types(&mut session, tables, &mut decoder).await?;
+        open::learn_tables(&mut session, tables, &mut decoder).await?;
         let streamed = Streamed::open(spill)?;
         let ahead = !whole.swap(false, Ordering::Relaxed);
         let stream = open::start(session, names, start, &options, ahead).await?;

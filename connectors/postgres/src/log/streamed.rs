@@ -350,6 +350,7 @@ mod tests {
         ids.collect()
     }
 
+    // trap: 23
     #[test]
     fn interleaved_transactions_with_nested_rollbacks() {
         let mut server = Server::default();
@@ -586,6 +587,7 @@ mod tests {
 
     proptest! {
         /// Sent ahead in parts or when it commits: the changes are the very same.
+        // trap: 23
         #[test]
         fn a_replay_is_the_transaction(steps in steps(), ends in prop::array::uniform3(any::<bool>())) {
             let (mut ahead, mut plain) = (Server::default(), Server::default());

@@ -606,6 +606,7 @@ async fn a_unix_socket_serves_as_well() {
     assert_eq!(drain(&mut log).await.iter().map(Changes::rows).sum::<u64>(), 50_000);
 }
 
+// trap: 8, 23 (crash)
 #[tokio::test]
 async fn a_session_lives_through_a_long_replay_and_starts_it_again() {
     let sql = "create table t (id int primary key, v text);

@@ -138,7 +138,7 @@ impl Capture<'_> {
         self.stream.rewind().await?;
         let from = self.stream.last_mark().map(|mark| mark.source);
         let from = from.ok_or_else(|| Error::new(Kind::Internal, "opening the log: the stream has no mark"))?;
-        let log = self.source.open_log(&self.tables.captured(), from, self.identity).await?;
+        let log = self.source.open_log(&self.tables.captured(), from, self.identity, self.stream.spill_room()).await?;
         // Who it is now must be known before anything of it is durable: behind the fork of a new timeline the old
         // identity would be refused.
         let identity = match log.identity() {

@@ -110,6 +110,7 @@ class Postgres:
             "max_replication_slots": 20,
             "max_wal_senders": 20,
             "max_connections": 100,
+            "max_prepared_transactions": 10,
             "fsync": "off",
             "full_page_writes": "off",
             "shared_buffers": "128MB",
@@ -123,6 +124,7 @@ class Postgres:
             "extra_float_digits": 0,
             "max_slot_wal_keep_size": "8GB",
             **(settings or {}),
+            **dict(part.split("=", 1) for part in os.environ.get("MILLRACE_TEST_PG_SETTINGS", "").split() if part),
         }
         self.process = None
 

@@ -152,7 +152,9 @@ TRAPS = [
     Trap(
         "23",
         "Transactions of any size, streamed before they commit, with parts of them rolled back",
-        "They are read in pieces within bounded memory and become readable with their commit",
+        "Their rows wait on our disk, within the stream's bound, until they commit; then they are read in pieces within "
+        "bounded memory, without what rolled back",
+        crash=True,
     ),
     Trap(
         "24",

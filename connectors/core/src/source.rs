@@ -2,7 +2,12 @@
 //!
 //! A source is built for one task: the names of what it makes at the source (slot, publications) derive from the task's.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -94,8 +99,14 @@ pub trait Source: Send + Sync {
 
     /// Reads the log from `from`, the last durable mark. Refuses with [`crate::Kind::SourceChanged`] when the other end is
     /// not `known` or does not hold `from` any more, and with [`crate::Kind::LogLost`] when something between its own
-    /// confirmed position and `from` may be gone.
-    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>>;
+    /// confirmed position and `from` may be gone. Rows of transactions that have not committed are kept in `spill`.
+    async fn open_log(
+        &self,
+        tables: &[Arc<Table>],
+        from: Position,
+        known: &Identity,
+        spill: Arc<dyn SpillRoom>,
+    ) -> Result<Box<dyn Log>>;
 
     /// Reads columns of rows by key, at a state in which every transaction that the log has handed out is visible.
     /// `keys` has the table's key columns in key order.
@@ -165,6 +176,36 @@ pub trait Log: Send {
 
     /// From now on leave this table out.
     fn remove_table(&mut self, table: &TableName);
+}
+
+/// Room on our own disk where an open log keeps rows of transactions that have not committed. Nothing of them is confirmed,
+/// so what is there is worth nothing to the next log: whoever opens one empties the folder first.
+pub trait SpillRoom: Send + Sync + fmt::Debug {
+    /// A folder for the log alone; it need not be there yet.
+    fn folder(&self) -> &Path;
+
+    /// The log has so many bytes there now. They count in the disk bound of the task's stream.
+    fn hold(&self, bytes: u64);
+
+    /// Whether `bytes` more may be written now; if not, room is being made, and to be asked for again. Where nothing can
+    /// make room they may, beyond the bound, and a warning says so.
+    fn admits(&self, bytes: u64) -> bool;
+}
+
+/// A folder without a bound, for tests and examples.
+#[derive(Debug)]
+pub struct UnboundedRoom(pub PathBuf);
+
+impl SpillRoom for UnboundedRoom {
+    fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    fn hold(&self, _bytes: u64) {}
+
+    fn admits(&self, _bytes: u64) -> bool {
+        true
+    }
 }
 
 /// A consistent view of the source; the connection that holds it stays open until it is dropped.

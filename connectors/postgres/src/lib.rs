@@ -29,19 +29,19 @@ pub mod waiting;
 pub mod wire;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use millrace_core::{
     Columns, Finding, Position, Result, Selection, Table, TableName, ValueRules,
-    source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source},
+    source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source, SpillRoom},
 };
 
 pub use config::{Names, PostgresConfig, Tls, TlsMode};
 use fence::VisibilityFence;
-use log::{LogOptions, PostgresLog};
+use log::{LogOptions, PostgresLog, Surroundings};
 use wire::{Connection, Mode};
 
 /// What a task may set.
@@ -76,6 +76,8 @@ pub struct Shared {
     options: Options,
     /// What the log has handed out and a lookup must see.
     fence: Arc<VisibilityFence>,
+    /// The next log asks for whole transactions.
+    whole: Arc<AtomicBool>,
     /// A session for catalog queries, kept between them.
     idle: Mutex<Option<Connection>>,
 }
@@ -107,7 +109,8 @@ impl PostgresSource {
     /// Nothing is connected yet. What the task makes at the server is named after it.
     pub fn new(config: PostgresConfig, task: &str, options: Options) -> Self {
         let names = Names::of_task(task);
-        Self { shared: Arc::new(Shared { config, names, options, fence: Arc::default(), idle: Mutex::new(None) }) }
+        let (fence, whole, idle) = (Arc::default(), Arc::default(), Mutex::new(None));
+        Self { shared: Arc::new(Shared { config, names, options, fence, whole, idle }) }
     }
 }
 
@@ -151,11 +154,18 @@ impl Source for PostgresSource {
         slot::create(&self.shared.config, &self.shared.names, self.shared.options.failover).await
     }
 
-    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
-        let Shared { config, names, options, fence, .. } = &*self.shared;
+    async fn open_log(
+        &self,
+        tables: &[Arc<Table>],
+        from: Position,
+        known: &Identity,
+        spill: Arc<dyn SpillRoom>,
+    ) -> Result<Box<dyn Log>> {
+        let Shared { config, names, options, fence, whole, .. } = &*self.shared;
         let Options { value_bytes_max, sender_timeout, failover, values } = options.clone();
         let options = LogOptions { value_bytes_max, sender_timeout, failover, values };
-        let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
+        let around = Surroundings { fence: fence.clone(), spill, whole: whole.clone() };
+        let log = PostgresLog::open(config, names, tables, from, known, options, around).await?;
         Ok(Box::new(log))
     }
 

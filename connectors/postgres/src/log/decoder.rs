@@ -122,6 +122,11 @@ impl Decoder {
         }
     }
 
+    /// The server's log ends here at the earliest.
+    pub fn note_source_end(&mut self, end: u64) {
+        self.source_end = self.source_end.max(end);
+    }
+
     /// Whether a transaction has begun and not ended.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
@@ -190,7 +195,8 @@ impl Decoder {
         self.waiting.retain(|oid| !oids.contains(oid));
     }
 
-    fn message(&mut self, message: Message<'_>) -> Result<()> {
+    /// Takes a message of a transaction that has committed.
+    pub fn message(&mut self, message: Message<'_>) -> Result<()> {
         match message {
             Message::Insert(insert) => self.change(insert.relation, Some(insert.new), |captured, transaction| {
                 captured.insert(transaction, insert.new).map(|()| true)

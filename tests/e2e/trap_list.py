@@ -121,7 +121,7 @@ TRAPS = [
         "17",
         "Tables change their shape in the middle of the log, in transactions with rows, several times before a restart",
         "Each shape is a table version at its place; what the log does not tell makes the table load anew",
-        "not covered: column lists of publications, which Millrace does not make",
+        "not covered: a table that somebody takes out of our publication and puts back between two looks for tables",
     ),
     Trap(
         "18",

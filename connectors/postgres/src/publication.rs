@@ -180,7 +180,7 @@ pub async fn unpublished(connection: &mut Connection, names: &Names, tables: &[A
     let whole = match connection.major_version() >= 15 {
         true => {
             "NOT EXISTS (SELECT FROM pg_publication_rel r \
-             WHERE r.prpubid = p.oid AND r.prrelid = format('%I.%I', t.schemaname, t.tablename)::regclass \
+             WHERE r.prpubid = p.oid AND r.prrelid = to_regclass(format('%I.%I', t.schemaname, t.tablename)) \
              AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL))"
         }
         false => "true",

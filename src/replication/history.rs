@@ -60,6 +60,10 @@ impl Source for History {
         self.source.prepare(tables).await
     }
 
+    async fn unpublished(&self, tables: &[Arc<Table>]) -> Result<Vec<TableName>> {
+        self.source.unpublished(tables).await
+    }
+
     async fn create_log(&self) -> Result<Position> {
         Ok(self.number_it(self.source.create_log().await?))
     }

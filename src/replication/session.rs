@@ -2,6 +2,7 @@
 //! Delivery goes on while the source is down; capture goes on while the target is down or tables load.
 
 mod new_log;
+mod unpublished;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -352,6 +353,9 @@ impl Session {
             self.stream.append(first).await?;
             info!(task = self.task.name(), position = %position, "slot is made");
         }
+        if captures {
+            self.reload_unpublished(&found).await?;
+        }
         self.reconcile(&found).await?;
         if captures {
             wiring.source.prepare(&self.tables.captured()).await?;
@@ -468,6 +472,9 @@ impl Session {
         let wiring = &self.task.wiring;
         self.verify_source().await?;
         let found = wiring.source.tables(&wiring.config.selection()).await?;
+        if wiring.config.mode.captures() {
+            self.reload_unpublished(&found).await?;
+        }
         self.reconcile(&found).await?;
         for record in self.tables.to_load() {
             if let Some(shape) = found.iter().find(|shape| shape.name == record.table.name) {
@@ -486,13 +493,18 @@ impl Session {
         self.load.run().await
     }
 
-    /// Looks for tables that are new, gone or made again at the source.
+    /// Looks for tables that are new, gone or made again at the source, and for those that are not published any more.
     async fn discover(&self) -> Result<()> {
         let wiring = &self.task.wiring;
         self.verify_source().await?;
         let found = wiring.source.tables(&wiring.config.selection()).await?;
         if let Some(finding) = self.tables.rules().check(&found).into_iter().next() {
             return Err(Error::new(Kind::Config, finding.summary).fix(finding.fix.join("\n")));
+        }
+        let mode = wiring.config.mode;
+        if mode.captures() && self.reload_unpublished(&found).await? && !mode.loads() {
+            // Nothing else will publish them again.
+            wiring.source.prepare(&self.tables.captured()).await?;
         }
         self.reconcile(&found).await
     }

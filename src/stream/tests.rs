@@ -46,7 +46,7 @@ fn table(name: &str, version: u32) -> Arc<Table> {
         key: vec![0],
         capture: Capture::All,
         storage_id: 1,
-        definition_id: 1,
+        definition_id: 0,
         estimated_rows: 0,
         estimated_bytes: 0,
     })

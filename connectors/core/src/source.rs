@@ -93,6 +93,12 @@ pub trait Source: Send + Sync {
     /// it returns. Does nothing where all is as it should be.
     async fn prepare(&self, tables: &[Arc<Table>]) -> Result<()>;
 
+    /// Which of these tables the source does not publish as [`Self::prepare`] left them, wholly: their changes since then are
+    /// in no log that we read. New tables are among them.
+    async fn unpublished(&self, _tables: &[Arc<Table>]) -> Result<Vec<TableName>> {
+        Ok(vec![])
+    }
+
     /// Makes the permanent place in the source's log (a slot) and gives the position it starts at. One that is there
     /// already is dropped and made again: the caller only asks when it has no mark, so nothing of it was ever kept.
     async fn create_log(&self) -> Result<Position>;

@@ -150,6 +150,13 @@ impl Source for PostgresSource {
         Ok(())
     }
 
+    async fn unpublished(&self, tables: &[Arc<Table>]) -> Result<Vec<TableName>> {
+        let mut connection = self.shared.catalog().await?;
+        let unpublished = publication::unpublished(&mut connection, &self.shared.names, tables).await?;
+        self.shared.give_back(connection);
+        Ok(unpublished)
+    }
+
     async fn create_log(&self) -> Result<Position> {
         slot::create(&self.shared.config, &self.shared.names, self.shared.options.failover).await
     }

@@ -269,6 +269,10 @@ impl Decoder {
                 captured.skipped += 1;
                 return Ok(());
             }
+            State::Outdated => {
+                captured.skipped += 1;
+                return self.suspend(oid, "a row has a shape from before the table was loaded anew");
+            }
             State::Unresolved => return Err(protocol("a row comes before the shape of its table")),
         }
         if tuple.is_some_and(|tuple| tuple.len() != captured.table.columns.len()) {
@@ -404,6 +408,10 @@ impl Decoder {
                     let deferrable = full && facts.deferrable && captured.table.is_keyed();
                     captured.tracker = deferrable.then(KeyTracker::default);
                 }
+                Ok(())
+            }
+            Err(_) if captured.adopting => {
+                captured.state = State::Outdated;
                 Ok(())
             }
             Err(what) => self.suspend(oid, &what),

@@ -34,6 +34,7 @@ fn table() -> Arc<Table> {
         storage_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
+        parts: None,
     })
 }
 

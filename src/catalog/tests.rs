@@ -29,6 +29,7 @@ fn table(name: &str, columns: &[(&str, ColumnType)], key: &[usize]) -> Table {
         storage_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
+        parts: None,
     }
 }
 

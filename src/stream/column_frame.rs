@@ -449,6 +449,7 @@ mod tests {
             storage_id: 1,
             estimated_rows: 0,
             estimated_bytes: 0,
+            parts: None,
         })
     }
 

@@ -51,7 +51,7 @@ pub fn made_at_source(endpoint: &Endpoint, task: &str) -> Vec<String> {
 }
 
 /// What captures a table's updates and deletes where the source does not send them, for `plan` and `tables`.
-pub fn capture_all(endpoint: &Endpoint, table: &millrace_core::TableName) -> Option<String> {
+pub fn capture_all(endpoint: &Endpoint, table: &millrace_core::Table) -> Option<String> {
     match &endpoint.kind {
         EndpointKind::Postgres(_) => Some(millrace_postgres::grants::replica_identity_full(table)),
         EndpointKind::Hello | EndpointKind::ObjectStore(_) => None,

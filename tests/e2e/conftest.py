@@ -22,6 +22,7 @@ def pytest_report_header():
 def pytest_configure(config):
     # Workers of pytest-xdist inherit the seed that the first process drew.
     os.environ["MILLRACE_TEST_SEED"] = str(SEED)
+    config.addinivalue_line("markers", "trap(number): covers this item of the list of traps")
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,14 @@
 //! PostgreSQL as a source.
 //!
 //! - [`config`]: how to reach a server; [`check`]: what would keep a task from working, each with its remedy
-//! - [`discover`]: tables and their shapes; [`types`]: what values become
+//! - [`discover`]: tables and their shapes; [`partitions`]: of partitioned ones; [`types`]: what values become
 //! - [`publication`], [`slot`]: what a task makes at the server
 //! - [`snapshot`], [`load`]: full load by binary COPY at an exact position
 //! - [`log`]: changes by pgoutput; [`fence`], [`lookup`]: the values that it leaves out
 //! - [`wire`]: the protocol
 //!
 //! What is left out, on purpose: generated columns (pgoutput does not send them before PostgreSQL 18, and load and
-//! changes must have the same columns), views, foreign and unlogged tables, and partitioned roots, whose leaves are
-//! tables of their own.
+//! changes must have the same columns), views, foreign and unlogged tables.
 
 pub mod check;
 pub mod config;
@@ -19,6 +18,7 @@ pub mod grants;
 pub mod load;
 pub mod log;
 pub mod lookup;
+pub mod partitions;
 pub mod publication;
 pub mod slot;
 pub mod snapshot;

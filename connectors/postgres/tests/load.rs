@@ -225,7 +225,7 @@ async fn publications_carry_exactly_their_tables() {
         ("full_identity", Capture::All, vec![]),
         ("keyed", Capture::All, vec!["id"]),
         ("keyless", Capture::InsertsOnly, vec![]),
-        ("leaf", Capture::All, vec!["id"]),
+        ("root", Capture::All, vec!["id"]),
     ];
     assert_eq!(found, expected);
     let columns = |name: &str| {
@@ -242,7 +242,7 @@ async fn publications_carry_exactly_their_tables() {
     source.prepare(&tables).await.unwrap();
     let text = |t: &str| Some(t.to_string());
     let both = vec![
-        vec![text("millrace_pub"), text("Dropped,by_index,full_identity,keyed,leaf")],
+        vec![text("millrace_pub"), text("Dropped,by_index,full_identity,keyed,root")],
         vec![text("millrace_pub_inserts"), text("deferred,keyless")],
     ];
     assert_eq!(session.query(published).await.unwrap(), both);

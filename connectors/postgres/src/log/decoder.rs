@@ -53,6 +53,8 @@ pub struct Decoder {
     value_bytes_max: usize,
     values: Arc<ValueRules>,
     fence: Arc<VisibilityFence>,
+    /// A partitioned table's shape was shown again: its partitions may have changed.
+    look_again: bool,
 }
 
 /// What a message asks of the reader.
@@ -95,6 +97,7 @@ impl Decoder {
             value_bytes_max,
             values,
             fence,
+            look_again: false,
         }
     }
 
@@ -152,6 +155,7 @@ impl Decoder {
             upto: self.transaction.is_none().then_some(Position(u128::from(self.upto))),
             newest_commit_us: self.newest_commit_us.take(),
             source_end: Some(Position(u128::from(self.source_end))),
+            look_again: std::mem::take(&mut self.look_again),
         }
     }
 
@@ -307,6 +311,8 @@ impl Decoder {
         if let Some(captured) = self.tables.get_mut(&oid) {
             // Whether its key is deferrable only the catalog tells.
             let needs_catalog = relation.replica_identity == b'f' && captured.table.is_keyed();
+            // Shown for each partition that changes first, and again when the partition was altered or attached.
+            self.look_again |= captured.table.parts.is_some();
             let again = captured.state == State::Matched && self.relations.get(&oid) == Some(&relation);
             if again && !needs_catalog {
                 return;

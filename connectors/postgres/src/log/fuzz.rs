@@ -126,6 +126,7 @@ fn table(oid: u64, capture: Capture, key: Vec<usize>) -> Arc<Table> {
         storage_id: oid,
         estimated_rows: 0,
         estimated_bytes: 0,
+        parts: None,
     })
 }
 

@@ -170,10 +170,15 @@ pub async fn read_facts(connection: &mut Connection, relation: &Relation, types:
     let shape = shapes.into_iter().find(|shape| shape.table.source_id == u64::from(relation.oid));
     let rows = connection
         .query(&format!(
-            "SELECT attnum, attname, atttypid, atttypmod, attnotnull, atthasdef, \
-             attidentity <> '' OR attgenerated <> '', CASE WHEN atthasmissing THEN \
-             (attmissingval::pg_catalog.text::pg_catalog.text[])[1] END FROM pg_attribute \
-             WHERE attrelid = {} AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, \
+             a.attidentity <> '' OR a.attgenerated <> '' OR (c.relkind = 'p' AND a.atthasdef AND m.value IS NULL), \
+             m.value FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
+             LEFT JOIN LATERAL (SELECT CASE WHEN bool_and(p.atthasmissing) AND count(DISTINCT p.attmissingval::pg_catalog.text) = 1 \
+             THEN (min(p.attmissingval::pg_catalog.text)::pg_catalog.text[])[1] END AS value \
+             FROM pg_attribute p WHERE p.attname = a.attname AND NOT p.attisdropped AND p.attrelid IN (SELECT l.oid \
+             FROM pg_partition_tree(c.oid) t JOIN pg_class l ON l.oid = t.relid AND l.relkind <> 'p' \
+             UNION ALL SELECT c.oid WHERE c.relkind <> 'p')) m ON true \
+             WHERE c.oid = {} AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
             relation.oid
         ))
         .await?;
@@ -266,7 +271,8 @@ pub fn follow(table: &Table, relation: &Relation, facts: &Facts) -> Result<Table
         return Err("its key or its replica identity changed".into());
     }
     let rewritten = table.storage_id != now.storage_id;
-    let mut followed = Table { version: table.version + 1, ..now.clone() };
+    // What became of its partitions is told by comparing those that the rows were loaded from.
+    let mut followed = Table { version: table.version + 1, parts: table.parts.clone(), ..now.clone() };
     for (column, attribute) in followed.columns.iter_mut().zip(attributes) {
         let Some(old) = table.columns.iter().find(|old| old.id == column.id) else {
             attribute.fits_older_rows(rewritten, &column.ty)?;
@@ -347,6 +353,7 @@ mod tests {
             storage_id: 70,
             estimated_rows: 0,
             estimated_bytes: 0,
+            parts: None,
         }
     }
 

@@ -17,6 +17,7 @@ pub fn source(endpoint: &Endpoint, task: &TaskConfig) -> Result<Arc<dyn Source>>
             let options = millrace_postgres::Options {
                 value_bytes_max,
                 failover: task.source_log.failover_slot,
+                own_changes_only: task.source_log.own_changes_only,
                 values: Arc::new(task.value_rules()),
                 ..Default::default()
             };

@@ -28,7 +28,7 @@ pub struct Shape {
     /// Partitions whose rows are neither loaded nor captured: foreign tables and unlogged ones.
     pub left_out: Vec<TableName>,
     /// The OIDs of the partitioned tables that it is a partition of.
-    ancestors: Vec<u64>,
+    pub ancestors: Vec<u64>,
 }
 
 impl Shape {
@@ -253,14 +253,9 @@ impl Found {
             filenode: self.table.storage_id,
             estimated_rows: self.table.estimated_rows,
         };
-        Shape {
-            table: self.table,
-            types: self.types,
-            gap,
-            storages: vec![storage],
-            left_out: vec![],
-            ancestors: self.ancestors,
-        }
+        let types = self.types;
+        let ancestors = self.ancestors;
+        Shape { table: self.table, types, gap, storages: vec![storage], left_out: vec![], ancestors }
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Options {
     pub values: Arc<ValueRules>,
     /// The slot is kept up to date on standbys, so that it is there after a failover (PostgreSQL 17 and later).
     pub failover: bool,
+    /// Changes that the server took over from elsewhere, by replication, are left out.
+    pub own_changes_only: bool,
 }
 
 impl Default for Options {
@@ -63,6 +65,7 @@ impl Default for Options {
             value_bytes_max: 64 << 20,
             sender_timeout: Duration::from_secs(60),
             failover: false,
+            own_changes_only: false,
             values: Arc::default(),
         }
     }
@@ -153,8 +156,8 @@ impl Source for PostgresSource {
 
     async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
         let Shared { config, names, options, fence, .. } = &*self.shared;
-        let Options { value_bytes_max, sender_timeout, failover, values } = options.clone();
-        let options = LogOptions { value_bytes_max, sender_timeout, failover, values };
+        let Options { value_bytes_max, sender_timeout, failover, own_changes_only, values } = options.clone();
+        let options = LogOptions { value_bytes_max, sender_timeout, failover, own_changes_only, values };
         let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
         Ok(Box::new(log))
     }

@@ -228,17 +228,21 @@ impl BlockRange {
     }
 }
 
-/// Transactions that have written something and are not over, oldest first: pid, age in seconds, user, state, xid. Age,
-/// user and state are null where the role may not see them; such a transaction is taken as old enough. `pg_locks` shows
+/// Transactions that have written something and are not over, oldest first: pid, age in seconds, user, state, xid, and the
+/// name of a prepared one. Age, user and state are null where the role may not see them; such a transaction, and a prepared
+/// one, is taken as old enough. `pg_locks` shows
 /// every transaction to everybody.
 pub fn open_transactions(process_id: u32, seconds_min: u32) -> String {
     format!(
-        "SELECT coalesce(l.pid::text, 'prepared'), extract(epoch FROM now() - a.xact_start)::bigint, a.usename, \
-         a.state, l.transactionid \
+        "SELECT coalesce(l.pid::text, 'prepared'), \
+         extract(epoch FROM now() - coalesce(a.xact_start, x.prepared))::bigint, coalesce(a.usename, x.owner), \
+         coalesce(a.state, 'prepared in database ' || x.database), l.transactionid, x.gid \
          FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+         LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND x.transaction = l.transactionid \
          WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted \
          AND coalesce(l.pid, -1) NOT IN ({process_id}, pg_backend_pid()) \
-         AND coalesce(now() - a.xact_start >= interval '{seconds_min} s', true) ORDER BY a.xact_start LIMIT 5"
+         AND coalesce(now() - a.xact_start >= interval '{seconds_min} s', true) \
+         ORDER BY coalesce(a.xact_start, x.prepared) LIMIT 5"
     )
 }
 

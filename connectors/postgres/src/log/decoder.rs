@@ -55,6 +55,8 @@ pub struct Decoder {
     fence: Arc<VisibilityFence>,
     /// A partitioned table's shape was shown again: its partitions may have changed.
     look_again: bool,
+    /// Transactions with an origin are left out.
+    pub own_changes_only: bool,
 }
 
 /// What a message asks of the reader.
@@ -98,6 +100,7 @@ impl Decoder {
             values,
             fence,
             look_again: false,
+            own_changes_only: false,
         }
     }
 
@@ -204,7 +207,14 @@ impl Decoder {
                 Ok(())
             }
             Message::Truncate(truncate) => self.truncate(&truncate.relations),
-            Message::TypeName(_) | Message::Origin(_) | Message::LogicalMessage(_) => Ok(()),
+            Message::Origin(_) => {
+                // It comes right behind its Begin.
+                if let Some(transaction) = self.transaction.as_mut().filter(|_| self.own_changes_only) {
+                    transaction.skipped = true;
+                }
+                Ok(())
+            }
+            Message::TypeName(_) | Message::LogicalMessage(_) => Ok(()),
         }
     }
 

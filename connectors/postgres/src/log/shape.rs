@@ -408,7 +408,8 @@ mod tests {
         let evolved = |attribute: Attribute, storage_id| {
             let mut now = table();
             now.storage_id = storage_id;
-            let shape = Some(Shape { table: now, types: vec![], gap: None });
+            let (storages, left_out, ancestors) = (vec![], vec![], vec![]);
+            let shape = Some(Shape { table: now, types: vec![], gap: None, storages, left_out, ancestors });
             let facts = Facts { shape, attributes: vec![attribute], deferrable: false };
             evolve(&table(), &shown(&[ID, V, X]), &types(), &facts)
         };

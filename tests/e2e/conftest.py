@@ -22,7 +22,7 @@ def pytest_report_header():
 def pytest_configure(config):
     # Workers of pytest-xdist inherit the seed that the first process drew.
     os.environ["MILLRACE_TEST_SEED"] = str(SEED)
-    config.addinivalue_line("markers", "trap(number): covers this item of the list of traps")
+    config.addinivalue_line("markers", "trap(*numbers, crash=False): the test springs these traps of docs/traps.md")
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,7 @@ class Postgres:
             "max_replication_slots": 20,
             "max_wal_senders": 20,
             "max_connections": 100,
+            "max_prepared_transactions": 10,
             "fsync": "off",
             "full_page_writes": "off",
             "shared_buffers": "128MB",
@@ -209,9 +210,8 @@ class Postgres:
 
     def connect(self, database, user="shop", **options):
         """A client connection."""
-        return psycopg.connect(
-            host="127.0.0.1", port=self.port, dbname=database, user=user, connect_timeout=10, **options
-        )
+        options = {"connect_timeout": 10, "client_encoding": "UTF8", **options}
+        return psycopg.connect(host="127.0.0.1", port=self.port, dbname=database, user=user, **options)
 
     def create_database(self, name):
         """An empty database owned by `shop`, in which `cdc` may create publications."""

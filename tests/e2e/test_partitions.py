@@ -31,8 +31,7 @@ def reloads(running, table):
     return running.run("events").count(f"public.{table} is loaded anew")
 
 
-@pytest.mark.trap("16")
-@pytest.mark.trap("15")
+@pytest.mark.trap("11", "13", "15", "16", crash=True)
 @pytest.mark.parametrize("restart", [False, True], ids=["live", "restarted"])
 def test_a_root_is_one_table(daemon, sql, restart):
     """Nested partitions, children with other column orders and dropped columns, large values, rows that move from one to
@@ -103,8 +102,7 @@ TOLD = {
 }
 
 
-@pytest.mark.trap("16")
-@pytest.mark.trap("15")
+@pytest.mark.trap("15", "16", crash=True)
 @pytest.mark.parametrize("down", [False, True], ids=["running", "down"])
 def test_rows_that_come_and_go_with_partitions(daemon, sql, down):
     """What no row change tells of is noticed, and leads to a reload of that table; what the log tells does not."""
@@ -172,8 +170,7 @@ def test_leaves_by_themselves(daemon, sql):
     running.compare([("public", "p_a"), ("public", "p_b"), ("public", "p_c")])
 
 
-@pytest.mark.trap("16")
-@pytest.mark.trap("12")
+@pytest.mark.trap("11", "12", "14", "16")
 def test_identities_of_partitions_are_their_own(daemon, sql):
     """REPLICA IDENTITY is not handed on to partitions: what the log says of the root need not be true of an old row."""
     big = "alter table {0} alter v set storage external; alter table {0}_a alter v set storage external"

@@ -1,6 +1,7 @@
 """Partitioned tables by their root and by their leaves, and the tables that inherit from others."""
 
 import re
+import time
 
 import duckdb
 import pytest
@@ -128,6 +129,41 @@ def test_rows_that_come_and_go_with_partitions(daemon, sql, down):
     for table in changes:
         sql(f"update {table} set v = 'w', at = at + 1 where at in (120, 99)")
     running.compare([("public", table) for table in changes])
+    wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+
+
+@pytest.mark.trap("16", "39", "40", crash=True)
+def test_partitions_change_while_the_root_is_loaded(daemon, sql):
+    """New ones, empty and with rows, while the load runs, and between two runs of it."""
+    sql(
+        root("p"),
+        "insert into p select i, i % 200, repeat(md5(i::text), 30) from generate_series(1, 30000) i",
+        "analyze p",
+    )
+    options = {**DISCOVER, "full-load": {"parallel": 2, "rate-limit": "6MiB"}}
+    running = daemon(["public.p"], options=options)
+    running.start()
+
+    def during(low, kill):
+        wait_for(lambda: running.states_or_none().get(("public", "p")) == "Full load", 20, "the load's beginning")
+        time.sleep(1)
+        sql(
+            f"create table p_{low} partition of p for values from ({low}) to ({low + 50})",
+            f"insert into p select i, {low} + i % 50, 'during' from generate_series(50000, 50100) i",
+            f"create table x_{low} (like p including all)",
+            f"insert into x_{low} select i, {low + 50}, 'attached' from generate_series(1, 100) i",
+            f"alter table p attach partition x_{low} for values from ({low + 50}) to ({low + 100})",
+            f"update p set at = {low + 50} where id = {low}",
+        )
+        if kill:
+            running.kill()
+            sql(f"update p set v = 'down' where id % 100 = 1", f"update p set at = {low + 51} where id = {low + 1}")
+            running.start()
+
+    during(200, True)
+    during(300, False)
+    running.wait_states(seconds=60)
+    running.compare([("public", "p")], seconds=60)
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 

@@ -137,7 +137,7 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
     let rows = connection
         .query(&format!(
             "SELECT n.nspname, c.relname, c.oid, coalesce(pg_relation_filenode(c.oid), 0), \
-             greatest(c.reltuples, 0)::bigint, c.relpages::bigint * current_setting('block_size')::bigint, \
+             greatest(c.reltuples, 0)::bigint, greatest(c.relpages, 0)::bigint * current_setting('block_size')::bigint, \
              c.relreplident, pk.indimmediate, array_to_string((pk.indkey::int2[])[0:pk.indnkeyatts - 1], ' '), \
              array_to_string((ri.indkey::int2[])[0:ri.indnkeyatts - 1], ' '), \
              a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, \

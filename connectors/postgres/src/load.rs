@@ -92,8 +92,7 @@ impl TableLoad for PostgresLoad {
         connection.execute(&format!("SET lock_timeout = {SEGMENT_LOCK_TIMEOUT_MS}")).await?;
         // The table's own lock should hold it; but should that session have been ended by somebody, a rewrite may have
         // slipped in, so each segment looks again under its own lock.
-        let locked =
-            lock_table(&mut connection, &self.snapshot, &storage.name, "ONLY ", std::slice::from_ref(storage)).await;
+        let locked = lock_table(&mut connection, &self.snapshot, &self.table.name, std::slice::from_ref(storage)).await;
         locked.map_err(|error| match sqlstate(&error) {
             // lock_not_available
             Some("55P03") => Error { kind: Kind::SnapshotStale, ..error },

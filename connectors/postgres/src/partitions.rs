@@ -73,7 +73,7 @@ pub async fn read(connection: &mut Connection, shapes: &mut [Shape]) -> Result<(
 fn query(roots: &str) -> String {
     format!(
         "SELECT c.oid, l.oid, n.nspname, l.relname, coalesce(pg_relation_filenode(l.oid), 0), \
-         greatest(l.reltuples, 0)::bigint, l.relpages::bigint * current_setting('block_size')::bigint, \
+         greatest(l.reltuples, 0)::bigint, greatest(l.relpages, 0)::bigint * current_setting('block_size')::bigint, \
          l.relkind = 'r' AND l.relpersistence = 'p', l.relreplident, pg_relation_filenode(l.oid) = l.oid, \
          coalesce(pg_relation_size(l.oid), 0) = 0, \
          NOT EXISTS (SELECT FROM pg_partition_ancestors(l.oid) p \

@@ -103,7 +103,7 @@ impl Snapshot for PostgresSnapshot {
         let before = self.before.get(table).ok_or_else(missing)?;
         let mut lock = Connection::connect(&self.shared.config, Mode::Plain, "millrace load").await?;
         let process_id = lock.process_id();
-        let locking = lock_table(&mut lock, &self.id, table, before.only(), &before.storages);
+        let locking = lock_table(&mut lock, &self.id, table, &before.storages);
         let blocks = waiting::watch(&self.shared.config, process_id, "locking a table for its load", locking).await?;
         // On another session: queries of this one see the catalog as of the snapshot.
         let mut catalog = self.shared.catalog().await?;
@@ -144,14 +144,14 @@ async fn export_snapshot(holder: &mut Connection) -> Result<String> {
     Ok(CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default()).word(0)?.to_string())
 }
 
-/// Opens a transaction in the snapshot, locks the table against changes of its shape (with `only` its partitions are left
-/// alone), and checks that the storage is still the one that the snapshot saw: without that a rewrite in between makes
-/// ranges of it come back empty, and without an error. Gives the lengths in blocks.
+/// Opens a transaction in the snapshot, locks the table against changes of its shape, and checks that its storage is still
+/// the one that the snapshot saw: without that a rewrite in between makes ranges of it come back empty, and without an
+/// error. Gives the lengths in blocks. Of a partitioned table the partitions are locked, which changes of its shape and
+/// DETACH need too, and it is not: CREATE TABLE … PARTITION OF would wait for the load, and everybody for that.
 pub async fn lock_table(
     connection: &mut Connection,
     snapshot: &str,
     table: &TableName,
-    only: &str,
     storages: &[Storage],
 ) -> Result<Vec<u64>> {
     connection.execute(&begin_in(snapshot)).await.map_err(|error| match sqlstate(&error) {
@@ -160,18 +160,25 @@ pub async fn lock_table(
         _ => error,
     })?;
     let oids: Vec<String> = storages.iter().map(|storage| storage.oid.to_string()).collect();
+    let names: Vec<String> = storages.iter().map(|storage| format!("ONLY {}", quote_table(&storage.name))).collect();
+    let lock = match names.is_empty() {
+        true => String::new(),
+        false => format!("LOCK TABLE {} IN ACCESS SHARE MODE; ", names.join(", ")),
+    };
     // The lock comes after the snapshot. pg_relation_filenode reads the catalog as it is now, not as the snapshot shows
     // it. By OID, so that a table that was made anew under the name does not pass.
     let rows = connection
         .query(&format!(
-            "LOCK TABLE {only}{name} IN ACCESS SHARE MODE; \
-             SELECT pg_relation_filenode(oid), pg_relation_size(oid) / current_setting('block_size')::bigint \
+            "{lock}SELECT pg_relation_filenode(oid), pg_relation_size(oid) / current_setting('block_size')::bigint \
              FROM unnest('{{{oids}}}'::oid[]) WITH ORDINALITY u(oid, number) ORDER BY number",
-            name = quote_table(table),
             oids = oids.join(","),
         ))
         .await
-        .map_err(|error| Error { doing: format!("locking table {table} for its load"), ..error })?;
+        .map_err(|error| match sqlstate(&error) {
+            // undefined_table: of a partition only, which is one less to load.
+            Some("42P01") if storages.iter().any(|storage| storage.name != *table) => stale(table),
+            _ => Error { doing: format!("locking table {table} for its load"), ..error },
+        })?;
     let now: Vec<Option<u64>> = rows.iter().map(|row| CatalogRow(row).text(0).and_then(|n| n.parse().ok())).collect();
     if !now.iter().eq(storages.iter().map(|storage| Some(storage.filenode)).collect::<Vec<_>>().iter()) {
         return Err(stale(table));

@@ -52,6 +52,18 @@ binary: setup
 e2e: binary ## the real binary against real servers
 	$(DEBUG) $(PYTEST)
 
+.PHONY: traps
+traps: binary ## every trap of docs/traps.md sprung, and the page written
+	$(DEBUG) WORKERS=$(WORKERS) $(PYTHON) tests/e2e/traps.py
+
+.PHONY: traps-new
+traps-new: binary
+	$(DEBUG) WORKERS=$(WORKERS) $(PYTHON) tests/e2e/traps.py --new
+
+.PHONY: scorecard
+scorecard: binary ## what DMS does not do with PostgreSQL, and the tests that show that we do
+	@$(DEBUG) WORKERS=$(WORKERS) $(PYTHON) tests/e2e/traps.py --scorecard
+
 .PHONY: crash
 crash: binary release ## SIGKILL at every failpoint and 50 times at random (MILLRACE_KILLS)
 	$(DEBUG) MILLRACE_SHIPPED_BIN=$(TARGET)/release/millrace $(PYTHON) tests/e2e/crash.py

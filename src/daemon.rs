@@ -305,6 +305,7 @@ mod tests {
     use super::*;
     use crate::state::memory::MemoryState;
 
+    // trap: 44
     #[test]
     fn epochs_rise() {
         let state = MemoryState::default();

@@ -27,6 +27,7 @@ fn table(name: &str, columns: &[(&str, ColumnType)], key: &[usize]) -> Table {
         key: key.to_vec(),
         capture: Capture::All,
         storage_id: 1,
+        definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
         parts: None,

@@ -55,6 +55,7 @@ pub fn open(state_dir: &Path) -> Result<FolderLock, Box<Finding>> {
 mod tests {
     use super::*;
 
+    // trap: 44
     #[test]
     fn one_daemon_at_a_time() {
         let parent = tempfile::tempdir().unwrap();

@@ -81,6 +81,7 @@ mod tests {
         assert_eq!(letters, "_dead_letters/public/orders/20261123-140509123-000000000000a0f0.jsonl");
     }
 
+    // trap: 22
     #[test]
     fn what_could_leave_the_folder_is_escaped() {
         for (schema, name, expected) in [
@@ -105,6 +106,7 @@ mod tests {
             prop_assert!(!unsafe_chars);
         }
 
+        // trap: 22
         #[test]
         fn different_names_stay_different(a in "[a./%_ é]{0,40}|[a./%_ é]{90,95}", b in "[a./%_ é]{0,40}|[a./%_ é]{90,95}") {
             prop_assert_eq!(a == b, escape(&a) == escape(&b));

@@ -47,6 +47,7 @@ pub fn table(name: &str, extra: &[&str]) -> Arc<Table> {
         key: vec![0],
         capture: Capture::All,
         storage_id: 1,
+        definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
         parts: None,
@@ -228,6 +229,7 @@ async fn a_table_that_catches_up_in_several_rounds_is_counted_right() {
     assert_eq!(delivery.unaccounted(), 0);
 }
 
+// trap: 15
 #[tokio::test]
 async fn truncating_empties_the_table_behind_what_precedes_it() {
     let house = House::new();
@@ -283,6 +285,7 @@ async fn a_change_that_is_not_applied_suspends() {
     assert_eq!(delivery.unaccounted(), 0);
 }
 
+// trap: 17, 43
 #[tokio::test]
 async fn an_added_column_makes_a_version_and_an_object_of_its_own() {
     let house = House::new();
@@ -423,6 +426,7 @@ async fn a_reload_replaces_the_files_which_are_deleted_after_the_grace_period() 
     assert_eq!(impatient.delivery().collect_garbage().await.unwrap(), 0);
 }
 
+// trap: 42, 46
 #[tokio::test]
 async fn the_loop_delivers_by_interval_survives_an_outage_and_stops_when_told() {
     let mut house = House::new();
@@ -451,6 +455,7 @@ async fn the_loop_delivers_by_interval_survives_an_outage_and_stops_when_told() 
     running.await.unwrap().unwrap();
 }
 
+// trap: 43
 #[tokio::test]
 async fn an_object_of_somebody_else_stops_delivery() {
     let house = House::new();
@@ -467,6 +472,7 @@ async fn an_object_of_somebody_else_stops_delivery() {
     assert_eq!(house.files(&a).len(), 0);
 }
 
+// trap: 43
 #[tokio::test]
 async fn a_checkpoint_that_changes_under_a_round_is_not_overwritten() {
     let house = House::new();
@@ -516,6 +522,7 @@ async fn a_table_that_was_given_up_may_be_loaded_again_before_the_next_round() {
     assert_eq!((ids(&delivered(&house, &b)), delivery.unaccounted()), (vec![0, 1], 0));
 }
 
+// trap: 45
 #[tokio::test]
 async fn a_stream_that_is_shorter_than_the_state_knows_is_refused() {
     let house = House::new();

@@ -236,6 +236,7 @@ mod tests {
             key: vec![0],
             capture: Capture::All,
             storage_id: 1,
+            definition_id: 1,
             estimated_rows: 0,
             estimated_bytes: 0,
             parts: None,

@@ -177,6 +177,7 @@ mod tests {
 
     use super::*;
 
+    // trap: 10
     #[tokio::test]
     async fn a_later_history_numbers_everything_and_the_source_knows_nothing_of_it() {
         let first = History::new(Arc::new(Hello), 0);

@@ -77,6 +77,7 @@ mod tests {
             key,
             capture: millrace_core::Capture::All,
             storage_id: 1,
+            definition_id: 1,
             estimated_rows: 0,
             estimated_bytes: 0,
             parts: None,

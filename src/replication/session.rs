@@ -309,6 +309,7 @@ impl Session {
         if captures && mark.is_some() && self.task.record()?.remake_log {
             self.remake_log(&found).await?;
         } else if captures && mark.is_none() {
+            self.find_no_other_log().await?;
             // The shapes are needed for the publications; the records are made when the first mark stands.
             let tables: Vec<_> = found.iter().cloned().map(Arc::new).collect();
             wiring.source.prepare(&tables).await?;

@@ -185,9 +185,11 @@ impl Tables {
                 continue;
             }
             let Some(known) = known else { continue };
-            let recreated = known.table.source_id != shape.source_id;
-            if recreated && known.state == TableState::Completed {
-                let why = "the table was dropped and made again at the source";
+            let why = match known.table.source_id == shape.source_id {
+                true => known.table.rewritten_as(shape),
+                false => Some("the table was dropped and made again at the source".into()),
+            };
+            if let Some(why) = why.as_deref().filter(|_| known.state == TableState::Completed) {
                 let record = TableRecord { mends: true, ..self.errored(known, TableState::Error, why) };
                 events.push(format!("table {}: {why}", shape.name));
                 self.suspend_delivery(&record.target, why, &mut puts)?;

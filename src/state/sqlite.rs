@@ -150,6 +150,7 @@ mod tests {
         assert!(SqliteState::open_read_only(&path).unwrap().commit(&[Put::set("x", &1)]).is_err());
     }
 
+    // trap: 45
     #[test]
     fn a_newer_format_is_refused() {
         let folder = tempfile::tempdir().unwrap();

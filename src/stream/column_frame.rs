@@ -447,6 +447,7 @@ mod tests {
             key: vec![],
             capture: Capture::All,
             storage_id: 1,
+            definition_id: 1,
             estimated_rows: 0,
             estimated_bytes: 0,
             parts: None,

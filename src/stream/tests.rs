@@ -46,6 +46,7 @@ fn table(name: &str, version: u32) -> Arc<Table> {
         key: vec![0],
         capture: Capture::All,
         storage_id: 1,
+        definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
         parts: None,
@@ -226,6 +227,7 @@ async fn a_reader_may_begin_at_any_mark_and_in_any_segment() {
     }
 }
 
+// trap: 2 (crash)
 #[tokio::test]
 async fn opening_again_goes_on_where_the_last_mark_stands() {
     let folder = TempDir::new().unwrap();
@@ -253,6 +255,7 @@ async fn opening_again_goes_on_where_the_last_mark_stands() {
     assert_eq!(ids(&stream), all(0..20));
 }
 
+// trap: 2
 #[tokio::test]
 async fn a_huge_transaction_becomes_readable_with_its_mark() {
     let folder = TempDir::new().unwrap();
@@ -374,6 +377,7 @@ async fn only_what_is_durable_can_be_read() {
     assert_eq!(*marks.borrow(), stream.last_mark());
 }
 
+// trap: 44
 #[tokio::test]
 async fn a_stream_is_open_once_and_refuses_a_newer_epoch() {
     let folder = TempDir::new().unwrap();
@@ -404,6 +408,7 @@ fn quick_folder() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
 }
 
+// trap: 2, 45 (crash)
 #[tokio::test]
 async fn a_log_cut_at_any_byte_ends_at_its_last_whole_mark() {
     let folder = quick_folder();
@@ -432,6 +437,7 @@ async fn a_log_cut_at_any_byte_ends_at_its_last_whole_mark() {
     }
 }
 
+// trap: 45
 #[tokio::test]
 async fn a_flipped_byte_is_never_read_as_data() {
     let folder = quick_folder();
@@ -464,6 +470,7 @@ async fn a_flipped_byte_is_never_read_as_data() {
     }
 }
 
+// trap: 45 (crash)
 #[tokio::test]
 async fn a_write_whose_first_page_was_lost_is_a_torn_tail() {
     let folder = TempDir::new().unwrap();
@@ -559,6 +566,7 @@ async fn retention_takes_old_segments_that_are_delivered() {
     assert_eq!(stream.usage(), before);
 }
 
+// trap: 46
 #[tokio::test]
 async fn at_the_disk_bound_an_append_waits_for_retention() {
     let folder = TempDir::new().unwrap();
@@ -641,6 +649,7 @@ impl Disk for FaultyDisk {
 const NO_SPACE: u32 = 28;
 const IO_ERROR: u32 = 5;
 
+// trap: 45
 #[tokio::test]
 async fn a_full_disk_takes_back_what_it_could_not_hold() {
     let folder = TempDir::new().unwrap();
@@ -681,6 +690,7 @@ async fn a_full_disk_takes_back_what_it_could_not_hold() {
     assert_eq!(ids(&Stream::open(options).unwrap()), all(0..20));
 }
 
+// trap: 45
 #[tokio::test]
 async fn a_full_disk_inside_a_huge_transaction_needs_the_stream_opened_again() {
     let folder = TempDir::new().unwrap();
@@ -698,6 +708,7 @@ async fn a_full_disk_inside_a_huge_transaction_needs_the_stream_opened_again() {
     assert_eq!(ids(&stream), all(0..40));
 }
 
+// trap: 6, 45
 #[tokio::test]
 async fn a_failed_fsync_is_final_and_its_pages_are_not_believed() {
     let folder = TempDir::new().unwrap();
@@ -782,6 +793,7 @@ async fn a_batch_above_the_bound_becomes_several_frames() {
     assert_eq!(ids_of(&read), all(0..150_000));
 }
 
+// trap: 45
 #[tokio::test]
 async fn arrival_never_goes_back() {
     let folder = TempDir::new().unwrap();
@@ -875,6 +887,7 @@ proptest! {
 
 /// What a kill at a failpoint leaves: a copy of the folder is taken there.
 #[cfg(feature = "failpoints")]
+// trap: 6 (crash)
 #[tokio::test]
 async fn a_kill_at_a_failpoint_leaves_what_its_name_says() {
     for (name, expected) in [("stream-between-frames-and-mark", 10), ("stream-after-fsync", 20)] {

@@ -22,7 +22,9 @@ def pytest_report_header():
 def pytest_configure(config):
     # Workers of pytest-xdist inherit the seed that the first process drew.
     os.environ["MILLRACE_TEST_SEED"] = str(SEED)
+    # Read by traps.py, which writes docs/traps.md and the scorecard from them.
     config.addinivalue_line("markers", "trap(*numbers, crash=False): the test springs these traps of docs/traps.md")
+    config.addinivalue_line("markers", "scorecard(item): the test shows this item of `make scorecard`")
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,13 @@
 import threading
 import time
 
+import pytest
 from conftest import SEED
 from servers import wait_for
 from workload import PATTERNS, TABLES, Shop
 
 
+@pytest.mark.trap("41", crash=True)
 def test_unaccounted_rows_are_zero_all_the_time(server, database, daemon):
     shop = Shop(server, database, SEED, scale=100)
     shop.create()

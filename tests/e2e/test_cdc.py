@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from conftest import SEED
 from servers import wait_for
 from workload import ACCOUNTS, CENTS, PATTERNS, TABLES, Shop
@@ -9,6 +10,7 @@ from workload import ACCOUNTS, CENTS, PATTERNS, TABLES, Shop
 import duckdb
 
 
+@pytest.mark.trap("5", "12", "13", "14")
 def test_a_busy_shop(server, database, daemon):
     """The whole workload from before the load on, and a ledger of what was acknowledged."""
     shop = Shop(server, database, SEED)
@@ -27,6 +29,7 @@ def test_a_busy_shop(server, database, daemon):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("5")
 def test_every_published_state_is_made_of_whole_transactions(server, database, daemon):
     """At any moment, one table alone shows whole transactions, and all of them do at the smallest `complete_through`."""
     shop = Shop(server, database, SEED, scale=100)
@@ -88,6 +91,7 @@ def torn_transfers(running):
     ).fetchall()
 
 
+@pytest.mark.trap("13", "42")
 def test_one_transaction_tells_its_story_in_order(daemon, sql, server, database):
     sql("create table t (id int primary key, v text)")
     running = daemon(["public.t"]).start_and_load()
@@ -106,6 +110,8 @@ def test_one_transaction_tells_its_story_in_order(daemon, sql, server, database)
     assert len({order[:32] for *_, order in rows}) == 1 and ordinals == sorted(set(ordinals)) and ordinals[0] >= 1
 
 
+@pytest.mark.trap("11", "42")
+@pytest.mark.scorecard("PK update")
 def test_unchanged_toast_is_filled_and_key_changes_keep_it(daemon, sql):
     big = "string_agg(md5(random()::text || i), '')"
     sql(
@@ -139,6 +145,7 @@ def test_unchanged_toast_is_filled_and_key_changes_keep_it(daemon, sql):
     )
 
 
+@pytest.mark.trap("11")
 def test_updates_after_a_value_was_read_late(daemon, sql, server, database):
     """The lookup happens after the change: a row whose key is gone by then is superseded, not lost and not stuck."""
     sql(
@@ -160,6 +167,7 @@ def test_updates_after_a_value_was_read_late(daemon, sql, server, database):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("12", "13", "14")
 def test_replica_identities(daemon, sql):
     sql(
         "create table by_index (a int not null, b text not null, c text)",
@@ -193,6 +201,7 @@ def test_replica_identities(daemon, sql):
     assert (1, "c") in deleted, "where the source sends the old row, a delete carries it"
 
 
+@pytest.mark.trap("12", "14")
 def test_the_application_is_never_broken(daemon, sql):
     """Tables whose identity cannot carry updates are published for inserts only, so the application's UPDATE works."""
     sql(
@@ -228,6 +237,7 @@ def test_a_large_transaction(daemon, sql):
     running.compare([("public", "t")])
 
 
+@pytest.mark.trap("7")
 def test_idle_tables_let_the_log_go(daemon, sql, server):
     """Nothing captured changes, the server is busy: the slot advances all the same, within a mark's 10 s."""
     sql("create table t (id int primary key)", "create table elsewhere (v text)")
@@ -250,6 +260,7 @@ def test_mode_cdc_takes_changes_from_now_on(daemon, sql):
     assert duck.execute('select "Op", id, v from lake').fetchall() == [("I", 2, "after")]
 
 
+@pytest.mark.trap("1", "6", crash=True)
 def test_nothing_is_read_twice_after_a_restart(daemon, sql):
     sql("create table t (v text)")
     running = daemon(["public.t"]).start_and_load()
@@ -264,6 +275,7 @@ def test_nothing_is_read_twice_after_a_restart(daemon, sql):
     running.compare([("public", "t")])
 
 
+@pytest.mark.trap("10")
 def test_the_source_goes_away_and_comes_back(daemon, sql, server, database):
     """Connection cut, server restarted: the task goes on by itself."""
     from servers import Proxy

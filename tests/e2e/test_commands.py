@@ -65,6 +65,7 @@ def test_stop_ends_capture_and_says_what_it_costs(running, sql):
     running.compare(ALL)
 
 
+@pytest.mark.trap("41")
 def test_reload_of_one_table_while_the_others_go_on(running, sql):
     running.compare(ALL)
     generation = {row["name"]: row.get("generation") for row in running.catalog_tables("public")}
@@ -85,6 +86,7 @@ def test_reload_of_one_table_while_the_others_go_on(running, sql):
     running.compare(ALL)
 
 
+@pytest.mark.trap("41")
 def test_readers_see_the_old_table_until_the_new_one_is_whole(daemon, sql):
     sql(
         "create table t (id int primary key, v text)",
@@ -116,6 +118,7 @@ def test_delete_leaves_nothing_at_the_source(running, sql):
     assert rows_in_lake(running, "a") >= 500
 
 
+@pytest.mark.trap("44")
 def test_two_tasks_never_write_to_one_table(daemon, sql):
     """Both start at the same moment; the one that comes second says whose the table is, and the first is not harmed."""
     sql("create table t (id int primary key, v text)", "insert into t select i, 'x' from generate_series(1, 100) i")
@@ -218,6 +221,7 @@ def test_sigterm_drains_and_a_second_one_ends_it_at_once(running, sql):
     running.wait_exit(10)
 
 
+@pytest.mark.trap("44")
 def test_two_daemons_never_share_a_state_folder(running):
     done = running.command("run", timeout=20)
     assert done.returncode not in (0, 101)

@@ -58,6 +58,7 @@ def test_a_broken_file_changes_nothing_at_sighup(daemon, sql):
     running.compare([("public", "t")])
 
 
+@pytest.mark.trap("41")
 def test_sighup_takes_a_new_table_and_leaves_other_tasks_alone(daemon, sql):
     sql(
         "create table t (id int primary key, v text)",

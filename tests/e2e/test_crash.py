@@ -5,11 +5,13 @@ from conftest import SEED
 from crash import FEW, FLOW_POINTS, Session, crash_in_flow, crash_in_load, kill_at_random
 
 
+@pytest.mark.trap("40", crash=True)
 @pytest.mark.parametrize("point", [point for point in FEW if point not in FLOW_POINTS])
 def test_killed_at_a_failpoint_of_the_load(server, point):
     assert crash_in_load(server, point, SEED) > 0
 
 
+@pytest.mark.trap("3", "6", "40", crash=True)
 def test_killed_while_changes_flow(server):
     with Session(server, "crash_flow_few", SEED) as session:
         session.work()

@@ -17,6 +17,7 @@ def running(daemon, sql):
     return daemon(["public.*"]).start_and_load()
 
 
+@pytest.mark.trap("17")
 def test_added_columns_are_applied(running, sql):
     sql(
         "insert into t values (1001, 'before', 0)",
@@ -33,6 +34,7 @@ def test_added_columns_are_applied(running, sql):
     assert table["version"] >= 2 and {"w", "x", "y"} <= {column["name"] for column in table["columns"]}
 
 
+@pytest.mark.trap("17", crash=True)
 def test_a_column_added_while_the_daemon_is_down(running, sql):
     running.kill()
     sql(
@@ -46,6 +48,7 @@ def test_a_column_added_while_the_daemon_is_down(running, sql):
     assert running.states()[ADDED] == "Table completed"
 
 
+@pytest.mark.trap("17", "39")
 def test_a_column_added_during_a_load(daemon, sql):
     sql(
         "create table t (id int primary key, v text)",
@@ -69,11 +72,15 @@ FOLLOWED = {
     "constant default": "alter table t add column w int default 7",
     "text default": "alter table t add column w text not null default 'it''s, {\"odd\"}'",
     "drop and add again": "alter table t drop column n, add column n text",
+    "rows rewritten as they are": "vacuum full t",
+    "a definition that shapes nothing": "alter table t alter column n set statistics 10",
     "swap names": "begin; alter table t rename column v to x; alter table t rename column n to v; "
     "alter table t rename column x to n; commit",
 }
 RELOADED = {
     "type that rewrites": "alter table t alter column n type text using 'n' || n",
+    "same type, other values": "alter table t alter column n type int using n * 2",
+    "same name and type": "alter table t drop column n, add column n int",
     "volatile default": "alter table t add column w double precision default random()",
     "identity": "alter table t add column w int generated always as identity",
     "key": "alter table t drop constraint t_pkey, add primary key (v)",
@@ -93,6 +100,7 @@ def varied(daemon, sql):
     return lambda **options: daemon(["public.*"], options=options).start_and_load()
 
 
+@pytest.mark.trap("17", crash=True)
 @pytest.mark.parametrize("restart", [False, True], ids=["live", "restarted"])
 @pytest.mark.parametrize("change", [*FOLLOWED, *RELOADED])
 def test_changes_of_shape_are_followed(varied, sql, change, restart):
@@ -123,6 +131,16 @@ def test_changes_of_shape_are_followed(varied, sql, change, restart):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("17")
+@pytest.mark.parametrize("change", ["same type, other values", "same name and type", "volatile default"])
+def test_rewritten_rows_of_a_quiet_table_are_noticed(varied, sql, change):
+    """Nothing is written to the table afterwards, so that the log says nothing."""
+    running = varied(**{"on-change": {"discover": "1s"}})
+    sql(RELOADED[change])
+    running.compare([ADDED])
+
+
+@pytest.mark.trap("17")
 def test_a_name_that_is_used_again_is_another_column(varied, sql):
     running = varied()
     sql("update t set n = -1 where id = 1", "alter table t drop column n", "insert into t values (300, 'between')")
@@ -134,6 +152,7 @@ def test_a_name_that_is_used_again_is_another_column(varied, sql):
     assert old == (0,), "values of the dropped column are not those of the new one"
 
 
+@pytest.mark.trap("17", crash=True)
 def test_the_policy_suspends_instead(varied, sql):
     running = varied(**{"on-change": {"schema": "suspend"}})
     sql("update t set v = 'last' where id = 3", RELOADED["volatile default"], "insert into t (id) values (5000)")
@@ -154,6 +173,7 @@ def test_the_policy_suspends_instead(varied, sql):
     running.compare([ADDED, ("public", "bystander")])
 
 
+@pytest.mark.trap("17", "41")
 def test_tables_come_go_and_change_their_names(varied, sql):
     running = varied(**{"on-change": {"discover": "1s"}})
     sql(
@@ -177,6 +197,8 @@ def test_tables_come_go_and_change_their_names(varied, sql):
     running.compare([ADDED])
 
 
+@pytest.mark.trap("15", crash=True)
+@pytest.mark.scorecard("TRUNCATE")
 @pytest.mark.parametrize("restart", [False, True], ids=["live", "restarted"])
 def test_truncate_empties_the_tables(varied, sql, restart):
     """Several at once, cascading; rows before, within the same transaction and after it."""
@@ -202,6 +224,7 @@ def test_truncate_empties_the_tables(varied, sql, restart):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("15")
 def test_truncate_can_be_passed_over(varied, sql):
     running = varied(**{"on-change": {"truncate": "ignore"}})
     sql("truncate t", "insert into t values (1000, 'new', 1)")
@@ -210,6 +233,7 @@ def test_truncate_can_be_passed_over(varied, sql):
     wait_for(lambda: count() == (201,), 30, "the old rows and the new one")
 
 
+@pytest.mark.trap("15")
 def test_truncate_can_suspend(varied, sql):
     running = varied(**{"on-change": {"truncate": "suspend"}})
     sql("truncate t", "insert into t values (1000, 'new', 1)", "insert into bystander values (1, 'x')")

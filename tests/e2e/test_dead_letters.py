@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from servers import wait_for
 
 # (column type, literal, word that the reason should hold)
@@ -22,6 +23,7 @@ POISON = [
 ]
 
 
+@pytest.mark.trap("18", "19", "21")
 def test_poison_in_a_load_and_in_changes(daemon, sql):
     for number, (kind, literal, _) in enumerate(POISON):
         sql(

@@ -76,6 +76,7 @@ def test_empty_tables_are_tables(daemon, sql):
     running.compare([("public", "t"), ("public", "only_key_less")])
 
 
+@pytest.mark.trap("24")
 def test_many_segments_in_parallel(daemon, sql):
     """Several ctid ranges, with holes and dead rows in them, on one snapshot."""
     sql(

@@ -9,6 +9,7 @@ import pytest
 from servers import Postgres, wait_for
 
 
+@pytest.mark.trap("24", "39")
 def test_a_commit_that_waits_for_a_standby_while_a_load_starts(sql, server, database, daemon):
     """A transaction that waits for a synchronous standby is in the log and not yet visible: its change must not be lost
     between a snapshot that does not see it and a position that is behind it."""
@@ -67,6 +68,7 @@ def test_a_commit_that_waits_for_a_standby_while_a_load_starts(sql, server, data
         )
 
 
+@pytest.mark.trap("24")
 @pytest.mark.parametrize("statement", ["vacuum full t", "cluster t using t_pkey"])
 def test_a_rewrite_in_the_middle_of_a_load(daemon, sql, server, database, statement):
     """VACUUM FULL gives every row another place, and later ctid ranges of an older snapshot would come back empty. The
@@ -98,6 +100,7 @@ def test_a_rewrite_in_the_middle_of_a_load(daemon, sql, server, database, statem
     running.compare([("public", "t")])
 
 
+@pytest.mark.trap("24", crash=True)
 def test_a_rewrite_between_two_runs_of_a_load(daemon, sql):
     """Segments that a crash left are worth nothing once the table has other storage."""
     sql(
@@ -115,6 +118,7 @@ def test_a_rewrite_between_two_runs_of_a_load(daemon, sql):
     running.compare([("public", "t")])
 
 
+@pytest.mark.trap("39", "40", crash=True)
 @pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "keyless"])
 def test_a_load_that_is_killed_goes_on(daemon, sql, keyed):
     """Rows change between the two runs: keyed tables keep finished segments, tables without a key start again."""
@@ -144,6 +148,7 @@ def test_a_load_that_is_killed_goes_on(daemon, sql, keyed):
     running.compare([("public", "t")])
 
 
+@pytest.mark.trap("17", "40", crash=True)
 def test_a_column_added_between_two_runs_of_a_load(daemon, sql):
     """No rewrite, so finished segments would be kept: but they were read without the column, and rows of theirs that
     were changed since carry it."""
@@ -164,6 +169,7 @@ def test_a_column_added_between_two_runs_of_a_load(daemon, sql):
     running.compare([("public", "t")])
 
 
+@pytest.mark.trap("39")
 def test_changes_flow_while_a_long_load_runs(daemon, sql):
     """The slot's confirmed position moves on during a load: a long load never makes the source keep its log."""
     sql(
@@ -185,6 +191,7 @@ def test_changes_flow_while_a_long_load_runs(daemon, sql):
     assert end
 
 
+@pytest.mark.trap("24")
 def test_a_long_transaction_is_told_about_and_waited_for(daemon, sql, server, database):
     """A slot waits for older transactions; `check` names the one that will hold it up, and the load is right after."""
     sql("create table t (id int primary key, v text)", "insert into t values (1, 'old')")

@@ -6,6 +6,7 @@ from servers import wait_for
 BIG = "(select string_agg(md5(random()::text || j || {0}), '') from generate_series(1, 400) j)"
 
 
+@pytest.mark.trap("22")
 def test_dropped_and_fast_default_columns_from_before(daemon, sql):
     """Holes in the attribute numbers, and old rows that are shorter than the table is wide."""
     sql(
@@ -20,6 +21,7 @@ def test_dropped_and_fast_default_columns_from_before(daemon, sql):
     running.compare([("public", "t")])
 
 
+@pytest.mark.trap("22")
 def test_generated_columns(daemon, sql, server):
     """The server sends no stored generated column before version 18; what the lake has is the same either way."""
     sql(
@@ -33,6 +35,7 @@ def test_generated_columns(daemon, sql, server):
     running.compare([{"schema": "public", "table": "t", "drop": ["b", "v"]}])
 
 
+@pytest.mark.trap("22", "24")
 def test_things_that_are_no_plain_tables(daemon, sql):
     """A pattern takes the tables among them, and the rest does no harm."""
     sql(
@@ -54,6 +57,7 @@ def test_things_that_are_no_plain_tables(daemon, sql):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("24")
 def test_row_security_never_hides_rows(server, database, daemon, sql):
     """A policy that hides rows from our role must be an error, not a lake with fewer rows."""
     sql(
@@ -117,6 +121,7 @@ KEYS = [
 ]
 
 
+@pytest.mark.trap("11")
 def test_large_values_are_looked_up_by_keys_of_every_type(daemon, sql):
     sql("create type mood as enum ('a', 'b c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', 'k')")
     for number, (kind, literal) in enumerate(KEYS):
@@ -133,6 +138,7 @@ def test_large_values_are_looked_up_by_keys_of_every_type(daemon, sql):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("19")
 def test_settings_of_the_role_that_would_end_our_sessions(server, database, daemon, sql):
     """Timeouts and formats that an administrator gave to all roles are not for a load of hours."""
     sql(
@@ -173,6 +179,7 @@ def test_a_table_that_is_made_while_the_task_runs(daemon, sql):
     running.compare([("public", "a"), ("public", "b")])
 
 
+@pytest.mark.trap("17", crash=True)
 @pytest.mark.parametrize("down", [False, True], ids=["running", "down"])
 def test_a_table_that_is_made_anew_under_its_name(daemon, sql, down):
     """Another table with the old one's name: never mixed with the old one's rows."""
@@ -197,6 +204,7 @@ def test_a_table_that_is_made_anew_under_its_name(daemon, sql, down):
     running.compare([("public", "t"), ("public", "other")])
 
 
+@pytest.mark.trap("12")
 def test_a_replica_identity_that_changes(daemon, sql):
     """REPLICA IDENTITY FULL, pasted from `plan`: from then on updates and deletes are captured, after a reload if so told."""
     sql("create table t (a int, b text)", "insert into t values (1, 'x'), (1, 'x'), (2, 'y')")

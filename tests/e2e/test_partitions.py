@@ -33,6 +33,7 @@ def reloads(running, table):
 
 
 @pytest.mark.trap("11", "13", "15", "16", crash=True)
+@pytest.mark.scorecard("partitions")
 @pytest.mark.parametrize("restart", [False, True], ids=["live", "restarted"])
 def test_a_root_is_one_table(daemon, sql, restart):
     """Nested partitions, children with other column orders and dropped columns, large values, rows that move from one to

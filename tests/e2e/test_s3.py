@@ -1,5 +1,6 @@
 """The same over S3: moto, path style, conditional PUTs."""
 
+import pytest
 from conftest import SEED
 from servers import CarelessS3, MotoS3, Proxy
 from workload import PATTERNS, TABLES, Shop
@@ -41,6 +42,7 @@ def test_a_busy_shop_in_s3(server, database, daemon, s3):
     assert listed <= stored
 
 
+@pytest.mark.trap("42", "46")
 def test_an_outage_of_the_target(sql, daemon, s3):
     sql("create table t (id int primary key, v text)")
     with Proxy(s3.port) as proxy:

@@ -138,6 +138,7 @@ def restart(server, limit):
     server.start()
 
 
+@pytest.mark.trap("10", crash=True)
 def test_a_failover_is_followed(primary):
     """The slot was carried over with the data: the task goes on by itself on the new timeline, and remembers it."""
     primary.execute("shop", "create table t (id int primary key, v text)", "insert into t values (1, 'loaded')")
@@ -166,6 +167,7 @@ def test_a_failover_is_followed(primary):
             running.kill()
 
 
+@pytest.mark.trap("10")
 @pytest.mark.parametrize("remade", [False, True], ids=["missing", "made-again"])
 def test_a_failover_without_the_slot_is_refused(primary, remade):
     """The new primary has everything but our slot, or one that somebody made after the promotion: the changes in between
@@ -195,6 +197,7 @@ def test_a_failover_without_the_slot_is_refused(primary, remade):
             running.kill()
 
 
+@pytest.mark.trap("9", "44")
 def test_a_slot_that_somebody_reads_or_owns_is_left_alone(primary):
     """Another reader on our slot: the task waits for it. A slot of our name in another database is somebody else's: never
     read, never dropped, also where a lost slot would be made anew."""
@@ -246,6 +249,7 @@ def timeline(running):
                 return json.loads(value)["identity"]["timeline"]
 
 
+@pytest.mark.trap("10", crash=True)
 @pytest.mark.parametrize("promoted", [False, True], ids=["same-timeline", "new-timeline"])
 def test_a_restored_backup_is_refused_and_reloaded(primary, promoted):
     """The source went back in time, behind what we have: stopped; the reload that it names brings the restored state,
@@ -298,6 +302,7 @@ def needs(major, what):
         pytest.skip(f"{what} needs PostgreSQL {major}: MILLRACE_TEST_PG={major}")
 
 
+@pytest.mark.trap("10")
 def test_a_failover_slot_is_there_after_the_failover():
     """The server itself keeps the slot on the standby, and never lets us be ahead of it."""
     needs(17, "a failover slot")
@@ -352,6 +357,7 @@ def test_a_slot_becomes_a_failover_slot(primary):
         assert "PG-FAILOVER" in codes, codes
 
 
+@pytest.mark.trap("10", "24", crash=True)
 def test_a_standby_is_read_from(primary):
     """Slot, snapshot and log at the standby; the publications come from the primary, by the statements of `check`."""
     needs(16, "reading from a standby")
@@ -406,6 +412,7 @@ def test_a_standby_is_read_from(primary):
         running.kill()
 
 
+@pytest.mark.trap("9")
 def test_another_server_and_another_database_are_refused(primary):
     """The same name leads somewhere else: system identifier, then database."""
     primary.execute("shop", "create table t (id int primary key)", "insert into t values (1)")
@@ -438,6 +445,7 @@ def test_another_server_and_another_database_are_refused(primary):
         running.compare([("public", "t")])
 
 
+@pytest.mark.trap("9")
 def test_a_lost_slot_stops_the_task_and_is_reloaded_on_request(primary):
     """The default: nothing is skipped, and the command that the error names works."""
     primary.execute(
@@ -469,6 +477,7 @@ def test_a_lost_slot_stops_the_task_and_is_reloaded_on_request(primary):
         assert any("read anew" in message for message in events(running))
 
 
+@pytest.mark.trap("9", "40", crash=True)
 @pytest.mark.parametrize("crash_at", [None, "remake-before-slot", "remake-after-slot", "remake-after-mark"])
 def test_on_slot_lost_reload(primary, crash_at):
     """A slot that the server gave up, with and without a crash on the way: a new slot, all tables anew, an event."""
@@ -495,6 +504,7 @@ def test_on_slot_lost_reload(primary, crash_at):
         assert running.task_record()["errors"] == []
 
 
+@pytest.mark.trap("9")
 def test_a_slot_that_goes_while_the_task_runs_is_made_anew(primary):
     """Terminated and dropped under a reader that was in the middle of a load."""
     primary.execute("shop", "create table t (id int primary key, v text)")
@@ -516,6 +526,7 @@ def test_a_slot_that_goes_while_the_task_runs_is_made_anew(primary):
         running.compare([("public", "t")], seconds=60)
 
 
+@pytest.mark.trap("46")
 def test_the_guardian_warns_then_stops_the_task(daemon, sql, server, database):
     """Over the limit because the daemon's disk is full; it says that stopping does not release the log, and what does."""
     sql("create table t (id int primary key, v text)", "create table elsewhere (v text)")
@@ -542,6 +553,7 @@ def test_the_guardian_warns_then_stops_the_task(daemon, sql, server, database):
     sql(f"select pg_drop_replication_slot('{SLOT}')", user="postgres")
 
 
+@pytest.mark.trap("46")
 def test_the_guardian_drops_the_slot(daemon, sql, server, database):
     """The source's disk goes first: its log is let go, and a resume loads everything anew."""
     sql("create table t (id int primary key, v text)", "create table elsewhere (v text)")
@@ -590,6 +602,7 @@ def codes(running):
     return [event.get("code") for event in running.json("events")]
 
 
+@pytest.mark.trap("7")
 def test_a_quiet_database_in_a_busy_server_lets_the_log_go(daemon, sql, server, database):
     """Only other databases write: without a heartbeat both positions of the slot advance all the same."""
     sql("create table t (id int primary key)")
@@ -616,6 +629,7 @@ def test_a_quiet_database_in_a_busy_server_lets_the_log_go(daemon, sql, server, 
     wait_for(advanced, 60, "restart_lsn and confirmed_flush_lsn", every=1)
 
 
+@pytest.mark.trap("7")
 def test_a_heartbeat_moves_the_log(daemon, sql):
     """Nothing writes at all but us, and the confirmed position moves on."""
     sql("create table t (id int primary key)")

@@ -41,6 +41,7 @@ def test_shards_and_compression(server, database, daemon, shards, compress):
     running.compare(TABLES)
 
 
+@pytest.mark.trap("46")
 def test_retention_lets_delivered_segments_go_and_no_others(daemon, sql, s3):
     """Retention of a second: what is delivered goes; what the target does not take stays, for as long as it takes."""
     sql("create table t (id bigint primary key, v text)")
@@ -69,6 +70,7 @@ def test_retention_lets_delivered_segments_go_and_no_others(daemon, sql, s3):
         running.compare([("public", "t")])
 
 
+@pytest.mark.trap("7", "46")
 def test_at_the_disk_bound_the_reader_waits(daemon, sql, s3):
     """The stream's bound is real: the reader slows down, the source keeps its log, nothing is lost."""
     sql("create table t (id bigint primary key, v text)")
@@ -117,6 +119,7 @@ def test_at_the_disk_bound_the_daemon_still_obeys(daemon, sql, s3, signal):
         running.compare([("public", "t")], seconds=120)
 
 
+@pytest.mark.trap("45")
 def test_a_state_folder_from_yesterday_is_refused(daemon, sql):
     """A restored backup is behind what was confirmed: what lies between is gone, and that is said, not skipped."""
     import shutil
@@ -141,6 +144,7 @@ def test_a_state_folder_from_yesterday_is_refused(daemon, sql):
         assert running.http("/readyz")[0] == 503
 
 
+@pytest.mark.trap("9", crash=True)
 def test_a_slot_that_was_made_again_is_refused(daemon, sql, server):
     """Dropped and re-created under the same name: silent loss elsewhere."""
     sql("create table t (id int primary key)")
@@ -168,6 +172,7 @@ def test_a_slot_that_was_made_again_is_refused(daemon, sql, server):
     assert "LOST" in running.log(20000)
 
 
+@pytest.mark.trap("45", crash=True)
 def test_a_damaged_segment_stops_the_stream_loudly(daemon, sql):
     """One bit in the middle, whole frames behind it: named, never skipped."""
     sql("create table t (id int primary key, v text)")
@@ -198,6 +203,7 @@ def end_of_frames(segment):
     return at
 
 
+@pytest.mark.trap("45", crash=True)
 def test_a_torn_tail_is_cut(daemon, sql):
     sql("create table t (id int primary key, v text)")
     running = daemon(["public.t"], buffer={"interval": "2s"}).start_and_load()

@@ -7,6 +7,7 @@ import decimal
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet
+import pytest
 from servers import wait_for
 
 D = decimal.Decimal
@@ -209,6 +210,7 @@ def lake_rows(running, table):
     return {row["id"]: row for row in rows}, tables[0].schema, tables
 
 
+@pytest.mark.trap("18", "19", "20", "21")
 def test_every_type_through_load_and_changes(daemon, sql):
     types = [entry for entry in TYPES if entry[0] != "xml" or supports_xml(sql)]
     columns = ", ".join(f'c{index} {kind}' for index, (kind, _, _) in enumerate(types))
@@ -360,6 +362,7 @@ def until_equal(seen, expected, seconds=20):
     return seen()
 
 
+@pytest.mark.trap("18", "19", "21", crash=True)
 def test_values_that_do_not_fit_stand_beside_their_columns(daemon, sql):
     kinds = ", ".join(f"v{number} {kind}" for number, (kind, _) in enumerate(UNFIT))
     names = [f"v{number}" for number in range(len(UNFIT))]
@@ -439,6 +442,7 @@ def test_values_that_do_not_fit_stand_beside_their_columns(daemon, sql):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("18", "19")
 def test_policies_for_values_that_do_not_fit(daemon, sql):
     sql(
         "create table t (id int primary key, a date, b date, c numeric, d timestamptz, e numeric(5,2))",

@@ -57,6 +57,10 @@ pub struct Table {
     pub capture: Capture,
     /// The source's identity of the table's storage (PostgreSQL's filenode): a rewrite changes it.
     pub storage_id: u64,
+    /// The source's mark of how the columns are defined (of PostgreSQL's `pg_attribute` rows); 0 where it has none. New
+    /// storage under another definition may hold other values; new storage under the same one holds the same rows.
+    #[serde(default)]
+    pub definition_id: u64,
     /// Rows and bytes as the source estimates them; 0 where it does not.
     pub estimated_rows: u64,
     /// Estimated size in bytes.
@@ -101,6 +105,19 @@ impl Table {
     /// Whether rows can be told apart by key.
     pub fn is_keyed(&self) -> bool {
         !self.key.is_empty()
+    }
+
+    /// Why rows may have other values now than when this was their table, though no row change says so.
+    pub fn rewritten_as(&self, now: &Self) -> Option<String> {
+        if self.storage_id != now.storage_id && self.definition_id != now.definition_id {
+            return Some("a change of its columns rewrote its rows".into());
+        }
+        let renewed = self.columns.iter().find(|old| {
+            let id_is_gone = now.columns.iter().all(|column| column.id != old.id);
+            let alike = |column: &Column| (&column.name, &column.source_type) == (&old.name, &old.source_type);
+            id_is_gone && now.columns.iter().any(alike)
+        });
+        renewed.map(|column| format!("column {:?} was dropped, and another one has its name now", column.name))
     }
 
     /// Index of the column with this exact name.

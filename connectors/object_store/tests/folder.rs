@@ -49,6 +49,7 @@ async fn an_object_is_invisible_until_published_and_whole_afterwards() {
     assert_eq!(files_below(&root).len(), 3, "nothing stays staged");
 }
 
+// trap: 43
 #[tokio::test]
 async fn the_same_object_again_counts_as_done_another_is_a_conflict() {
     let folder = tempfile::tempdir().unwrap();
@@ -84,6 +85,7 @@ async fn small_objects_of_bytes_are_compared_whole() {
     assert!(!folder.path().join("lake").join(key).exists());
 }
 
+// trap: 43 (crash)
 #[tokio::test]
 async fn sweeping_takes_what_a_crash_left_and_only_ones_own() {
     let folder = tempfile::tempdir().unwrap();

@@ -43,6 +43,11 @@ impl Shape {
         self.table.capture = Capture::InsertsOnly;
     }
 
+    /// One number for where its rows lie, which any partition that comes, goes or is rewritten changes too.
+    pub fn storage_id(&self) -> u64 {
+        self.table.parts.as_ref().map_or(self.table.storage_id, |parts| partitions::storage_id(parts))
+    }
+
     /// Whether its rows lie in partitions.
     pub fn is_partitioned(&self) -> bool {
         self.table.parts.is_some()
@@ -55,7 +60,7 @@ impl Shape {
 
     /// Whether rows are read the same way from both: all but the estimates.
     pub fn reads_like(&self, other: &Self) -> bool {
-        let of = |shape: &Self| (shape.table.source_id, shape.table.storage_id, shape.table.key.clone(), shape.gap);
+        let of = |shape: &Self| (shape.table.source_id, shape.storage_id(), shape.table.key.clone(), shape.gap);
         of(self) == of(other) && self.table.columns == other.table.columns && self.types == other.types
     }
 }
@@ -140,7 +145,7 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
              greatest(c.reltuples, 0)::bigint, greatest(c.relpages, 0)::bigint * current_setting('block_size')::bigint, \
              c.relreplident, pk.indimmediate, array_to_string((pk.indkey::int2[])[0:pk.indnkeyatts - 1], ' '), \
              array_to_string((ri.indkey::int2[])[0:ri.indnkeyatts - 1], ' '), \
-             a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, \
+             a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.xmin, \
              c.relkind, CASE WHEN c.relispartition THEN array_to_string(array(SELECT p.relid::oid \
              FROM pg_partition_ancestors(c.oid) p WHERE p.relid <> c.oid), ' ') ELSE '' END \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -168,10 +173,19 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
     Ok(shapes)
 }
 
+/// Of the numbers of the columns and of the transactions that last defined them (`xmin`), in the order of the numbers.
+/// FNV-1a, because it is kept in the state: it must not depend on the hasher of a build.
+pub fn definition_id(columns: impl Iterator<Item = (i32, u64)>) -> u64 {
+    let bytes = columns.flat_map(|(id, defined_by)| [id.to_le_bytes().to_vec(), defined_by.to_le_bytes().to_vec()]);
+    bytes.flatten().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+}
+
 /// A table whose columns are being read.
 struct Found {
     table: Table,
     types: Vec<PgType>,
+    /// By column: its number, and the transaction that last defined it.
+    defined_by: Vec<(i32, u64)>,
     identity: u8,
     primary_immediate: bool,
     primary: Option<Vec<i32>>,
@@ -190,18 +204,20 @@ impl Found {
             key: vec![],
             capture: Capture::All,
             storage_id: row.number(3)?,
+            definition_id: 0,
             estimated_rows: row.number(4)?,
             estimated_bytes: row.number(5)?,
-            parts: (row.word(16)? == "p").then(Vec::new),
+            parts: (row.word(17)? == "p").then(Vec::new),
         };
         Ok(Self {
             table,
             types: vec![],
+            defined_by: vec![],
             identity: row.word(6)?.bytes().next().unwrap_or(b'd'),
             primary_immediate: row.text(7) == Some("t"),
             primary: row.text(8).map(attributes),
             identity_index: row.text(9).map(attributes),
-            ancestors: row.word(17)?.split(' ').filter_map(|oid| oid.parse().ok()).collect(),
+            ancestors: row.word(18)?.split(' ').filter_map(|oid| oid.parse().ok()).collect(),
         })
     }
 
@@ -217,11 +233,13 @@ impl Found {
             older_rows: None,
         });
         self.types.push(ty);
+        self.defined_by.push((row.number(10)?, row.number(16)?));
         Ok(())
     }
 
     /// Decides key and capture.
     fn finish(mut self) -> Shape {
+        self.table.definition_id = definition_id(self.defined_by.drain(..));
         let deferrable = self.primary.is_some() && !self.primary_immediate;
         // Which of two rows of a key is meant is told by comparing old rows, which a partition may not send whole.
         let compares = self.identity == b'f' && self.table.parts.is_none();

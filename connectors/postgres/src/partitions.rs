@@ -4,7 +4,8 @@
 //! A partitioned table that the config names is captured as one table: its publication sends the changes of every
 //! partition under its name. The server leaves out what happens to a single partition: a TRUNCATE of it, rows that came
 //! with `ATTACH`, rows that went with `DETACH` or `DROP`. The first changes the partition's storage, the others the list
-//! of partitions, and both are compared whenever the tables are looked at.
+//! of partitions, and both are compared whenever the tables are looked at. The partitioned table has no storage of its
+//! own (`storage_id` 0).
 
 use millrace_core::{Part, Result, TableName};
 
@@ -127,7 +128,6 @@ fn settle(shape: &mut Shape, leaves: Vec<Leaf>) {
     let part =
         |leaf: &Leaf| Part { id: leaf.storage.oid, storage_id: leaf.storage.filenode, grew_here: leaf.grew_here };
     let parts: Vec<Part> = leaves.iter().map(part).collect();
-    shape.table.storage_id = storage_id(&parts);
     shape.table.estimated_rows = leaves.iter().map(|leaf| leaf.storage.estimated_rows).sum();
     shape.table.estimated_bytes = leaves.iter().map(|leaf| leaf.estimated_bytes).sum();
     shape.table.parts = Some(parts);
@@ -137,7 +137,7 @@ fn settle(shape: &mut Shape, leaves: Vec<Leaf>) {
 
 /// One number for the storage of all of them (FNV-1a over OIDs and filenodes), which any partition that comes, goes or is
 /// rewritten changes.
-fn storage_id(parts: &[Part]) -> u64 {
+pub fn storage_id(parts: &[Part]) -> u64 {
     let numbers = parts.iter().flat_map(|part| [part.id, part.storage_id]).flat_map(u64::to_le_bytes);
     numbers.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }

@@ -113,7 +113,7 @@ impl Snapshot for PostgresSnapshot {
             return Err(stale(table));
         }
         after.retype(&self.shared.options.values);
-        let resumable = previous.filter(|plan| plan.storage_id == after.table.storage_id && self.may_resume(&after));
+        let resumable = previous.filter(|plan| plan.storage_id == after.storage_id() && self.may_resume(&after));
         let plan = match resumable {
             Some(plan) => plan.clone(),
             None => divide(&after, &blocks, segments_wanted),
@@ -201,7 +201,7 @@ fn divide(shape: &Shape, blocks: &[u64], wanted: usize) -> LoadPlan {
             Segment { range: range.to_string(), estimated_rows: storage.estimated_rows / count }
         }));
     }
-    LoadPlan { storage_id: shape.table.storage_id, segments }
+    LoadPlan { storage_id: shape.storage_id(), segments }
 }
 
 /// A range of a table's blocks, as a segment describes it: `0..1024`, `1024..`; of a partition, by its OID: `16390:0..`.

@@ -38,6 +38,7 @@ fn source(server: &TestServer, task: &str) -> PostgresSource {
     PostgresSource::new(server.config("postgres"), task, Options::default())
 }
 
+// trap: 24, 40 (crash)
 #[tokio::test]
 async fn segments_cover_the_table_and_plans_are_taken_up_again() {
     let Some(server) = TestServer::start(&[]) else { return };
@@ -89,6 +90,7 @@ async fn segments_cover_the_table_and_plans_are_taken_up_again() {
     session.execute("rollback").await.unwrap();
 }
 
+// trap: 24
 #[tokio::test]
 async fn a_partitioned_table_is_loaded_partition_by_partition() {
     let Some(server) = TestServer::start(&[]) else { return };
@@ -178,6 +180,7 @@ async fn a_rewrite_between_snapshot_and_lock_is_noticed() {
 }
 
 /// Somebody ends the session that holds the lock, and the table is rewritten before the next segment.
+// trap: 24
 #[tokio::test]
 async fn a_rewrite_after_the_lock_was_lost_is_noticed() {
     let Some(server) = TestServer::start(&[]) else { return };
@@ -200,6 +203,7 @@ async fn a_rewrite_after_the_lock_was_lost_is_noticed() {
 
 /// A commit that waits for a synchronous standby is in the log and not yet visible. Its row must be in the snapshot with
 /// a commit below the position, or come by the log with one at or above it.
+// trap: 24
 #[tokio::test]
 async fn a_commit_that_waits_for_a_standby_is_not_lost() {
     let Some(server) = TestServer::start(&["synchronous_standby_names='nobody'", "synchronous_commit=local"]) else {
@@ -346,6 +350,7 @@ async fn a_slot_is_made_anew_kept_account_of_and_removed() {
     assert_eq!(source.remove().await.unwrap(), Vec::<String>::new(), "removing twice does no harm");
 }
 
+// trap: 11
 #[tokio::test]
 async fn rows_are_read_anew_by_key() {
     let Some(server) = TestServer::start(&[]) else { return };
@@ -411,6 +416,7 @@ async fn rows_are_read_anew_by_key() {
     session.execute("select 1").await.expect("the session can go on");
 }
 
+// trap: 11
 #[tokio::test]
 async fn a_lookup_waits_for_what_the_log_has_handed_out() {
     let Some(server) = TestServer::start(&["synchronous_standby_names='nobody'", "synchronous_commit=local"]) else {

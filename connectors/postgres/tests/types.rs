@@ -269,6 +269,7 @@ fn compare(case: usize, policy: Policy, printed: &Option<String>, columns: &Colu
     assert_eq!((typed.as_deref(), columns.exact(0, 1)), (expected, exact), "{what}");
 }
 
+// trap: 18, 19, 20, 21
 #[tokio::test]
 async fn by_binary_copy() {
     let Some(server) = TestServer::start(&["lc_monetary='C'"]) else { return };
@@ -290,6 +291,7 @@ async fn by_binary_copy() {
     }
 }
 
+// trap: 18, 19, 20, 21
 #[tokio::test]
 async fn by_pgoutput() {
     let Some(server) = TestServer::start(&["lc_monetary='C'"]) else { return };
@@ -350,6 +352,7 @@ async fn read_inserts(log: &mut dyn Log) -> HashMap<TableName, (Columns, Vec<Rej
 }
 
 /// A numeric without a bound of its own is a decimal by a rule, and what is too large for it stands beside it.
+// trap: 18
 #[tokio::test]
 async fn a_numeric_becomes_a_decimal_by_rule() {
     let Some(server) = TestServer::start(&[]) else { return };
@@ -390,6 +393,7 @@ async fn a_numeric_becomes_a_decimal_by_rule() {
 }
 
 /// What is decoded and rendered here is what the server prints, for many values of the types whose text is made here.
+// trap: 18, 19, 20
 #[tokio::test]
 async fn many_values_read_as_the_server_prints_them() {
     let Some(server) = TestServer::start(&[]) else { return };

@@ -82,6 +82,7 @@ fn fault() -> impl Strategy<Value = Fault> {
     ]
 }
 
+// trap: 6, 42, 43 (crash)
 #[tokio::test]
 async fn every_single_crash_point_of_one_round() {
     for count in 0..5 {
@@ -102,6 +103,7 @@ async fn every_single_crash_point_of_one_round() {
     }
 }
 
+// trap: 6, 43 (crash)
 #[tokio::test]
 async fn an_interrupted_round_comes_to_the_same_objects() {
     let house = House::new();
@@ -131,6 +133,7 @@ async fn an_interrupted_round_comes_to_the_same_objects() {
     assert_eq!(delivery.unaccounted(), 0);
 }
 
+// trap: 41, 43 (crash)
 #[tokio::test]
 async fn a_table_that_was_reloaded_meanwhile_leaves_the_interrupted_round() {
     let house = House::new();
@@ -164,6 +167,7 @@ async fn a_table_that_was_reloaded_meanwhile_leaves_the_interrupted_round() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    // trap: 6, 42 (crash)
     #[test]
     fn crashes_anywhere_lose_nothing(
         faults in proptest::collection::vec(fault(), 1..4),

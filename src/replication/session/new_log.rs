@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_core::{Result, Table};
+use millrace_core::{Error, Kind, Result, Table};
 use tracing::warn;
 
 use super::{LOOK_EVERY, Session};
@@ -18,6 +18,24 @@ impl Session {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What a first start finds under its name at the source is of another daemon whose task has the same name, or ours
+    /// with a state that is gone. Nothing of it is touched: it is somebody's place in the log, and what lies behind it would
+    /// be lost.
+    pub(super) async fn find_no_other_log(&self) -> Result<()> {
+        if self.task.record()?.slot_intent {
+            return Ok(());
+        }
+        let Some(found) = self.task.wiring.source.retained().await? else { return Ok(()) };
+        let doing = format!("making the slot of task {}, which is new here", self.task.name());
+        let fix = format!(
+            "give the task another name: its slot is named after it\n\
+             or, if it was this task's and its state is gone for good, and the task may load everything anew: {}",
+            found.release
+        );
+        let whose = format!("the source has one of that name already ({})", found.status);
+        Err(Error::new(Kind::SourceSetup, doing).with(whose).fix(fix))
     }
 
     /// The place in the source's log is lost. Every table is marked for its reload before the new place stands in the

@@ -8,6 +8,7 @@ use millrace_core::{
 };
 
 use super::{
+    attributes::{self, Stored},
     captured::{Captured, State},
     deferrable::KeyTracker,
     shape::{self, Comparison, Facts, TypeNames},
@@ -33,6 +34,8 @@ pub struct Decoder {
     relations: HashMap<u32, Relation>,
     /// Types that have been looked up.
     pub types: TypeNames,
+    /// Up to where in the log a table has the columns that it has here, whatever their names are, by its OID.
+    numbered: HashMap<u32, u64>,
     /// Captured tables whose shape is to be compared with the catalog's help before the next row.
     unresolved: Vec<u32>,
     /// The same, shown within skipped transactions.
@@ -85,6 +88,7 @@ impl Decoder {
             tables: tables.iter().filter_map(captured).collect(),
             relations: HashMap::new(),
             types: TypeNames::new(),
+            numbered: HashMap::new(),
             unresolved: vec![],
             waiting: vec![],
             transaction: None,
@@ -314,21 +318,26 @@ impl Decoder {
         Ok(())
     }
 
-    /// The log shows a table's shape.
+    /// The log shows a table's shape. The server shows it again after anything that may have changed the table; one that
+    /// looks the same may be of other columns.
     fn relation(&mut self, relation: Relation) {
         let oid = relation.oid;
-        let skipped = self.transaction.as_ref().is_none_or(|transaction| transaction.skipped);
+        let open = self.transaction.as_ref();
+        let skipped = open.is_none_or(|transaction| transaction.skipped);
         if let Some(captured) = self.tables.get_mut(&oid) {
+            let commit = open.map_or(self.upto, |transaction| transaction.commit);
+            let numbered = self.numbered.get(&oid).is_some_and(|&upto| commit < upto);
             // Whether its key is deferrable only the catalog tells.
             let needs_catalog = relation.replica_identity == b'f' && captured.table.is_keyed();
             // Shown for each partition that changes first, and again when the partition was altered or attached.
             self.look_again |= captured.table.parts.is_some();
             let again = captured.state == State::Matched && self.relations.get(&oid) == Some(&relation);
-            if again && !needs_catalog {
+            if again && numbered {
                 return;
             }
             captured.state = State::Unresolved;
-            if !needs_catalog && shape::compare(&captured.table, &relation, &self.types) == Comparison::Same {
+            if numbered && !needs_catalog && shape::compare(&captured.table, &relation, &self.types) == Comparison::Same
+            {
                 captured.tracker = None;
                 captured.state = State::Matched;
                 captured.adopting = false;
@@ -340,6 +349,22 @@ impl Decoder {
             }
         }
         self.relations.insert(oid, relation);
+    }
+
+    /// The catalog has the captured tables like this (by OID), and reflects the log up to `upto`.
+    pub fn note_stored(&mut self, stored: &HashMap<u64, Stored>, upto: u64) {
+        for (oid, captured) in &self.tables {
+            let table = &captured.table;
+            if stored.get(&table.source_id).is_some_and(|now| attributes::is_as_it_was(table, now)) {
+                self.numbered.insert(*oid, upto);
+            }
+        }
+    }
+
+    /// What looks the same is the same, for ever.
+    #[cfg(test)]
+    pub fn trust_catalog(&mut self) {
+        self.numbered = self.tables.keys().map(|oid| (*oid, u64::MAX)).collect();
     }
 
     /// A table whose shape must be compared with the catalog's help before anything else is decoded.
@@ -355,8 +380,11 @@ impl Decoder {
             return Ok(());
         };
         let table = captured.table.clone();
-        let outcome = match shape::compare(&table, relation, &self.types) {
-            Comparison::Same => Ok(None),
+        let comparison = shape::compare(&table, relation, &self.types);
+        let replaced = shape::find_replaced(&table, relation, &self.types, facts);
+        let outcome = match comparison {
+            _ if replaced.is_some() => Err(replaced.unwrap_or_default()),
+            Comparison::Same => shape::refresh(&table, facts),
             Comparison::Appended(_) => shape::evolve(&table, relation, &self.types, facts).map(Some),
             Comparison::Different(what) => match adopt(captured, relation, &self.types, facts) {
                 Some(table) => Ok(Some(table)),
@@ -370,6 +398,7 @@ impl Decoder {
                 if let Some(new) = new {
                     self.reshape(oid, new);
                 }
+                self.numbered.insert(oid, facts.upto);
                 if let Some(captured) = self.tables.get_mut(&oid) {
                     captured.state = State::Matched;
                     captured.adopting = false;
@@ -388,12 +417,13 @@ impl Decoder {
         unfit::retype(&self.values, &mut table);
         let Some(captured) = self.tables.get_mut(&oid) else { return };
         let evolved = table.version != captured.table.version;
+        let has_new_columns = table.columns != captured.table.columns;
         captured.close(&mut self.items);
         self.dirty.retain(|&dirty| dirty != oid);
         let table = Arc::new(table);
         captured.reshape(table.clone());
         if evolved {
-            tracing::info!(table = %table.name, version = table.version, "a table has a new shape");
+            tracing::info!(table = %table.name, version = table.version, has_new_columns, "a table was altered");
             self.items.push(Change::Ddl(Ddl::Evolved { table, order }));
         }
     }

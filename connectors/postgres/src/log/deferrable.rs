@@ -125,6 +125,7 @@ fn hash_cell(value: Value<'_>, hasher: &mut DefaultHasher) {
 mod tests {
     use super::*;
 
+    // trap: 13
     #[test]
     fn rows_of_one_key_are_told_apart_by_their_image() {
         let mut tracker = KeyTracker::default();

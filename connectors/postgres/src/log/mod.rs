@@ -5,8 +5,9 @@
 //!
 //! - [`open`]: the checks of every connect; [`pace`]: when to read; [`status`]: keeps the session alive
 //! - [`decoder`]: messages to changes; [`transaction`], [`captured`]: its parts
-//! - [`shape`]: a table's shape in the log against ours; [`deferrable`], [`pending`]: rows that need a second look
+//! - [`shape`], [`attributes`]: a table's shape in the log against ours; [`deferrable`], [`pending`]: rows that need a second look
 
+mod attributes;
 mod captured;
 mod decoder;
 mod deferrable;
@@ -114,7 +115,7 @@ impl PostgresLog {
         open::verify_slot(&mut session, names, from).await?;
         let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
         decoder.own_changes_only = options.own_changes_only;
-        open::learn_types(&mut session, tables, &mut decoder).await?;
+        open::learn_tables(&mut session, tables, &mut decoder).await?;
         let stream = open::start(session, names, start, &options).await?;
         // A third of the server's patience, and often enough that an idle log advances.
         let interval = (options.sender_timeout / 3).min(Duration::from_secs(10));

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use millrace_core::{Error, Kind, Position, Result, Table, source::Identity};
 
-use super::{LogOptions, decoder::Decoder, shape};
+use super::{LogOptions, attributes, decoder::Decoder, shape};
 use crate::{
     config::Names,
     discover::{CatalogRow, quote_identifier, quote_literal},
@@ -226,9 +226,11 @@ fn invalidated(names: &Names, from: Position, said: &str) -> Error {
         .fix(format!("{remedy}\nthen load everything anew: millrace reload {}", names.task))
 }
 
-/// Learns the types of the tables, so that their shapes can be compared as the log shows them.
-pub async fn learn_types(session: &mut Connection, tables: &[Arc<Table>], decoder: &mut Decoder) -> Result<()> {
+/// Learns the types of the tables and how they are stored now, so that their shapes can be compared as the log shows them.
+pub async fn learn_tables(session: &mut Connection, tables: &[Arc<Table>], decoder: &mut Decoder) -> Result<()> {
     let oids: Vec<u64> = tables.iter().map(|table| table.source_id).collect();
+    let upto = attributes::position(session).await?;
+    decoder.note_stored(&attributes::read(session, &oids).await?, upto);
     shape::learn_tables(session, &oids, &mut decoder.types).await
 }
 

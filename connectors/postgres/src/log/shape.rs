@@ -4,11 +4,12 @@
 
 use std::collections::HashMap;
 
-use millrace_core::{Capture, Column, ColumnType, ColumnVec, Result, Table, TableName};
+use millrace_core::{Capture, Column, ColumnType, Result, Table, TableName};
 
+use super::attributes::{self, Attribute};
 use crate::{
     discover::{self, CatalogRow, Shape},
-    types::{text, unfit},
+    types::unfit,
     wire::{
         Connection,
         relation::{Relation, RelationColumn},
@@ -139,25 +140,12 @@ pub async fn learn(connection: &mut Connection, pairs: &[(u32, i32)], types: &mu
 pub struct Facts {
     /// Its shape; `None` if it is gone.
     pub shape: Option<Shape>,
-    /// Its columns' history.
+    /// Its columns, dropped ones too.
     pub attributes: Vec<Attribute>,
     /// Whether its primary key is checked at the end of a statement or transaction only.
     pub deferrable: bool,
-}
-
-/// A live column in the catalog.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attribute {
-    id: i32,
-    name: String,
-    type_oid: u32,
-    type_modifier: i32,
-    not_null: bool,
-    /// The value that older rows have and no row event carries (`attmissingval`).
-    missing: Option<String>,
-    has_default: bool,
-    /// An identity or generated column: older rows were given values.
-    computed: bool,
+    /// Up to where the log is reflected in it.
+    pub upto: u64,
 }
 
 /// Asks the catalog, and learns the types that the Relation names.
@@ -165,53 +153,53 @@ pub async fn read_facts(connection: &mut Connection, relation: &Relation, types:
     let pair = |column: &RelationColumn| (column.type_oid, column.type_modifier);
     let unknown: Vec<_> = relation.columns.iter().map(pair).filter(|pair| !types.contains_key(pair)).collect();
     learn(connection, &unknown, types).await?;
+    let upto = attributes::position(connection).await?;
     let name = TableName::new(schema_of(relation), relation.name.as_str());
     let shapes = discover::named(connection, &[name]).await?;
     let shape = shapes.into_iter().find(|shape| shape.table.source_id == u64::from(relation.oid));
-    let rows = connection
-        .query(&format!(
-            "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, \
-             a.attidentity <> '' OR a.attgenerated <> '' OR (c.relkind = 'p' AND a.atthasdef AND m.value IS NULL), \
-             m.value FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
-             LEFT JOIN LATERAL (SELECT CASE WHEN bool_and(p.atthasmissing) AND count(DISTINCT p.attmissingval::pg_catalog.text) = 1 \
-             THEN (min(p.attmissingval::pg_catalog.text)::pg_catalog.text[])[1] END AS value \
-             FROM pg_attribute p WHERE p.attname = a.attname AND NOT p.attisdropped AND p.attrelid IN (SELECT l.oid \
-             FROM pg_partition_tree(c.oid) t JOIN pg_class l ON l.oid = t.relid AND l.relkind <> 'p' \
-             UNION ALL SELECT c.oid WHERE c.relkind <> 'p')) m ON true \
-             WHERE c.oid = {} AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-            relation.oid
-        ))
-        .await?;
-    let attributes = rows.iter().map(|row| attribute(&CatalogRow(row))).collect::<Result<_>>()?;
+    let oid = u64::from(relation.oid);
+    let attributes = attributes::read(connection, &[oid]).await?.remove(&oid).unwrap_or_default().attributes;
     let deferrable = connection
         .query(&format!(
             "SELECT 1 FROM pg_index WHERE indrelid = {} AND indisprimary AND NOT indimmediate",
             relation.oid
         ))
         .await?;
-    Ok(Facts { shape, attributes, deferrable: !deferrable.is_empty() })
+    Ok(Facts { shape, attributes, deferrable: !deferrable.is_empty(), upto })
 }
 
-fn attribute(row: &CatalogRow<'_>) -> Result<Attribute> {
-    let flag = |index| row.word(index).map(|word| word == "t");
-    Ok(Attribute {
-        id: row.number(0)?,
-        name: row.word(1)?.into(),
-        type_oid: row.number(2)?,
-        type_modifier: row.number(3)?,
-        not_null: flag(4)?,
-        has_default: flag(5)?,
-        computed: flag(6)?,
-        missing: row.text(7).map(Into::into),
-    })
+/// Whether the log may show another column by the name and type of one that was dropped. Where the catalog is ahead of
+/// the log, nothing tells whether this row comes from before or after that.
+pub fn find_replaced(table: &Table, relation: &Relation, types: &TypeNames, facts: &Facts) -> Option<String> {
+    let column = attributes::replaced(table, &facts.attributes)?;
+    let is_shown = relation.columns.iter().filter(|shown| shown.name == column.name).any(|shown| {
+        let known = types.get(&(shown.type_oid, shown.type_modifier));
+        known.is_some_and(|known| known.source_type == column.source_type)
+    });
+    is_shown.then(|| format!("column {:?} was dropped, and another one may have its name", column.name))
+}
+
+/// The table as the catalog has it stored and defined now, if that is different, or why its values may be others. The
+/// log shows the columns that it has.
+pub fn refresh(table: &Table, facts: &Facts) -> Result<Option<Table>, String> {
+    let ids = |table: &Table| -> Vec<i32> { table.columns.iter().map(|column| column.id).collect() };
+    let now = facts.shape.as_ref().map(|shape| &shape.table);
+    // A catalog with other columns is ahead of the log, and what rewrote the rows may come with them.
+    let Some(now) = now.filter(|now| ids(now) == ids(table)) else { return Ok(None) };
+    let definition_id = attributes::definition_of(table, &facts.attributes);
+    let (rewritten, redefined) = (now.storage_id != table.storage_id, definition_id != table.definition_id);
+    match (rewritten, redefined) {
+        (true, true) => Err("a change of its columns rewrote its rows".into()),
+        (false, false) => Ok(None),
+        _ => Ok(Some(Table { version: table.version + 1, storage_id: now.storage_id, definition_id, ..table.clone() })),
+    }
 }
 
 /// The table with the columns that the Relation appends, or why they cannot simply be null in older rows.
 pub fn evolve(table: &Table, relation: &Relation, types: &TypeNames, facts: &Facts) -> Result<Table, String> {
-    let storage_id = facts.shape.as_ref().map_or(table.storage_id, |shape| shape.table.storage_id);
+    let rewritten = facts.shape.as_ref().is_some_and(|shape| shape.table.storage_id != table.storage_id);
     let mut evolved = table.clone();
     evolved.version += 1;
-    evolved.storage_id = storage_id;
     for shown in relation.columns.iter().skip(table.columns.len()) {
         let last_id = evolved.columns.last().map_or(0, |column| column.id);
         let attribute = facts.attributes.iter().find(|attribute| attribute.id > last_id && attribute.is(shown));
@@ -221,7 +209,7 @@ pub fn evolve(table: &Table, relation: &Relation, types: &TypeNames, facts: &Fac
         let Some(known) = types.get(&(shown.type_oid, shown.type_modifier)) else {
             return Err(format!("column {:?} was added with a type that is gone", shown.name));
         };
-        attribute.fits_older_rows(storage_id != table.storage_id, &known.ty)?;
+        attribute.fits_older_rows(rewritten, &known.ty)?;
         evolved.columns.push(Column {
             id: attribute.id,
             name: shown.name.clone(),
@@ -231,24 +219,11 @@ pub fn evolve(table: &Table, relation: &Relation, types: &TypeNames, facts: &Fac
             older_rows: attribute.missing.clone(),
         });
     }
+    if rewritten {
+        return Err("columns were added, and its rows were rewritten".into());
+    }
+    evolved.definition_id = attributes::definition_of(&evolved, &facts.attributes);
     Ok(evolved)
-}
-
-impl Attribute {
-    /// Whether it is known what a column that was added is in the rows that were there, and the column can hold it.
-    fn fits_older_rows(&self, rewritten: bool, ty: &ColumnType) -> Result<(), String> {
-        let fits = |text: &String| text::decode(ty, text.as_bytes(), &mut ColumnVec::new(ty)).is_ok();
-        let unfit = self.missing.as_ref().is_some_and(|missing| !fits(missing));
-        // A default that needed a rewrite leaves no other trace than new storage.
-        match unfit || self.computed || (self.has_default && rewritten && self.missing.is_none()) {
-            true => Err(format!("column {:?} was added with values for the rows that were there", self.name)),
-            false => Ok(()),
-        }
-    }
-
-    fn is(&self, shown: &RelationColumn) -> bool {
-        (&self.name, self.type_oid, self.type_modifier) == (&shown.name, shown.type_oid, shown.type_modifier)
-    }
 }
 
 /// The table in the shape that the Relation shows, where that follows from the old one without a look at its rows:
@@ -280,12 +255,15 @@ pub fn follow(table: &Table, relation: &Relation, facts: &Facts) -> Result<Table
             continue;
         };
         column.older_rows.clone_from(&old.older_rows);
-        if old.source_type != column.source_type && (rewritten || !widens(&old.ty, &column.ty)) {
+        if old.source_type != column.source_type && !widens(&old.ty, &column.ty) {
             return Err(format!(
                 "column {:?} changed its type from {} to {}",
                 old.name, old.source_type, column.source_type
             ));
         }
+    }
+    if rewritten {
+        return Err("its rows were rewritten".into());
     }
     Ok(followed)
 }
@@ -351,6 +329,7 @@ mod tests {
             key: vec![0],
             capture: Capture::All,
             storage_id: 70,
+            definition_id: 1,
             estimated_rows: 0,
             estimated_bytes: 0,
             parts: None,
@@ -361,6 +340,7 @@ mod tests {
     const V: (&str, u32, i32, bool) = ("v", 1043, 14, false);
     const X: (&str, u32, i32, bool) = ("x", 25, -1, false);
 
+    // trap: 17
     #[test]
     fn what_the_log_shows_is_compared() {
         let what = |columns: &[_]| compare(&table(), &shown(columns), &types());
@@ -393,6 +373,7 @@ mod tests {
         assert_eq!(compare(&keyless, &shown, &types()), Comparison::Same);
     }
 
+    // trap: 17
     #[test]
     fn a_column_with_values_for_older_rows_is_not_simply_appended() {
         let plain = Attribute {
@@ -400,6 +381,9 @@ mod tests {
             name: "x".into(),
             type_oid: 25,
             type_modifier: -1,
+            storage: (-1, "i".into()),
+            dropped: false,
+            defined_by: 900,
             not_null: false,
             missing: None,
             has_default: false,
@@ -410,14 +394,13 @@ mod tests {
             now.storage_id = storage_id;
             let (storages, left_out, ancestors) = (vec![], vec![], vec![]);
             let shape = Some(Shape { table: now, types: vec![], gap: None, storages, left_out, ancestors });
-            let facts = Facts { shape, attributes: vec![attribute], deferrable: false };
+            let facts = Facts { shape, attributes: vec![attribute], deferrable: false, upto: 0 };
             evolve(&table(), &shown(&[ID, V, X]), &types(), &facts)
         };
         let table = evolved(plain.clone(), 70).unwrap();
         assert_eq!((table.version, table.columns[2].id, table.columns[2].source_type.as_str()), (2, 3, "text"));
-        assert!(evolved(plain.clone(), 71).is_ok(), "a rewrite alone brings no values");
+        assert!(evolved(plain.clone(), 71).is_err(), "a rewrite may have changed other columns too");
         assert!(evolved(Attribute { has_default: true, ..plain.clone() }, 70).is_ok(), "SET DEFAULT came later");
-        assert!(evolved(Attribute { has_default: true, ..plain.clone() }, 71).is_err());
         let with_default = Attribute { missing: Some("7".into()), has_default: true, ..plain.clone() };
         assert_eq!(evolved(with_default, 70).unwrap().columns[2].older_rows.as_deref(), Some("7"));
         assert!(evolved(Attribute { computed: true, ..plain.clone() }, 70).is_err());

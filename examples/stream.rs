@@ -35,6 +35,7 @@ fn table() -> Arc<Table> {
         definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
+        parts: None,
     })
 }
 

@@ -17,6 +17,7 @@ pub fn source(endpoint: &Endpoint, task: &TaskConfig) -> Result<Arc<dyn Source>>
             let options = millrace_postgres::Options {
                 value_bytes_max,
                 failover: task.source_log.failover_slot,
+                own_changes_only: task.source_log.own_changes_only,
                 values: Arc::new(task.value_rules()),
                 ..Default::default()
             };
@@ -51,7 +52,7 @@ pub fn made_at_source(endpoint: &Endpoint, task: &str) -> Vec<String> {
 }
 
 /// What captures a table's updates and deletes where the source does not send them, for `plan` and `tables`.
-pub fn capture_all(endpoint: &Endpoint, table: &millrace_core::TableName) -> Option<String> {
+pub fn capture_all(endpoint: &Endpoint, table: &millrace_core::Table) -> Option<String> {
     match &endpoint.kind {
         EndpointKind::Postgres(_) => Some(millrace_postgres::grants::replica_identity_full(table)),
         EndpointKind::Hello | EndpointKind::ObjectStore(_) => None,

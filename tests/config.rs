@@ -83,7 +83,7 @@ fn defaults_written_out_change_nothing() {
     let written = " , format: { type: parquet, compression: zstd }, buffer: { size: 128MiB, interval: 60s } }\n\
                    stream: { shards: 1, retention: 24h, compress: true }\non-error: { record: dead-letter, \
                    table: suspend, task: retry }\nmax-value: 64MiB\non-slot-lost: stop\n\
-                   failover-slot: false\nremoved: false\nversion: 1";
+                   failover-slot: false\norigin: any\non-change: { partition-attached: reload, partition-gone: reload }\nremoved: false\nversion: 1";
     assert!(parse(&text(" }")).same_task(&parse(&text(written)), "shop"));
 }
 
@@ -93,11 +93,14 @@ fn care_of_the_source_is_off_by_default_and_makes_sense() {
         |options: &str| format!("source: postgres://u@h/shop\ntarget: file:///lake\ntables: [public.*]\n{options}");
     let care = |options: &str| parse(&text(options)).tasks["shop"].source_log.clone();
     assert_eq!(care(""), SourceLogConfig::default());
-    let options = "on-slot-lost: reload\nheartbeat: 10s\nfailover-slot: true\n\
+    let options = "on-slot-lost: reload\nheartbeat: 10s\nfailover-slot: true\norigin: none\n\
                    source-guard: { warn-at: 1GiB, act-at: 2GiB, action: drop-slot }\n";
     let guard = SourceGuard { warn_bytes: Some(1 << 30), act_bytes: Some(2 << 30), action: GuardAction::DropSlot };
     let heartbeat = Some(Duration::from_secs(10));
-    assert_eq!(care(options), SourceLogConfig { reload_when_lost: true, guard, heartbeat, failover_slot: true });
+    assert_eq!(
+        care(options),
+        SourceLogConfig { reload_when_lost: true, guard, heartbeat, failover_slot: true, own_changes_only: true }
+    );
     for (options, expected) in [
         (
             "mode: cdc\non-slot-lost: reload",

@@ -30,6 +30,7 @@ fn table(name: &str, columns: &[(&str, ColumnType)], key: &[usize]) -> Table {
         definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
+        parts: None,
     }
 }
 

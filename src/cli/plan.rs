@@ -92,9 +92,9 @@ async fn plan_task(config: &Config, task: &TaskConfig, state: Option<&dyn StateS
         _ => vec![],
     };
     let rules = Rules::new(task);
-    let fix = |name: &TableName| endpoint.and_then(|endpoint| registry::capture_all(endpoint, name));
+    let fix = |shape: &Table| endpoint.and_then(|endpoint| registry::capture_all(endpoint, shape));
     let mut tables: Vec<TablePlan> =
-        found.iter().map(|shape| plan_table(task, &rules, shape, records.get(&shape.name), fix(&shape.name))).collect();
+        found.iter().map(|shape| plan_table(task, &rules, shape, records.get(&shape.name), fix(shape))).collect();
     for record in records.values().filter(|record| !found.iter().any(|shape| shape.name == record.table.name)) {
         if record.state != TableState::Cancelled {
             let action = match task.selection().matches(&record.table.name) {

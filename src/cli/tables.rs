@@ -67,7 +67,7 @@ fn look(config: &Config, task: &TaskConfig, state: &dyn StateStore) -> Result<Ve
         let shape = &record.table;
         let delivery: Checkpoint = read(state, &checkpoint::key(&task.name, &record.target))?.unwrap_or_default();
         let inserts_only = task.mode.captures() && shape.capture == Capture::InsertsOnly;
-        let fix = endpoint.filter(|_| inserts_only).and_then(|endpoint| registry::capture_all(endpoint, &shape.name));
+        let fix = endpoint.filter(|_| inserts_only).and_then(|endpoint| registry::capture_all(endpoint, shape));
         let key = shape.key.iter().filter_map(|&key| shape.columns.get(key)).map(|column| column.name.clone());
         tables.push(TableStatus {
             task: task.name.clone(),

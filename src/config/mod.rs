@@ -31,7 +31,7 @@ use std::{
 use millrace_core::Finding;
 
 pub use self::{
-    changes::{OnChange, SchemaChange, Truncate},
+    changes::{OnChange, PartChange, SchemaChange, Truncate},
     endpoint::{Buffer, Endpoint, EndpointKind},
     section::{Problem, Shape},
     source_log::{GuardAction, SourceGuard, SourceLogConfig},

@@ -1,4 +1,5 @@
-//! How a task looks after its place in the source's log: `on-slot-lost`, `source-guard`, `heartbeat`, `failover-slot`.
+//! How a task looks after its place in the source's log: `on-slot-lost`, `source-guard`, `heartbeat`, `failover-slot`; and
+//! `origin`, whose changes it takes from there.
 
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ pub struct SourceLogConfig {
     pub heartbeat: Option<Duration>,
     /// `failover-slot`: standbys keep the slot too (default `false`; PostgreSQL 17 and later).
     pub failover_slot: bool,
+    /// `origin`: changes that the source itself took over from elsewhere, by replication, are captured like its own (`any`,
+    /// the default), or left out (`none`), against loops. With the words of PostgreSQL's subscriptions.
+    pub own_changes_only: bool,
 }
 
 /// `source-guard`: limits for the log that the source keeps because of us.
@@ -40,9 +44,10 @@ pub enum GuardAction {
 }
 
 /// The keys that a task has for it.
-pub(super) const KEYS: [&str; 4] = ["on-slot-lost", "source-guard", "heartbeat", "failover-slot"];
+pub(super) const KEYS: [&str; 5] = ["on-slot-lost", "source-guard", "heartbeat", "failover-slot", "origin"];
 pub(super) static SOURCE_GUARD: Shape = Shape { name: "source-guard", keys: &["warn-at", "act-at", "action"] };
 
+const ORIGINS: [(&str, bool); 2] = [("any", false), ("none", true)];
 const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
 
 /// Reads them from the task's section; `loads` and `captures` say what the task does.
@@ -61,6 +66,7 @@ pub(super) fn source_log(reader: &mut Reader, section: &Section<'_>, loads: bool
         reload_when_lost,
         guard: guard(reader, section, loads || !captures),
         heartbeat,
+        own_changes_only: section.read(reader, "origin", |r, n, w| r.word(n, w, &ORIGINS)).unwrap_or(false),
         failover_slot: section.read(reader, "failover-slot", Reader::boolean).unwrap_or(false),
     }
 }

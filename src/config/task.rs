@@ -39,7 +39,7 @@ pub struct TaskConfig {
     pub values: ValuesConfig,
     /// `on-change`: what changes of shape, truncates and new tables lead to.
     pub on_change: OnChange,
-    /// `on-slot-lost`, `source-guard`, `heartbeat`, `failover-slot`: how it looks after its place in the source's log.
+    /// `on-slot-lost`, `source-guard`, `heartbeat`, `failover-slot`, `origin`: how it looks after its place in the source's log.
     pub source_log: SourceLogConfig,
     /// `max-value`: a value above this goes to the dead letters (default 64 MiB).
     pub max_value_bytes: u64,
@@ -141,7 +141,7 @@ pub struct OnError {
 }
 
 /// The keys of a task, and of the short form's top level.
-pub(super) const TASK_KEYS: [&str; 16] = [
+pub(super) const TASK_KEYS: [&str; 17] = [
     "mode",
     "source",
     "target",
@@ -158,6 +158,7 @@ pub(super) const TASK_KEYS: [&str; 16] = [
     source_log::KEYS[1],
     source_log::KEYS[2],
     source_log::KEYS[3],
+    source_log::KEYS[4],
 ];
 pub(super) static TASK: Shape = Shape { name: "task", keys: &TASK_KEYS };
 pub(super) static TABLE: Shape = Shape { name: "table", keys: &["from", "to", "rename", "drop", "values"] };

@@ -50,6 +50,7 @@ pub fn table(name: &str, extra: &[&str]) -> Arc<Table> {
         definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
+        parts: None,
     })
 }
 

@@ -20,7 +20,7 @@ use millrace_core::{
     error::Action,
     source::{Budget, Identity, Log, Source},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -83,6 +83,8 @@ pub struct Capture<'a> {
     pub progress: &'a Progress,
     /// The metrics.
     pub metrics: &'a Metrics,
+    /// Told when the source's tables are to be looked at again.
+    pub look_again: &'a Notify,
 }
 
 impl Capture<'_> {
@@ -173,7 +175,10 @@ impl Capture<'_> {
             match after {
                 Aftermath::Evolved(table) => {
                     info!(task = self.task, table = %table.name, version = table.version, "table has a new shape");
-                    self.tables.update(&table.name.clone(), vec![], |record| record.table = (*table).clone())?;
+                    self.tables.update(&table.name, vec![], |record| {
+                        let parts = record.table.parts.take();
+                        record.table = Table { parts, ..(*table).clone() };
+                    })?;
                 }
                 Aftermath::Suspend { table, why, mends } => {
                     if self.tables.suspend(&table, &why, mends)? {
@@ -198,6 +203,9 @@ impl Capture<'_> {
         appends: &mut Appends<'s>,
     ) -> Result<()> {
         self.note(&changes);
+        if changes.look_again {
+            self.look_again.notify_one();
+        }
         let captured = changes.rows();
         if captured > 0 {
             self.metrics.count_rows(self.task, "captured", captured);

@@ -9,6 +9,7 @@ pub mod full_load;
 mod guardian;
 mod history;
 pub mod neighbours;
+mod parts;
 mod reload;
 pub mod rules;
 mod session;

@@ -80,6 +80,7 @@ mod tests {
             definition_id: 1,
             estimated_rows: 0,
             estimated_bytes: 0,
+            parts: None,
         }
     }
 

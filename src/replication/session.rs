@@ -27,7 +27,7 @@ use super::{
     check,
     full_load::FullLoad,
     neighbours::Owners,
-    reload,
+    parts, reload,
     rules::Rules,
     tables::Tables,
     task::{Backoff, Ended, Task},
@@ -77,6 +77,8 @@ struct Session {
     load: FullLoad,
     /// Wakes the load loop.
     wake: Arc<Notify>,
+    /// Wakes it to look at the source's tables.
+    look_again: Arc<Notify>,
     /// How often each table was loaded anew because the log showed a change that it does not tell, and when last.
     mended: Arc<Mutex<HashMap<TableName, (u32, Instant)>>>,
     asks: mpsc::Sender<Ask>,
@@ -136,7 +138,6 @@ impl Session {
             metrics: wiring.metrics.clone(),
             progress: Arc::new(Mutex::new(BTreeMap::new())),
         };
-        let (wake, progress) = (Arc::new(Notify::new()), Arc::new(Progress::default()));
         let suspended_before = tables.suspended().into_iter().map(|record| record.table.name).collect();
         let session = Self {
             task: task.clone(),
@@ -144,10 +145,11 @@ impl Session {
             tables,
             delivery,
             load,
-            wake,
+            wake: Arc::default(),
+            look_again: Arc::default(),
             mended: Arc::default(),
             asks,
-            progress,
+            progress: Arc::default(),
             suspended_before,
         };
         Ok(Some((session, asked)))
@@ -378,7 +380,10 @@ impl Session {
         }
         let gate = self.delivery.gate().await;
         let mark = self.stream.last_mark();
-        let changed = self.tables.reconcile(found, mark.as_ref(), wiring.config.mode.loads())?;
+        let loads = wiring.config.mode.loads();
+        let mut changed = self.tables.reconcile(found, mark.as_ref(), loads)?;
+        let policies = (&wiring.config.on_change, loads);
+        changed.extend(parts::follow(&self.tables, self.task.name(), found, policies, |table| self.may_mend(table))?);
         drop((gate, claiming));
         for message in changed {
             info!(task = self.task.name(), "{message}");
@@ -402,6 +407,7 @@ impl Session {
                 identity: &identity,
                 progress: &self.progress,
                 metrics: &self.task.wiring.metrics,
+                look_again: &self.look_again,
             };
             let worked = AtomicBool::new(false);
             let opened = |identity| {
@@ -430,11 +436,10 @@ impl Session {
                 if !self.task.wiring.config.mode.captures() {
                     return Ok(true);
                 }
-                let every = self.task.wiring.config.on_change.discover;
                 tokio::select! {
                     () = cancel.cancelled() => return Ok(false),
                     () = self.wake.notified() => {}
-                    () = tokio::time::sleep(every), if !every.is_zero() => {
+                    () = self.time_to_look() => {
                         if let Err(error) = self.discover().await {
                             warn!(task = self.task.name(), error = %error, "looking for new tables failed");
                         }
@@ -464,6 +469,20 @@ impl Session {
                     }
                 }
             }
+        }
+    }
+
+    /// The time has come to look at the source's tables: as often as the config says, and soon when the log hints at it.
+    async fn time_to_look(&self) {
+        let every = self.task.wiring.config.on_change.discover;
+        let hinted = async {
+            self.look_again.notified().await;
+            // There may be one hint for each of many partitions.
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep(every), if !every.is_zero() => {}
+            () = hinted => {}
         }
     }
 
@@ -516,14 +535,8 @@ impl Session {
             return Ok(());
         }
         for table in self.tables.to_mend() {
-            {
-                let mut mended = self.mended.lock().expect("no panic while locked");
-                let (count, last) = mended.get(&table).copied().unwrap_or((0, Instant::now()));
-                if count > 0 && last.elapsed() < MEND_PAUSE.saturating_mul(1 << (count - 1).min(6)) {
-                    continue;
-                }
-                let count = if last.elapsed() > MEND_FORGET { 1 } else { count + 1 };
-                mended.insert(table.clone(), (count, Instant::now()));
+            if !self.may_mend(&table) {
+                continue;
             }
             let _gate = self.delivery.gate().await;
             reload::mark(&self.tables, self.task.name(), Some(&table))?;
@@ -537,6 +550,18 @@ impl Session {
             );
         }
         Ok(())
+    }
+
+    /// Whether a table may be loaded anew already without anybody asking for it, which is noted.
+    fn may_mend(&self, table: &TableName) -> bool {
+        let mut mended = self.mended.lock().expect("no panic while locked");
+        let (count, last) = mended.get(table).copied().unwrap_or((0, Instant::now()));
+        if count > 0 && last.elapsed() < MEND_PAUSE.saturating_mul(1 << (count - 1).min(6)) {
+            return false;
+        }
+        let count = if last.elapsed() > MEND_FORGET { 1 } else { count + 1 };
+        mended.insert(table.clone(), (count, Instant::now()));
+        true
     }
 
     /// Brings the status, the metrics and what follows from the delivery up to date.

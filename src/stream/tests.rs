@@ -49,6 +49,7 @@ fn table(name: &str, version: u32) -> Arc<Table> {
         definition_id: 0,
         estimated_rows: 0,
         estimated_bytes: 0,
+        parts: None,
     })
 }
 
@@ -75,7 +76,7 @@ fn rows(commit: u128, ids: std::ops::Range<i64>) -> Append {
     let captured = ids.end.abs_diff(ids.start);
     let items = vec![Change::Rows(batch(&table("orders", 1), commit, ids))];
     let upto = Some(Position(commit + 1));
-    let changes = Changes { items, upto, newest_commit_us: Some(commit as i64 * 1000), source_end: None };
+    let changes = Changes { items, upto, newest_commit_us: Some(commit as i64 * 1000), ..Changes::default() };
     Append { changes, captured, filtered: BTreeMap::new() }
 }
 
@@ -175,7 +176,7 @@ async fn everything_is_read_back_in_log_order() {
         Change::Ddl(gone.clone()),
         Change::Rows(batch(&table("orders", 2), 10, 5..6)),
     ];
-    let changes = Changes { items: changes, upto: Some(Position(11)), newest_commit_us: Some(9), source_end: None };
+    let changes = Changes { items: changes, upto: Some(Position(11)), newest_commit_us: Some(9), ..Changes::default() };
     let filtered = BTreeMap::from([("superseded".to_string(), 2)]);
     let durable = stream.append(Append { changes, captured: 11, filtered: filtered.clone() }).await.unwrap();
     assert_eq!(durable.map(|durable| durable.get()), Some(Position(11)));

@@ -142,7 +142,8 @@ def source_key(connection, schema, table):
             "cross join lateral unnest(indkey::int2[]) with ordinality k(att, place) "
             "join pg_attribute a on a.attrelid = c.oid and attnum = k.att "
             "where nspname = %s and relname = %s and case relreplident when 'i' then indisreplident "
-            "when 'f' then indisprimary when 'd' then indisprimary and indimmediate else false end order by place",
+            "when 'f' then indisprimary when 'd' then indisprimary and indimmediate else false end "
+            "and place <= indnkeyatts order by place",
             (schema, table),
         ).fetchall()
     ]

@@ -211,9 +211,8 @@ class Postgres:
 
     def connect(self, database, user="shop", **options):
         """A client connection."""
-        return psycopg.connect(
-            host="127.0.0.1", port=self.port, dbname=database, user=user, connect_timeout=10, **options
-        )
+        options = {"connect_timeout": 10, "client_encoding": "UTF8", **options}
+        return psycopg.connect(host="127.0.0.1", port=self.port, dbname=database, user=user, **options)
 
     def create_database(self, name):
         """An empty database owned by `shop`, in which `cdc` may create publications."""

@@ -107,28 +107,6 @@ def test_rate_limit_slows_a_load_down(daemon, sql):
     running.compare([("public", "t")])
 
 
-@pytest.mark.trap("16")
-@pytest.mark.scorecard("partitions")
-def test_partitions_are_tables(daemon, sql):
-    """Partitions are replicated as the tables they are; the parent, named, is answered with what to name instead."""
-    sql(
-        "create table p (id int, at date, v text, primary key (id, at)) partition by range (at)",
-        "create table p_old partition of p for values from ('2000-01-01') to ('2020-01-01')",
-        "create table p_new partition of p for values from ('2020-01-01') to ('2040-01-01')",
-        "insert into p select i, date '2010-01-01' + i, 'v' from generate_series(1, 5000) i",
-    )
-    done = daemon(["public.p"]).command("check")
-    assert done.returncode == 3 and "partition" in done.stdout
-    running = daemon(["public.*"]).start_and_load()
-    assert set(running.states()) == {("public", "p_old"), ("public", "p_new")}
-    sql(
-        "insert into p values (1, '2030-01-01', 'new')",
-        "update p set at = '2031-01-01' where id = 5",
-        "delete from p where id = 6",
-    )
-    running.compare([("public", "p_old"), ("public", "p_new")])
-
-
 def test_unprivileged_role_with_publications_made_by_the_owner(server, database, daemon, sql):
     """A role with LOGIN, REPLICATION and SELECT is told the SQL that it may not run, and works once that has run."""
     sql("create table t (id int primary key, v text)", "create table nokey (v text)", "insert into t values (1, 'x')")

@@ -118,7 +118,8 @@ TRAPS = [
     Trap(
         "16",
         "Partitions by root and by leaf, attached, detached, made under load; inheritance",
-        "Partitions are replicated as the tables that they are, with what `check` says about their parents",
+        "A partitioned table is one table, its partitions are tables where they alone are named; rows that come or go with "
+        "a partition make the table load anew",
     ),
     Trap(
         "17",

@@ -173,6 +173,8 @@ pub struct Changes {
     pub newest_commit_us: Option<i64>,
     /// Where the source's log ends, as far as it told us.
     pub source_end: Option<Position>,
+    /// The log showed something that only a new look at the tables explains, such as a partition that was not there.
+    pub look_again: bool,
 }
 
 impl Changes {

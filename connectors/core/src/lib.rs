@@ -37,6 +37,6 @@ pub use error::{Error, Kind, Result};
 pub use finding::{Finding, Severity};
 pub use position::{Durable, Order, Position};
 pub use secret::{Secret, SecretSource};
-pub use table::{Capture, Column, Selection, Table, TableName, TablePattern};
+pub use table::{Capture, Column, Part, PartChanges, Selection, Table, TableName, TablePattern};
 pub use types::ColumnType;
 pub use values::{Becomes, Unfit, ValueRule, ValueRules};

@@ -65,6 +65,40 @@ pub struct Table {
     pub estimated_rows: u64,
     /// Estimated size in bytes.
     pub estimated_bytes: u64,
+    /// Where its rows lie, if it is put together from parts that come and go by themselves (PostgreSQL: the partitions of a
+    /// partitioned table); `None` for a plain table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Vec<Part>>,
+}
+
+/// A part of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The source's own identity of it (PostgreSQL's OID).
+    pub id: u64,
+    /// The source's identity of its storage: what empties or rewrites it changes it.
+    pub storage_id: u64,
+    /// Every row that it ever had came to it as a row of the whole table; else it may have brought rows with it that no
+    /// change tells of.
+    pub grew_here: bool,
+}
+
+/// Rows that came to a table, or left it, together with a part of it, so that no row change tells of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PartChanges {
+    /// A part came that may have brought rows.
+    pub came: bool,
+    /// A part is gone, or was emptied or rewritten.
+    pub gone: bool,
+}
+
+impl PartChanges {
+    /// What became of the parts, from one look at the source to another.
+    pub fn between(before: &[Part], now: &[Part]) -> Self {
+        let kept = |part: &Part| now.iter().any(|n| (n.id, n.storage_id) == (part.id, part.storage_id));
+        let known = |part: &Part| before.iter().any(|b| b.id == part.id);
+        Self { came: now.iter().any(|part| !known(part) && !part.grew_here), gone: !before.iter().all(kept) }
+    }
 }
 
 impl Table {
@@ -191,5 +225,20 @@ mod tests {
             assert_eq!(pattern.matches(&TableName::new(schema, name)), expected, "{pattern} {schema}.{name}");
         }
         assert!(TablePattern::parse("orders").is_none());
+    }
+
+    #[test]
+    fn parts_that_come_and_go_are_told_apart() {
+        let part = |id, storage_id, grew_here| Part { id, storage_id, grew_here };
+        let before = [part(1, 1, false), part(2, 2, true)];
+        let changes = |now: &[Part]| {
+            let PartChanges { came, gone } = PartChanges::between(&before, now);
+            (came, gone)
+        };
+        assert_eq!(changes(&before), (false, false));
+        assert_eq!(changes(&[part(2, 2, true), part(1, 1, false), part(3, 3, true)]), (false, false));
+        assert_eq!(changes(&[part(1, 1, false), part(2, 2, true), part(3, 3, false)]), (true, false));
+        assert_eq!(changes(&[part(1, 1, false)]), (false, true));
+        assert_eq!(changes(&[part(1, 9, false), part(2, 2, true)]), (false, true));
     }
 }

@@ -3,7 +3,7 @@
 //! Codes are stable: `PG-CONNECT`, `PG-AUTH`, `PG-DATABASE`, `PG-TLS`, `PG-VERSION`, `PG-STANDBY`,
 //! `PG-STANDBY-FEEDBACK`, `PG-WAL-LEVEL`, `PG-SLOTS`, `PG-WALSENDERS`, `PG-REPLICATION-ROLE`, `PG-USAGE`, `PG-SELECT`,
 //! `PG-RLS`, `PG-PUBLICATION`, `PG-ROW-FILTER`, `PG-TABLE-MISSING`; as warnings `PG-PATTERN`, `PG-REPLICA-IDENTITY`,
-//! `PG-OTHER-PUBLICATION`, `PG-FAILOVER`, `PG-WAL-KEEP`, `PG-LONG-TRANSACTION`, `PG-SUPERUSER`. What cannot be looked at
+//! `PG-PARTITION`, `PG-OTHER-PUBLICATION`, `PG-FAILOVER`, `PG-WAL-KEEP`, `PG-LONG-TRANSACTION`, `PG-SUPERUSER`. What cannot be looked at
 //! is reported with its error.
 
 mod server;
@@ -16,6 +16,7 @@ use crate::{
     Options, PostgresConfig,
     config::Names,
     discover::{self, CatalogRow, IdentityGap, Shape, quote_identifier, quote_literal, quote_table},
+    grants::replica_identity_full,
     publication,
     wire::{Connection, Mode, ServerError},
 };
@@ -81,6 +82,9 @@ impl Check<'_> {
         self.rights(&shapes).await?;
         if self.scope.cdc {
             self.identities(&shapes);
+        }
+        self.partitions(&shapes);
+        if self.scope.cdc {
             self.publications(&shapes).await?;
             self.other_publications(&shapes).await?;
         }
@@ -159,10 +163,9 @@ impl Check<'_> {
         let code = "PG-TABLE-MISSING";
         if let Some(row) = rows.first().map(|row| CatalogRow(row)) {
             let (what, fix) = match (row.text(0), row.text(1)) {
-                (Some("p"), _) => ("a partitioned table", "name its partitions instead, such as with a pattern"),
                 (Some("v" | "m"), _) => ("a view", "name the tables it reads"),
                 (Some("f"), _) => ("a foreign table", "replicate it from its own server"),
-                (Some("r"), Some("u")) => {
+                (Some("r" | "p"), Some("u")) => {
                     ("an unlogged table, whose changes are not in the log", "ALTER TABLE … SET LOGGED;")
                 }
                 _ => ("no ordinary table", "take it out of the tables"),
@@ -173,7 +176,7 @@ impl Check<'_> {
             .connection
             .query(&format!(
                 "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND {} LIMIT 20000",
+                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {} LIMIT 20000",
                 discover::USER_TABLE
             ))
             .await?;
@@ -202,7 +205,7 @@ impl Check<'_> {
                 "SELECT n.nspname, c.relname, has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT'), \
                  row_security_active(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  WHERE c.oid IN ({})",
-                oids(shapes)
+                oids_of_all(shapes)
             ))
             .await?;
         let (mut schemas, mut tables, mut hidden) = (vec![], vec![], vec![]);
@@ -242,15 +245,15 @@ impl Check<'_> {
             IdentityGap::Nothing,
             IdentityGap::IndexGone,
             IdentityGap::Generated,
+            IdentityGap::Partition,
         ];
         for reason in reasons {
-            let tables: Vec<String> =
-                shapes.iter().filter(|s| s.gap == Some(reason)).map(|s| quote_table(&s.table.name)).collect();
-            if tables.is_empty() {
+            let with_gap: Vec<&Shape> = shapes.iter().filter(|shape| shape.gap == Some(reason)).collect();
+            if with_gap.is_empty() {
                 continue;
             }
-            let alter: Vec<String> =
-                tables.iter().map(|table| format!("ALTER TABLE {table} REPLICA IDENTITY FULL;")).collect();
+            let tables: Vec<String> = with_gap.iter().map(|shape| quote_table(&shape.table.name)).collect();
+            let alter: Vec<String> = with_gap.iter().map(|shape| replica_identity_full(&shape.table)).collect();
             self.add(
                 Finding::warning(
                     "PG-REPLICA-IDENTITY",
@@ -260,6 +263,32 @@ impl Check<'_> {
                 .detail("Publishing them would make the application's own UPDATE and DELETE fail.")
                 .fix(alter.join(" ")),
             );
+        }
+    }
+
+    /// Partitions whose rows are not taken with their table's, and tables that new partitions may break.
+    fn partitions(&mut self, shapes: &[Shape]) {
+        for shape in shapes.iter().filter(|shape| shape.is_partitioned()) {
+            let table = quote_table(&shape.table.name);
+            if !shape.left_out.is_empty() {
+                let names: Vec<String> = shape.left_out.iter().map(quote_table).collect();
+                let summary = format!("rows of {table} are left out: those in {}", some_of(&names));
+                self.add(
+                    Finding::warning("PG-PARTITION", summary)
+                        .detail("Of partitions that are foreign tables or unlogged, nothing is in the server's log.")
+                        .fix("replicate a foreign table from its own server; ALTER TABLE … SET LOGGED an unlogged one"),
+                );
+            }
+            if self.scope.cdc && shape.gap.is_none() && !shape.table.is_keyed() {
+                let summary = format!("new partitions of {table} begin without REPLICA IDENTITY FULL");
+                self.add(
+                    Finding::warning("PG-PARTITION", summary)
+                        .detail(
+                            "It has no key, so the application's UPDATE and DELETE fail on them until they have it.",
+                        )
+                        .fix(format!("after a partition is made: {}", replica_identity_full(&shape.table))),
+                );
+            }
         }
     }
 
@@ -416,6 +445,13 @@ impl Check<'_> {
 
 fn oids(shapes: &[Shape]) -> String {
     shapes.iter().map(|shape| shape.table.source_id.to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// The same with the partitions of partitioned tables.
+fn oids_of_all(shapes: &[Shape]) -> String {
+    let partitions = shapes.iter().filter(|shape| shape.is_partitioned()).flat_map(|shape| &shape.storages);
+    let partitions: String = partitions.map(|storage| format!(",{}", storage.oid)).collect();
+    oids(shapes) + &partitions
 }
 
 /// A few names, and how many more there are.

@@ -1,13 +1,15 @@
 //! Which tables there are, and their shapes, from the catalog (manual, chapter "System Catalogs").
 //!
-//! Captured are ordinary and leaf-partition tables (`relkind` r, permanent). Generated columns are left out of capture
+//! Captured are ordinary tables (`relkind` r, permanent) and partitioned ones (p, see [`crate::partitions`]); a partition
+//! is a table of its own only where nothing above it is captured. Generated columns are left out of capture
 //! and load alike: pgoutput does not send them before PostgreSQL 18, and both ways must give the same columns.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use millrace_core::{Capture, Column, Error, Kind, Result, Selection, Table, TableName, ValueRules};
 
 use crate::{
+    partitions::{self, Storage},
     types::{PgType, TypeCatalog, unfit},
     wire::Connection,
 };
@@ -21,6 +23,12 @@ pub struct Shape {
     pub types: Vec<PgType>,
     /// Why updates and deletes are not captured, where they are not.
     pub gap: Option<IdentityGap>,
+    /// Where its rows lie: itself, or the partitions of a partitioned table.
+    pub storages: Vec<Storage>,
+    /// Partitions whose rows are neither loaded nor captured: foreign tables and unlogged ones.
+    pub left_out: Vec<TableName>,
+    /// The OIDs of the partitioned tables that it is a partition of.
+    pub ancestors: Vec<u64>,
 }
 
 impl Shape {
@@ -29,9 +37,30 @@ impl Shape {
         unfit::retype_with(rules, &mut self.table, &mut self.types);
     }
 
+    /// Updates and deletes are not captured, for this reason.
+    pub fn close_gap_with(&mut self, gap: IdentityGap) {
+        self.gap = Some(gap);
+        self.table.capture = Capture::InsertsOnly;
+    }
+
+    /// One number for where its rows lie, which any partition that comes, goes or is rewritten changes too.
+    pub fn storage_id(&self) -> u64 {
+        self.table.parts.as_ref().map_or(self.table.storage_id, |parts| partitions::storage_id(parts))
+    }
+
+    /// Whether its rows lie in partitions.
+    pub fn is_partitioned(&self) -> bool {
+        self.table.parts.is_some()
+    }
+
+    /// `ONLY`, where the rows of the table itself are meant and there are any.
+    pub fn only(&self) -> &'static str {
+        if self.is_partitioned() { "" } else { "ONLY " }
+    }
+
     /// Whether rows are read the same way from both: all but the estimates.
     pub fn reads_like(&self, other: &Self) -> bool {
-        let of = |shape: &Self| (shape.table.source_id, shape.table.storage_id, shape.table.key.clone(), shape.gap);
+        let of = |shape: &Self| (shape.table.source_id, shape.storage_id(), shape.table.key.clone(), shape.gap);
         of(self) == of(other) && self.table.columns == other.table.columns && self.types == other.types
     }
 }
@@ -49,6 +78,8 @@ pub enum IdentityGap {
     IndexGone,
     /// The key has a generated column, which the log does not carry.
     Generated,
+    /// What a partition sends of an old row does not hold the table's key.
+    Partition,
 }
 
 impl IdentityGap {
@@ -60,6 +91,7 @@ impl IdentityGap {
             Self::Nothing => "its replica identity is NOTHING",
             Self::IndexGone => "the index of its replica identity is gone",
             Self::Generated => "its key has a generated column",
+            Self::Partition => "the replica identity of a partition does not carry its key",
         }
     }
 }
@@ -81,6 +113,9 @@ pub async fn select(connection: &mut Connection, selection: &Selection) -> Resul
         read(connection, "true").await?
     };
     shapes.retain(|shape| selection.matches(&shape.table.name));
+    // What a partitioned table sends in its own name is not taken twice.
+    let taken: HashSet<u64> = shapes.iter().map(|shape| shape.table.source_id).collect();
+    shapes.retain(|shape| !shape.ancestors.iter().any(|ancestor| taken.contains(ancestor)));
     Ok(shapes)
 }
 
@@ -107,16 +142,18 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
     let rows = connection
         .query(&format!(
             "SELECT n.nspname, c.relname, c.oid, coalesce(pg_relation_filenode(c.oid), 0), \
-             greatest(c.reltuples, 0)::bigint, c.relpages::bigint * current_setting('block_size')::bigint, \
+             greatest(c.reltuples, 0)::bigint, greatest(c.relpages, 0)::bigint * current_setting('block_size')::bigint, \
              c.relreplident, pk.indimmediate, array_to_string((pk.indkey::int2[])[0:pk.indnkeyatts - 1], ' '), \
              array_to_string((ri.indkey::int2[])[0:ri.indnkeyatts - 1], ' '), \
-             a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.xmin \
+             a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.xmin, \
+             c.relkind, CASE WHEN c.relispartition THEN array_to_string(array(SELECT p.relid::oid \
+             FROM pg_partition_ancestors(c.oid) p WHERE p.relid <> c.oid), ' ') ELSE '' END \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              LEFT JOIN pg_index pk ON pk.indrelid = c.oid AND pk.indisprimary \
              LEFT JOIN pg_index ri ON ri.indrelid = c.oid AND ri.indisreplident AND ri.indisvalid \
              LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
              AND a.attgenerated = '' \
-             WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND {USER_TABLE} AND {condition} \
+             WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {USER_TABLE} AND {condition} \
              ORDER BY n.nspname, c.relname, a.attnum"
         ))
         .await?;
@@ -131,7 +168,9 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
             found.add_column(&row, &catalog)?;
         }
     }
-    Ok(tables.into_iter().map(Found::finish).collect())
+    let mut shapes: Vec<Shape> = tables.into_iter().map(Found::finish).collect();
+    partitions::read(connection, &mut shapes).await?;
+    Ok(shapes)
 }
 
 /// Of the numbers of the columns and of the transactions that last defined them (`xmin`), in the order of the numbers.
@@ -151,6 +190,7 @@ struct Found {
     primary_immediate: bool,
     primary: Option<Vec<i32>>,
     identity_index: Option<Vec<i32>>,
+    ancestors: Vec<u64>,
 }
 
 impl Found {
@@ -167,6 +207,7 @@ impl Found {
             definition_id: 0,
             estimated_rows: row.number(4)?,
             estimated_bytes: row.number(5)?,
+            parts: (row.word(17)? == "p").then(Vec::new),
         };
         Ok(Self {
             table,
@@ -176,6 +217,7 @@ impl Found {
             primary_immediate: row.text(7) == Some("t"),
             primary: row.text(8).map(attributes),
             identity_index: row.text(9).map(attributes),
+            ancestors: row.word(18)?.split(' ').filter_map(|oid| oid.parse().ok()).collect(),
         })
     }
 
@@ -199,7 +241,9 @@ impl Found {
     fn finish(mut self) -> Shape {
         self.table.definition_id = definition_id(self.defined_by.drain(..));
         let deferrable = self.primary.is_some() && !self.primary_immediate;
-        let primary = self.primary.take().filter(|_| !deferrable || self.identity == b'f');
+        // Which of two rows of a key is meant is told by comparing old rows, which a partition may not send whole.
+        let compares = self.identity == b'f' && self.table.parts.is_none();
+        let primary = self.primary.take().filter(|_| !deferrable || compares);
         let (attributes, mut gap) = match self.identity {
             b'f' => (primary, None),
             b'i' => match self.identity_index.take() {
@@ -221,7 +265,15 @@ impl Found {
         }
         self.table.key = key.unwrap_or_default();
         self.table.capture = if gap.is_none() { Capture::All } else { Capture::InsertsOnly };
-        Shape { table: self.table, types: self.types, gap }
+        let storage = Storage {
+            name: self.table.name.clone(),
+            oid: self.table.source_id,
+            filenode: self.table.storage_id,
+            estimated_rows: self.table.estimated_rows,
+        };
+        let types = self.types;
+        let ancestors = self.ancestors;
+        Shape { table: self.table, types, gap, storages: vec![storage], left_out: vec![], ancestors }
     }
 }
 

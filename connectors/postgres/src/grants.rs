@@ -4,16 +4,25 @@
 //! own: either their owner runs the statements that `check` prints, which is the least, or the role becomes a member of
 //! the owner, which may do everything with the tables.
 
-use millrace_core::{Selection, TableName, TablePattern};
+use millrace_core::{Selection, Table, TableName, TablePattern};
 
 use crate::{
     config::{Names, PostgresConfig},
     discover::{quote_identifier, quote_literal, quote_table},
 };
 
-/// Makes a table's replica identity carry its whole old row, so that updates and deletes can be captured without a key.
-pub fn replica_identity_full(table: &TableName) -> String {
-    format!("ALTER TABLE {} REPLICA IDENTITY FULL;", quote_table(table))
+/// Makes a table's replica identity carry its whole old row, so that updates and deletes can be captured without a key. It
+/// is a property of each partition too, which a partitioned table does not hand on.
+pub fn replica_identity_full(table: &Table) -> String {
+    let name = quote_table(&table.name);
+    if table.parts.is_none() {
+        return format!("ALTER TABLE {name} REPLICA IDENTITY FULL;");
+    }
+    execute(&format!(
+        "SELECT format('ALTER TABLE %s REPLICA IDENTITY FULL', t.relid::regclass) FROM pg_partition_tree({}) t \
+         JOIN pg_class c ON c.oid = t.relid WHERE c.relkind IN ('r', 'p')",
+        quote_literal(&name).trim_start()
+    ))
 }
 
 /// The statements, one per entry, to be run by a superuser in the task's database; entries that begin with `--` are for
@@ -35,9 +44,17 @@ pub fn grants(config: &PostgresConfig, task: &str, selection: &Selection, own_pu
         lines.push(format!("GRANT USAGE ON SCHEMA {} TO {role};", quote_identifier(&pattern.schema)));
     }
     lines.extend(selection.include.iter().map(|pattern| select(pattern, selection, &role)));
-    if selection.include.iter().any(|pattern| !pattern.is_exact()) {
-        lines.push("-- for tables that are made later, run the statements with GRANT SELECT again".into());
-    }
+    lines.push(execute(&format!(
+        "SELECT DISTINCT format('GRANT SELECT ON %s TO %s', t.relid::regclass, r.role) {}",
+        tables(&selection.include, selection)
+            .replacen(
+                "FROM pg_class c",
+                &format!("FROM (SELECT {}::text AS role) r, pg_class c", quote_literal(&role).trim_start()),
+                1
+            )
+            .replacen("WHERE c.relkind IN ('r', 'p')", PARTITIONS, 1)
+    )));
+    lines.push("-- for tables and partitions that are made later, run the statements with GRANT SELECT again".into());
     lines.push(format!("-- publications {} and {}:", names.publication, names.publication_inserts));
     if own_publications {
         lines.push(format!("GRANT CREATE ON DATABASE {database} TO {role};"));
@@ -84,6 +101,9 @@ fn select(pattern: &TablePattern, selection: &Selection, role: &str) -> String {
     ))
 }
 
+/// Partitions are loaded one by one, and a right on a partitioned table is none on them.
+const PARTITIONS: &str = "CROSS JOIN LATERAL pg_partition_tree(c.oid) t WHERE c.relkind = 'p'";
+
 /// A block that runs every statement that the query gives.
 fn execute(query: &str) -> String {
     let block = format!("DECLARE s text; BEGIN FOR s IN {query} LOOP EXECUTE s; END LOOP; END");
@@ -100,7 +120,7 @@ fn tables(include: &[TablePattern], selection: &Selection) -> String {
         patterns.iter().map(one).collect::<Vec<_>>().join(" OR ")
     };
     let mut text = format!(
-        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' \
+        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') \
          AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND ({})",
         any(include)
     );
@@ -177,6 +197,9 @@ mod tests {
                  create table public.catalog_1 (a int); create table public.log_tmp (a int); \
                  create table s_1.x (a int); create table s_1.y (a int); create table \"t.*\".z (a int); \
                  create table all_of.p (a int); create table all_of.q_tmp (a int); \
+                 create table public.log_p (a int) partition by list (a); \
+                 create table t partition of log_p for values in (1) partition by list (a); \
+                 create table u partition of t for values in (1); \
                  alter table s_1.x owner to shop; alter table s_1.y owner to shop",
             )
             .await
@@ -191,13 +214,13 @@ mod tests {
         let rows = session
             .query(
                 "select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = relnamespace \
-                 where relkind = 'r' and n.nspname !~ '^pg_|^info' and exists (select from aclexplode(relacl) a \
+                 where relkind in ('r', 'p') and n.nspname !~ '^pg_|^info' and exists (select from aclexplode(relacl) a \
                  where a.grantee = 'c\"dc'::regrole) order by 1",
             )
             .await
             .unwrap();
         let granted: Vec<String> = rows.into_iter().flatten().flatten().collect();
-        assert_eq!(granted, ["\"log_'\\2\"", "all_of.p", "log_1", "s_1.x"]);
+        assert_eq!(granted, ["\"log_'\\2\"", "all_of.p", "log_1", "log_p", "s_1.x", "t", "u"]);
         let member = "select pg_has_role('c\"dc', 'shop', 'MEMBER') and not pg_has_role('c\"dc', 'postgres', 'MEMBER'), has_schema_privilege('c\"dc', 's_1', 'USAGE'), \
                       has_schema_privilege('c\"dc', 't.*', 'USAGE')";
         let row = session.query(member).await.unwrap().remove(0);

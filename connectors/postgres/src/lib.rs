@@ -1,15 +1,14 @@
 //! PostgreSQL as a source.
 //!
 //! - [`config`]: how to reach a server; [`check`]: what would keep a task from working, each with its remedy
-//! - [`discover`]: tables and their shapes; [`types`]: what values become
+//! - [`discover`]: tables and their shapes; [`partitions`]: of partitioned ones; [`types`]: what values become
 //! - [`publication`], [`slot`]: what a task makes at the server
 //! - [`snapshot`], [`load`]: full load by binary COPY at an exact position
 //! - [`log`]: changes by pgoutput; [`fence`], [`lookup`]: the values that it leaves out
 //! - [`wire`]: the protocol
 //!
 //! What is left out, on purpose: generated columns (pgoutput does not send them before PostgreSQL 18, and load and
-//! changes must have the same columns), views, foreign and unlogged tables, and partitioned roots, whose leaves are
-//! tables of their own.
+//! changes must have the same columns), views, foreign and unlogged tables.
 
 pub mod check;
 pub mod config;
@@ -20,6 +19,7 @@ pub mod grants;
 pub mod load;
 pub mod log;
 pub mod lookup;
+pub mod partitions;
 pub mod publication;
 pub mod slot;
 pub mod snapshot;
@@ -56,6 +56,8 @@ pub struct Options {
     pub values: Arc<ValueRules>,
     /// The slot is kept up to date on standbys, so that it is there after a failover (PostgreSQL 17 and later).
     pub failover: bool,
+    /// Changes that the server took over from elsewhere, by replication, are left out.
+    pub own_changes_only: bool,
 }
 
 impl Default for Options {
@@ -64,6 +66,7 @@ impl Default for Options {
             value_bytes_max: 64 << 20,
             sender_timeout: Duration::from_secs(60),
             failover: false,
+            own_changes_only: false,
             values: Arc::default(),
         }
     }
@@ -170,8 +173,8 @@ impl Source for PostgresSource {
         spill: Arc<dyn SpillRoom>,
     ) -> Result<Box<dyn Log>> {
         let Shared { config, names, options, fence, whole, .. } = &*self.shared;
-        let Options { value_bytes_max, sender_timeout, failover, values } = options.clone();
-        let options = LogOptions { value_bytes_max, sender_timeout, failover, values };
+        let Options { value_bytes_max, sender_timeout, failover, own_changes_only, values } = options.clone();
+        let options = LogOptions { value_bytes_max, sender_timeout, failover, own_changes_only, values };
         let around = Surroundings { fence: fence.clone(), spill, whole: whole.clone() };
         let log = PostgresLog::open(config, names, tables, from, known, options, around).await?;
         Ok(Box::new(log))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use millrace_core::{
-    ColumnVec, Columns, Error, Kind, Op, Order, Position, Reject, Result, Table,
+    ColumnVec, Columns, Error, Kind, Op, Order, Position, Reject, Result, Table, TableName,
     batch::Cell,
     builder::BATCH_ROWS_MAX,
     source::{LoadPlan, Loaded, Rows, TableLoad},
@@ -85,6 +85,9 @@ impl TableLoad for PostgresLoad {
         let doing = || format!("reading segment {segment} of table {}", self.table.name);
         let planned = self.plan.segments.get(segment).ok_or_else(|| Error::new(Kind::Internal, doing()))?;
         let range = BlockRange::parse(&planned.range)?;
+        let oid = range.partition.unwrap_or(self.table.source_id);
+        let storage = self.shape.storages.iter().find(|storage| storage.oid == oid);
+        let storage = storage.ok_or_else(|| Error::new(Kind::Internal, doing()))?;
         let mut connection = Connection::connect(&self.shared.config, Mode::Plain, "millrace load").await?;
         // Somebody who wants to alter the table queues behind the table's own lock, and this session's lock queues behind
         // him: waiting for it would be waiting for ourselves, which the server cannot see as a deadlock. Nobody else can
@@ -92,12 +95,13 @@ impl TableLoad for PostgresLoad {
         connection.execute(&format!("SET lock_timeout = {SEGMENT_LOCK_TIMEOUT_MS}")).await?;
         // The table's own lock should hold it; but should that session have been ended by somebody, a rewrite may have
         // slipped in, so each segment looks again under its own lock.
-        lock_table(&mut connection, &self.snapshot, &self.shape).await.map_err(|error| match sqlstate(&error) {
+        let locked = lock_table(&mut connection, &self.snapshot, &self.table.name, std::slice::from_ref(storage)).await;
+        locked.map_err(|error| match sqlstate(&error) {
             // lock_not_available
             Some("55P03") => Error { kind: Kind::SnapshotStale, ..error },
             _ => error,
         })?;
-        let copy = connection.into_copy_out(&copy_statement(&self.shape, range)).await?;
+        let copy = connection.into_copy_out(&copy_statement(&self.shape, &storage.name, range)).await?;
         let types: Vec<PgType> = self.shape.types.iter().map(|ty| ty.after_cast()).collect();
         Ok(Box::new(SegmentRows {
             copy,
@@ -120,8 +124,8 @@ impl TableLoad for PostgresLoad {
 }
 
 /// The whole table goes without a query where nothing is cast: that spares the server the executor.
-fn copy_statement(shape: &Shape, range: BlockRange) -> String {
-    let table = quote_table(&shape.table.name);
+fn copy_statement(shape: &Shape, storage: &TableName, range: BlockRange) -> String {
+    let table = quote_table(storage);
     let columns: Vec<String> = shape.table.columns.iter().map(|column| quote_identifier(&column.name)).collect();
     let whole = range.start == 0 && range.end.is_none();
     if whole && !columns.is_empty() && !shape.types.iter().any(|ty| ty.is_cast()) {

@@ -58,7 +58,7 @@ async fn read_locked(
 ) -> Result<Lookup> {
     let missing = || Error::new(Kind::TableMissing, format!("reading rows of table {} anew", table.name));
     let before = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
-    let lock = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", quote_table(&before.table.name));
+    let lock = format!("LOCK TABLE {}{} IN ACCESS SHARE MODE", before.only(), quote_table(&before.table.name));
     connection.execute(&lock).await?;
     let mut shape = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
     shape.retype(&options.values);
@@ -75,6 +75,7 @@ async fn read_locked(
 
 /// How the rows are read.
 struct Plan {
+    /// As it stands in the FROM.
     table: String,
     /// Name and type of the key columns.
     key: Vec<(String, String)>,
@@ -98,7 +99,7 @@ impl Plan {
             })
         };
         let mut plan = Self {
-            table: quote_table(&shape.table.name),
+            table: format!("{}{}", shape.only(), quote_table(&shape.table.name)),
             key: vec![],
             selected: vec![],
             pg_types: vec![PgType::Scalar(Scalar::Int4)],
@@ -135,7 +136,7 @@ impl Plan {
         let condition: Vec<String> = self.key.iter().enumerate().map(equal).collect();
         let selected: String = self.selected.iter().map(|column| format!(", {column}")).collect();
         format!(
-            "COPY (SELECT k.n{selected} FROM (VALUES {}) k(n, {}) JOIN ONLY {} t ON {} ORDER BY k.n) \
+            "COPY (SELECT k.n{selected} FROM (VALUES {}) k(n, {}) JOIN {} t ON {} ORDER BY k.n) \
              TO STDOUT (FORMAT binary)",
             values.join(","),
             names.join(", "),

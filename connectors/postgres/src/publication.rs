@@ -2,6 +2,8 @@
 //!
 //! One publishes everything of the tables whose replica identity can carry updates; the other only inserts and truncates,
 //! because publishing updates of a table without identity makes the application's own UPDATE fail. Never `FOR ALL TABLES`.
+//! A partitioned table that is in one of them sends the changes of its partitions in its own name, of those that will be
+//! attached too (`publish_via_partition_root`); a partition that is in one by itself sends its own.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -20,7 +22,7 @@ pub struct Published {
     pub exists: bool,
     /// `FOR ALL TABLES`, or for a whole schema.
     is_open: bool,
-    /// By way of a partition's root, or of other operations than we want.
+    /// Not by way of a partition's root, or of other operations than we want.
     other_options: bool,
     /// Its tables.
     pub tables: BTreeSet<TableName>,
@@ -67,7 +69,7 @@ impl<'a> Wanted<'a> {
         let list = |tables: &BTreeSet<TableName>| {
             tables.iter().map(|table| format!("ONLY {}", quote_table(table))).collect::<Vec<_>>().join(", ")
         };
-        let with = format!("(publish = '{}', publish_via_partition_root = false)", self.operations);
+        let with = format!("(publish = '{}', publish_via_partition_root = true)", self.operations);
         let create = || match self.tables.is_empty() {
             true => format!("CREATE PUBLICATION {name} WITH {with};"),
             false => format!("CREATE PUBLICATION {name} FOR TABLE {} WITH {with};", list(&self.tables)),
@@ -151,7 +153,7 @@ pub async fn published(connection: &mut Connection, name: &str, operations: &str
         if recent { "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid)" } else { "false" };
     let rows = connection
         .query(&format!(
-            "SELECT p.pubviaroot OR NOT p.pubinsert OR NOT p.pubtruncate OR p.pubupdate <> {update} \
+            "SELECT NOT p.pubviaroot OR NOT p.pubinsert OR NOT p.pubtruncate OR p.pubupdate <> {update} \
              OR p.pubdelete <> {delete}, p.puballtables OR {schemas}, n.nspname, c.relname, {narrowed} \
              FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid \
              LEFT JOIN pg_class c ON c.oid = r.prrelid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace \

@@ -20,6 +20,7 @@ use crate::{
     Shared,
     discover::{self, CatalogRow, Shape, quote_literal, quote_table},
     load::PostgresLoad,
+    partitions::Storage,
     slot, waiting,
     wire::{Connection, Mode, sqlstate},
 };
@@ -102,7 +103,7 @@ impl Snapshot for PostgresSnapshot {
         let before = self.before.get(table).ok_or_else(missing)?;
         let mut lock = Connection::connect(&self.shared.config, Mode::Plain, "millrace load").await?;
         let process_id = lock.process_id();
-        let locking = lock_table(&mut lock, &self.id, before);
+        let locking = lock_table(&mut lock, &self.id, table, &before.storages);
         let blocks = waiting::watch(&self.shared.config, process_id, "locking a table for its load", locking).await?;
         // On another session: queries of this one see the catalog as of the snapshot.
         let mut catalog = self.shared.catalog().await?;
@@ -112,10 +113,10 @@ impl Snapshot for PostgresSnapshot {
             return Err(stale(table));
         }
         after.retype(&self.shared.options.values);
-        let resumable = previous.filter(|plan| plan.storage_id == after.table.storage_id && self.may_resume(&after));
+        let resumable = previous.filter(|plan| plan.storage_id == after.storage_id() && self.may_resume(&after));
         let plan = match resumable {
             Some(plan) => plan.clone(),
-            None => divide(&after, blocks, segments_wanted),
+            None => divide(&after, &blocks, segments_wanted),
         };
         let resumed = resumable.is_some();
         tracing::debug!(%table, segments = plan.segments.len(), resumed, "table is locked for its load");
@@ -143,51 +144,71 @@ async fn export_snapshot(holder: &mut Connection) -> Result<String> {
     Ok(CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default()).word(0)?.to_string())
 }
 
-/// Opens a transaction in the snapshot, locks the table against changes of its shape, and checks that its storage is
-/// still the one that the snapshot saw: without that a rewrite in between makes ranges of it come back empty, and
-/// without an error. Gives the table's length in blocks.
-pub async fn lock_table(connection: &mut Connection, snapshot: &str, shape: &Shape) -> Result<u64> {
-    let table = &shape.table;
+/// Opens a transaction in the snapshot, locks the table against changes of its shape, and checks that its storage is still
+/// the one that the snapshot saw: without that a rewrite in between makes ranges of it come back empty, and without an
+/// error. Gives the lengths in blocks. Of a partitioned table the partitions are locked, which changes of its shape and
+/// DETACH need too, and it is not: CREATE TABLE … PARTITION OF would wait for the load, and everybody for that.
+pub async fn lock_table(
+    connection: &mut Connection,
+    snapshot: &str,
+    table: &TableName,
+    storages: &[Storage],
+) -> Result<Vec<u64>> {
     connection.execute(&begin_in(snapshot)).await.map_err(|error| match sqlstate(&error) {
         // invalid_parameter_value, undefined_object: the exporting session is gone.
         Some("22023" | "42704") => Error { kind: Kind::SnapshotStale, ..error },
         _ => error,
     })?;
+    let oids: Vec<String> = storages.iter().map(|storage| storage.oid.to_string()).collect();
+    let names: Vec<String> = storages.iter().map(|storage| format!("ONLY {}", quote_table(&storage.name))).collect();
+    let lock = match names.is_empty() {
+        true => String::new(),
+        false => format!("LOCK TABLE {} IN ACCESS SHARE MODE; ", names.join(", ")),
+    };
     // The lock comes after the snapshot. pg_relation_filenode reads the catalog as it is now, not as the snapshot shows
     // it. By OID, so that a table that was made anew under the name does not pass.
     let rows = connection
         .query(&format!(
-            "LOCK TABLE ONLY {name} IN ACCESS SHARE MODE; \
-             SELECT pg_relation_filenode({oid}), pg_relation_size({oid}) / current_setting('block_size')::bigint",
-            name = quote_table(&table.name),
-            oid = table.source_id,
+            "{lock}SELECT pg_relation_filenode(oid), pg_relation_size(oid) / current_setting('block_size')::bigint \
+             FROM unnest('{{{oids}}}'::oid[]) WITH ORDINALITY u(oid, number) ORDER BY number",
+            oids = oids.join(","),
         ))
         .await
-        .map_err(|error| Error { doing: format!("locking table {} for its load", table.name), ..error })?;
-    let row = CatalogRow(rows.first().map(Vec::as_slice).unwrap_or_default());
-    if row.text(0).and_then(|node| node.parse().ok()) != Some(table.storage_id) {
-        return Err(stale(&table.name));
+        .map_err(|error| match sqlstate(&error) {
+            // undefined_table: of a partition only, which is one less to load.
+            Some("42P01") if storages.iter().any(|storage| storage.name != *table) => stale(table),
+            _ => Error { doing: format!("locking table {table} for its load"), ..error },
+        })?;
+    let now: Vec<Option<u64>> = rows.iter().map(|row| CatalogRow(row).text(0).and_then(|n| n.parse().ok())).collect();
+    if !now.iter().eq(storages.iter().map(|storage| Some(storage.filenode)).collect::<Vec<_>>().iter()) {
+        return Err(stale(table));
     }
-    row.number(1)
+    rows.iter().map(|row| CatalogRow(row).number(1)).collect()
 }
 
-/// Ranges of blocks of about the same size; the last one has no end, so that the table may grow.
-fn divide(shape: &Shape, blocks: u64, wanted: usize) -> LoadPlan {
-    let count = (blocks / SEGMENT_BLOCKS_MIN).clamp(1, wanted.max(1) as u64);
-    let bound = |index: u64| (u128::from(blocks) * u128::from(index) / u128::from(count)) as u64;
-    let segments = (0..count)
-        .map(|index| {
+/// Ranges of blocks of about the same size, at least one for each storage; its last one has no end, so that it may grow.
+fn divide(shape: &Shape, blocks: &[u64], wanted: usize) -> LoadPlan {
+    let total = blocks.iter().sum::<u64>().max(1);
+    let mut segments = vec![];
+    for (storage, &blocks) in shape.storages.iter().zip(blocks) {
+        let share = (u128::from(wanted as u64) * u128::from(blocks)).div_ceil(u128::from(total)) as u64;
+        let count = (blocks / SEGMENT_BLOCKS_MIN).clamp(1, share.max(1));
+        let bound = |index: u64| (u128::from(blocks) * u128::from(index) / u128::from(count)) as u64;
+        segments.extend((0..count).map(|index| {
             let end = if index + 1 == count { None } else { Some(bound(index + 1)) };
-            let range = BlockRange { start: bound(index), end };
-            Segment { range: range.to_string(), estimated_rows: shape.table.estimated_rows / count }
-        })
-        .collect();
-    LoadPlan { storage_id: shape.table.storage_id, segments }
+            let partition = shape.is_partitioned().then_some(storage.oid);
+            let range = BlockRange { partition, start: bound(index), end };
+            Segment { range: range.to_string(), estimated_rows: storage.estimated_rows / count }
+        }));
+    }
+    LoadPlan { storage_id: shape.storage_id(), segments }
 }
 
-/// A range of a table's blocks, as a segment describes it: `0..1024`, `1024..`.
+/// A range of a table's blocks, as a segment describes it: `0..1024`, `1024..`; of a partition, by its OID: `16390:0..`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockRange {
+    /// OID of the partition; `None` for a plain table.
+    pub partition: Option<u64>,
     /// First block.
     pub start: u64,
     /// First block behind it; `None` is the table's end, wherever that is.
@@ -196,6 +217,7 @@ pub struct BlockRange {
 
 impl std::fmt::Display for BlockRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.partition.map_or(Ok(()), |partition| write!(f, "{partition}:"))?;
         write!(f, "{}..", self.start)?;
         self.end.map_or(Ok(()), |end| write!(f, "{end}"))
     }
@@ -205,23 +227,29 @@ impl BlockRange {
     /// Reads what `Display` wrote.
     pub fn parse(text: &str) -> Result<Self> {
         let doing = || format!("reading the segment {text:?}");
-        let (start, end) = text.split_once("..").ok_or_else(|| Error::new(Kind::Internal, doing()))?;
         let number = |text: &str| text.parse::<u64>().context(Kind::Internal, doing);
-        Ok(Self { start: number(start)?, end: if end.is_empty() { None } else { Some(number(end)?) } })
+        let (partition, range) = text.split_once(':').map_or((None, text), |(oid, range)| (Some(oid), range));
+        let (start, end) = range.split_once("..").ok_or_else(|| Error::new(Kind::Internal, doing()))?;
+        let end = (!end.is_empty()).then(|| number(end)).transpose()?;
+        Ok(Self { partition: partition.map(number).transpose()?, start: number(start)?, end })
     }
 }
 
-/// Transactions that have written something and are not over, oldest first: pid, age in seconds, user, state, xid. Age,
-/// user and state are null where the role may not see them; such a transaction is taken as old enough. `pg_locks` shows
+/// Transactions that have written something and are not over, oldest first: pid, age in seconds, user, state, xid, and the
+/// name of a prepared one. Age, user and state are null where the role may not see them; such a transaction, and a prepared
+/// one, is taken as old enough. `pg_locks` shows
 /// every transaction to everybody.
 pub fn open_transactions(process_id: u32, seconds_min: u32) -> String {
     format!(
-        "SELECT coalesce(l.pid::text, 'prepared'), extract(epoch FROM now() - a.xact_start)::bigint, a.usename, \
-         a.state, l.transactionid \
+        "SELECT coalesce(l.pid::text, 'prepared'), \
+         extract(epoch FROM now() - coalesce(a.xact_start, x.prepared))::bigint, coalesce(a.usename, x.owner), \
+         coalesce(a.state, 'prepared in database ' || x.database), l.transactionid, x.gid \
          FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+         LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND x.transaction = l.transactionid \
          WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted \
          AND coalesce(l.pid, -1) NOT IN ({process_id}, pg_backend_pid()) \
-         AND coalesce(now() - a.xact_start >= interval '{seconds_min} s', true) ORDER BY a.xact_start LIMIT 5"
+         AND coalesce(now() - a.xact_start >= interval '{seconds_min} s', true) \
+         ORDER BY coalesce(a.xact_start, x.prepared) LIMIT 5"
     )
 }
 
@@ -231,9 +259,14 @@ mod tests {
 
     #[test]
     fn ranges_round_trip() {
-        for range in [BlockRange { start: 0, end: Some(7) }, BlockRange { start: 7, end: None }] {
+        for range in [
+            BlockRange { partition: None, start: 0, end: Some(7) },
+            BlockRange { partition: None, start: 7, end: None },
+            BlockRange { partition: Some(16_390), start: 0, end: None },
+        ] {
             assert_eq!(BlockRange::parse(&range.to_string()).unwrap(), range);
         }
         assert!(BlockRange::parse("7").is_err() && BlockRange::parse("x..").is_err());
+        assert!(BlockRange::parse("x:0..").is_err() && BlockRange::parse("7:").is_err());
     }
 }

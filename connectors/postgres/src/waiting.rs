@@ -35,10 +35,16 @@ pub async fn watch<T>(
     }
 }
 
-/// The sessions that the session waits for: their pids, 0 for a prepared transaction; empty if it does not wait.
+/// The sessions that the session waits for: their pids, 0 for a prepared transaction, with the names of those that there
+/// are; empty if it does not wait.
 pub async fn blockers(config: &PostgresConfig, process_id: u32) -> Result<String> {
     let mut session = Connection::connect(config, Mode::Plain, "millrace check").await?;
-    let rows = session.query(&format!("SELECT array_to_string(pg_blocking_pids({process_id}), ', ')")).await?;
+    let sql = format!(
+        "SELECT concat(array_to_string(b.pids, ', '), CASE WHEN 0 = ANY (b.pids) THEN (SELECT ' (prepared: ' \
+         || string_agg(gid, ', ' ORDER BY prepared) || ')' FROM pg_prepared_xacts) END) \
+         FROM (SELECT pg_blocking_pids({process_id})) b(pids)"
+    );
+    let rows = session.query(&sql).await?;
     session.close().await;
     Ok(discover::first_cells(rows).join(", "))
 }

@@ -155,7 +155,7 @@ impl Check<'_> {
             return Ok(());
         }
         let mut finding = Finding::warning("PG-LONG-TRANSACTION", "open transactions will hold up a new slot or load");
-        let mut pids = vec![];
+        let (mut pids, mut prepared) = (vec![], vec![]);
         for row in &rows {
             let row = CatalogRow(row);
             let pid = row.word(0)?;
@@ -163,19 +163,26 @@ impl Check<'_> {
             let told = row.text(1).map_or(hidden, |age| {
                 format!("open for {age} s, role {}, state {}", row.text(2).unwrap_or("?"), row.text(3).unwrap_or("?"))
             });
-            finding = finding.detail(format!("pid {pid}: {told}"));
-            if pid != "prepared" {
-                pids.push(pid.to_string());
+            match row.text(5) {
+                Some(name) => {
+                    finding = finding.detail(format!("prepared transaction {name:?}: {told}"));
+                    prepared.push(quote_literal(name).trim_start().to_string());
+                }
+                None => {
+                    finding = finding.detail(format!("pid {pid}: {told}"));
+                    pids.push(pid.to_string());
+                }
             }
         }
-        let fix = match pids.is_empty() {
-            true => "COMMIT PREPARED or ROLLBACK PREPARED what SELECT * FROM pg_prepared_xacts; shows".into(),
-            false => format!(
-                "end them, or: SELECT pg_terminate_backend(pid) FROM unnest('{{{}}}'::int[]) pid;",
-                pids.join(",")
-            ),
-        };
-        self.add(finding.fix(fix));
+        if !pids.is_empty() {
+            let pids = pids.join(",");
+            let end = format!("end them, or: SELECT pg_terminate_backend(pid) FROM unnest('{{{pids}}}'::int[]) pid;");
+            finding = finding.fix(end);
+        }
+        for name in prepared {
+            finding = finding.fix(format!("COMMIT PREPARED {name}; or ROLLBACK PREPARED {name};"));
+        }
+        self.add(finding);
         Ok(())
     }
 }

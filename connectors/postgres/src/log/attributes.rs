@@ -43,6 +43,13 @@ pub struct Stored {
     pub attributes: Vec<Attribute>,
 }
 
+/// Of a column of a partitioned table, what older rows have; only the partitions know. `NULL` where they do not agree, or
+/// one of them was rewritten or made since.
+const MISSING_IN_PARTITIONS: &str = "SELECT CASE WHEN bool_and(l.atthasmissing) AND count(DISTINCT l.attmissingval::pg_catalog.text) = 1 \
+     THEN (min(l.attmissingval::pg_catalog.text)::pg_catalog.text[])[1] END AS missing \
+     FROM pg_partition_tree(c.oid) t JOIN pg_class s ON s.oid = t.relid AND s.relkind <> 'p' \
+     JOIN pg_attribute l ON l.attrelid = s.oid WHERE l.attname = a.attname AND NOT l.attisdropped";
+
 /// These tables, by OID.
 pub async fn read(connection: &mut Connection, oids: &[u64]) -> Result<HashMap<u64, Stored>> {
     let mut tables: HashMap<u64, Stored> = HashMap::new();
@@ -52,10 +59,13 @@ pub async fn read(connection: &mut Connection, oids: &[u64]) -> Result<HashMap<u
     let oids: Vec<String> = oids.iter().map(u64::to_string).collect();
     let rows = connection
         .query(&format!(
-            "SELECT attrelid, attnum, attname, atttypid, atttypmod, attlen, attalign, attisdropped, xmin, attnotnull, \
-             atthasdef, attidentity <> '' OR attgenerated <> '', CASE WHEN atthasmissing THEN \
-             (attmissingval::pg_catalog.text::pg_catalog.text[])[1] END, \
-             coalesce(pg_relation_filenode(attrelid), 0) FROM pg_attribute WHERE attrelid IN ({}) AND attnum > 0 ORDER BY attrelid, attnum",
+            "SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attlen, a.attalign, a.attisdropped, a.xmin, \
+             a.attnotnull, a.atthasdef, a.attidentity <> '' OR a.attgenerated <> '' \
+             OR (c.relkind = 'p' AND a.atthasdef AND p.missing IS NULL), \
+             CASE WHEN a.atthasmissing THEN (a.attmissingval::pg_catalog.text::pg_catalog.text[])[1] ELSE p.missing END, \
+             coalesce(pg_relation_filenode(c.oid), 0) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
+             LEFT JOIN LATERAL ({MISSING_IN_PARTITIONS}) p ON c.relkind = 'p' AND a.atthasdef \
+             WHERE c.oid IN ({}) AND a.attnum > 0 ORDER BY a.attrelid, a.attnum",
             oids.join(",")
         ))
         .await?;

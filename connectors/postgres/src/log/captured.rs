@@ -129,6 +129,7 @@ impl Captured {
 
     /// A row's new state. `false` if the old row is needed and was not sent.
     pub fn update(&mut self, transaction: &mut Transaction, old: Option<Old<'_>>, new: Tuple<'_>) -> Result<bool> {
+        let old = old.map(|old| self.trusted(old));
         if !self.table.is_keyed() {
             let Some(Old::Row(row)) = old else { return Ok(false) };
             let order = transaction.next()?;
@@ -162,6 +163,13 @@ impl Captured {
         let order = transaction.next()?;
         self.write(transaction, order, Row { op: Op::Delete, tuple: old.tuple(), old: None, base: None });
         Ok(())
+    }
+
+    /// Of a partitioned table the log says what its root's identity is, and sends what that of the partition gives: where
+    /// the root's is full and the partition's is not, all but the key are null.
+    fn trusted<'a>(&self, old: Old<'a>) -> Old<'a> {
+        let is_key = self.table.parts.is_some() && self.table.is_keyed();
+        if is_key { Old::Key(old.tuple()) } else { old }
     }
 
     fn key_changed(&self, old: Tuple<'_>, new: Tuple<'_>) -> bool {

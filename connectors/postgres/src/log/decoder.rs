@@ -60,6 +60,10 @@ pub struct Decoder {
     value_bytes_max: usize,
     values: Arc<ValueRules>,
     fence: Arc<VisibilityFence>,
+    /// A partitioned table's shape was shown again: its partitions may have changed.
+    look_again: bool,
+    /// Transactions with an origin are left out.
+    pub own_changes_only: bool,
 }
 
 /// What a message asks of the reader.
@@ -104,6 +108,8 @@ impl Decoder {
             value_bytes_max,
             values,
             fence,
+            look_again: false,
+            own_changes_only: false,
         }
     }
 
@@ -166,6 +172,7 @@ impl Decoder {
             upto: self.transaction.is_none().then_some(Position(u128::from(self.upto))),
             newest_commit_us: self.newest_commit_us.take(),
             source_end: Some(Position(u128::from(self.source_end))),
+            look_again: std::mem::take(&mut self.look_again),
         }
     }
 
@@ -228,7 +235,14 @@ impl Decoder {
                 self.announce(&message);
                 Ok(())
             }
-            Message::TypeName(_) | Message::Origin(_) => Ok(()),
+            Message::Origin(_) => {
+                // It comes right behind its Begin.
+                if let Some(transaction) = self.transaction.as_mut().filter(|_| self.own_changes_only) {
+                    transaction.skipped = true;
+                }
+                Ok(())
+            }
+            Message::TypeName(_) => Ok(()),
         }
     }
 
@@ -343,6 +357,8 @@ impl Decoder {
             let numbered = self.numbered.get(&oid).is_some_and(|&upto| commit < upto);
             // Whether its key is deferrable only the catalog tells.
             let needs_catalog = relation.replica_identity == b'f' && captured.table.is_keyed();
+            // Shown for each partition that changes first, and again when the partition was altered or attached.
+            self.look_again |= captured.table.parts.is_some();
             let again = captured.state == State::Matched && self.relations.get(&oid) == Some(&relation);
             if again && numbered {
                 return;

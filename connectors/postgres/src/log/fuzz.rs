@@ -154,6 +154,7 @@ pub(super) fn table(oid: u64, capture: Capture, key: Vec<usize>) -> Arc<Table> {
         definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
+        parts: None,
     })
 }
 

@@ -76,6 +76,8 @@ pub struct LogOptions {
     pub values: Arc<ValueRules>,
     /// A slot that was made without `FAILOVER` gets it, where the server knows it.
     pub failover: bool,
+    /// Transactions that the server took over from elsewhere are left out.
+    pub own_changes_only: bool,
 }
 
 impl Default for LogOptions {
@@ -84,6 +86,7 @@ impl Default for LogOptions {
             value_bytes_max: 64 << 20,
             sender_timeout: Duration::from_secs(60),
             failover: false,
+            own_changes_only: false,
             values: Arc::default(),
         }
     }
@@ -149,6 +152,7 @@ impl PostgresLog {
         let identity = verify_identity(&mut session, names, from, known).await?;
         open::verify_slot(&mut session, names, from).await?;
         let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
+        decoder.own_changes_only = options.own_changes_only;
         open::learn_tables(&mut session, tables, &mut decoder).await?;
         let streamed = Streamed::open(spill)?;
         let ahead = !whole.swap(false, Ordering::Relaxed);

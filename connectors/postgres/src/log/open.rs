@@ -16,6 +16,8 @@ use crate::{
 
 /// How long a slot may still be held by our own session before, which the server has yet to notice is gone.
 const ACTIVE_PATIENCE: Duration = Duration::from_secs(3);
+/// The option `origin` of pgoutput came with this version.
+const ORIGIN_VERSION_MIN: u32 = 16;
 const ACTIVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Compares the server with the one that the position comes from; gives who it is now, as this very session sees it.
@@ -249,8 +251,12 @@ pub async fn start(
     }
     let publications = [&names.publication, &names.publication_inserts];
     let messages = if announced::is_installed(&mut session).await? { ", messages 'true'" } else { "" };
+    // Older servers send everything with its origin, and the decoder leaves it out. That misses an origin that was dropped
+    // meanwhile, of which they send nothing.
+    let origin =
+        if options.own_changes_only && session.major_version() >= ORIGIN_VERSION_MIN { ", origin 'none'" } else { "" };
     let sql = format!(
-        "START_REPLICATION SLOT \"{}\" LOGICAL {} ({}, publication_names {}{messages})",
+        "START_REPLICATION SLOT \"{}\" LOGICAL {} ({}, publication_names {}{origin}{messages})",
         names.slot.replace('"', "\"\""),
         Position(u128::from(from)),
         protocol(session.major_version(), ahead),

@@ -246,7 +246,8 @@ pub fn follow(table: &Table, relation: &Relation, facts: &Facts) -> Result<Table
         return Err("its key or its replica identity changed".into());
     }
     let rewritten = table.storage_id != now.storage_id;
-    let mut followed = Table { version: table.version + 1, ..now.clone() };
+    // What became of its partitions is told by comparing those that the rows were loaded from.
+    let mut followed = Table { version: table.version + 1, parts: table.parts.clone(), ..now.clone() };
     for (column, attribute) in followed.columns.iter_mut().zip(attributes) {
         let Some(old) = table.columns.iter().find(|old| old.id == column.id) else {
             attribute.fits_older_rows(rewritten, &column.ty)?;
@@ -331,6 +332,7 @@ mod tests {
             definition_id: 1,
             estimated_rows: 0,
             estimated_bytes: 0,
+            parts: None,
         }
     }
 
@@ -390,7 +392,8 @@ mod tests {
         let evolved = |attribute: Attribute, storage_id| {
             let mut now = table();
             now.storage_id = storage_id;
-            let shape = Some(Shape { table: now, types: vec![], gap: None });
+            let (storages, left_out, ancestors) = (vec![], vec![], vec![]);
+            let shape = Some(Shape { table: now, types: vec![], gap: None, storages, left_out, ancestors });
             let facts = Facts { shape, attributes: vec![attribute], deferrable: false, upto: 0 };
             evolve(&table(), &shown(&[ID, V, X]), &types(), &facts)
         };

@@ -111,12 +111,17 @@ impl Connection {
                 }
             }
         };
-        match log_in.await {
-            Ok(()) => Ok(connection),
-            Err(error) => {
-                Err(Error { doing: format!("connecting to {} as {:?}", place(config), config.user), ..error })
-            }
+        let logged_in = log_in.await;
+        logged_in.map_err(|error| {
+            let doing = format!("connecting to {} as {:?}", place(config), config.user);
+            Error { doing, ..error }
+        })?;
+        // Such a database takes any bytes; asked for UTF-8, the server would end the whole COPY, or the log, at the first
+        // value that is none. Unasked, it sends them as they are, and that row alone is rejected.
+        if connection.parameter("server_encoding") == Some("SQL_ASCII") {
+            connection.execute("SET client_encoding = 'SQL_ASCII'").await?;
         }
+        Ok(connection)
     }
 
     /// A parameter that the server reported, such as `server_version_num` (not reported by all) or `server_version`.

@@ -1,0 +1,86 @@
+//! Parts of tables (PostgreSQL: partitions) that come with rows, or go with theirs: no row change tells of them, so the
+//! parts are compared with those of the load at each look at the source, and the table is loaded anew, or what the config
+//! says.
+
+use millrace_core::{Part, PartChanges, Result, Table, TableName};
+use tracing::warn;
+
+use super::{reload, tables::Tables};
+use crate::{
+    config::{OnChange, PartChange},
+    state::keys::table::TableState,
+};
+
+/// Acts on what became of the tables' parts. `may_reload` says whether a table may be loaded anew already. Called with the
+/// delivery's gate held. Gives what changed, for the events.
+pub(super) fn follow(
+    tables: &Tables,
+    task: &str,
+    found: &[Table],
+    (on_change, loads): (&OnChange, bool),
+    mut may_reload: impl FnMut(&TableName) -> bool,
+) -> Result<Vec<String>> {
+    let mut events = vec![];
+    for shape in found {
+        let Some(now) = &shape.parts else { continue };
+        let record = tables.get(&shape.name).filter(|record| record.state == TableState::Completed);
+        let Some(record) = record else { continue };
+        let before = record.table.parts.as_deref().unwrap_or_default();
+        let changes = PartChanges::between(before, now);
+        let emptied = changes.gone && is_emptied(before, now);
+        let policy = policy(changes, emptied, on_change);
+        let what = match (changes.came, changes.gone) {
+            (true, false) => "a partition with rows was attached",
+            (false, true) if emptied => "all its partitions were truncated or rewritten",
+            (false, true) => "a partition was detached, dropped, truncated or rewritten by itself",
+            (true, true) => "partitions were attached with rows, and others detached, dropped, truncated or rewritten",
+            (false, false) if record.table.capture == shape.capture => "",
+            (false, false) => "what its partitions send of old rows is not what it was",
+        };
+        let name = &shape.name;
+        match policy {
+            _ if what.is_empty() => note(tables, name, before, now)?,
+            PartChange::Reload if loads => {
+                if may_reload(name) {
+                    reload::mark(tables, task, Some(name))?;
+                    events.push(format!("table {name} is loaded anew: {what}"));
+                }
+            }
+            PartChange::Suspend => {
+                tables.give_up(name, TableState::Error, what)?;
+                events.push(format!("table {name} is suspended: {what}"));
+            }
+            PartChange::Reload | PartChange::Ignore => {
+                warn!(task, table = %name, what, "rows came or went that no change tells of, and are passed over");
+                note(tables, name, before, now)?;
+                events.push(format!("table {name} differs from its source from now on: {what}"));
+            }
+        }
+    }
+    Ok(events)
+}
+
+/// Whether all parts are still there, and none as it was. That is what a TRUNCATE of the whole table looks like, which the
+/// log does tell of; the load that follows all the same has little to read then.
+fn is_emptied(before: &[Part], now: &[Part]) -> bool {
+    let is_new = |part: &Part| now.iter().any(|n| n.id == part.id && n.storage_id != part.storage_id);
+    before.iter().all(is_new)
+}
+
+/// The stricter one, where both happened.
+fn policy(changes: PartChanges, emptied: bool, on_change: &OnChange) -> PartChange {
+    match (changes.came, changes.gone) {
+        (false, true) if emptied => on_change.partition_gone.min(PartChange::Reload),
+        (true, false) => on_change.partition_attached,
+        (false, true) => on_change.partition_gone,
+        (true, true) => on_change.partition_attached.max(on_change.partition_gone),
+        (false, false) => PartChange::Reload,
+    }
+}
+
+/// From now on these are its parts.
+fn note(tables: &Tables, name: &TableName, before: &[Part], now: &[Part]) -> Result<()> {
+    let same =
+        before.iter().map(|part| (part.id, part.storage_id)).eq(now.iter().map(|part| (part.id, part.storage_id)));
+    if same { Ok(()) } else { tables.update(name, vec![], |record| record.table.parts = Some(now.to_vec())) }
+}

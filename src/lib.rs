@@ -84,6 +84,10 @@
 //!   connector: that is the same as what an operator would do, with a pause that grows.
 //! - A shape change that is not applied is passed on by the connector with the rows behind it; the task decides. A table
 //!   that is being loaded must not be suspended by something that lies before its load's position.
+//! - An event trigger is offered and not required. What it says is a hint to look, with a fingerprint of the columns: every
+//!   role can write such a message, so nothing else is believed of it. Without it, columns are told apart by their numbers
+//!   in the catalog, and rewritten rows by the storage and the definition of the table; where a catalog that is ahead of
+//!   the log cannot tell, the table is loaded anew.
 //! - pgoutput is read in text, COPY in binary: text is what the server prints, so every type we do not know passes
 //!   exactly, and binary was measured not to be cheaper for the walsender.
 //! - A batch's columns carry the exact texts of values that do not fit them (`millrace_core::Columns::push_exact`): whatever

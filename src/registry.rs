@@ -69,6 +69,14 @@ pub fn grants(endpoint: &Endpoint, task: &TaskConfig, own_publications: bool) ->
     }
 }
 
+/// The statements of what says in the source's log that a table was altered, for `grants`.
+pub fn ddl_trigger(endpoint: &Endpoint) -> Vec<String> {
+    match &endpoint.kind {
+        EndpointKind::Postgres(_) => millrace_postgres::ddl_trigger::statements(),
+        EndpointKind::Hello | EndpointKind::ObjectStore(_) => vec![],
+    }
+}
+
 fn misplaced(endpoint: &Endpoint, role: &str) -> Error {
     Error::new(Kind::Config, format!("endpoint {} cannot be the {role} of a task", endpoint.name))
 }

@@ -7,16 +7,21 @@ use serde_json::json;
 use super::{Context, Outcome, known_task, output};
 use crate::registry;
 
-pub fn grants(context: &Context, task: Option<&str>, own_publications: bool) -> Outcome {
+pub fn grants(context: &Context, task: Option<&str>, own_publications: bool, ddl_trigger: bool) -> Outcome {
     let config = context.config()?;
     let tasks = match task {
         Some(name) => vec![known_task(&config, name)?],
         None => config.tasks.values().filter(|task| !task.removed).collect(),
     };
     let of = |task: &&crate::config::TaskConfig| {
-        let statements =
-            config.endpoints.get(&task.source).map(|source| registry::grants(source, task, own_publications));
-        (task.name.clone(), statements.unwrap_or_default())
+        let mut statements = vec![];
+        if let Some(source) = config.endpoints.get(&task.source) {
+            statements = registry::grants(source, task, own_publications);
+            if ddl_trigger {
+                statements.extend(registry::ddl_trigger(source));
+            }
+        }
+        (task.name.clone(), statements)
     };
     let grants: Vec<(String, Vec<String>)> = tasks.iter().map(of).collect();
     let json: Vec<_> = grants.iter().map(|(task, sql)| json!({ "task": task, "statements": sql })).collect();

@@ -121,6 +121,9 @@ enum Command {
         /// With the right to make its publications itself, as a member of the tables' owners
         #[arg(long)]
         own_publications: bool,
+        /// With the event trigger that says in the log, at its place, when a table is altered
+        #[arg(long)]
+        ddl_trigger: bool,
     },
     /// Print the version
     Version,
@@ -228,7 +231,9 @@ fn dispatch(context: &Context, command: Command) -> Outcome {
         Command::Delete { task } => operate::delete(context, task),
         Command::Catalog { what } => catalog::catalog(context, what),
         Command::DeadLetter { what } => dead_letter::dead_letter(context, what),
-        Command::Grants { task, own_publications } => grants::grants(context, task.as_deref(), own_publications),
+        Command::Grants { task, own_publications, ddl_trigger } => {
+            grants::grants(context, task.as_deref(), own_publications, ddl_trigger)
+        }
         Command::Version => {
             output::print(context, &serde_json::json!({ "name": "millrace", "version": VERSION }), || {
                 format!("millrace {VERSION}")

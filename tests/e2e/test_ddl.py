@@ -165,6 +165,37 @@ def test_a_change_may_be_the_first_that_is_seen_of_a_table(varied, sql, change):
     running.compare([ADDED])
 
 
+@pytest.mark.trap("17")
+def test_an_event_trigger_puts_changes_in_their_place(daemon, sql):
+    """Tables that nobody writes to are followed at once, and nobody looks for them."""
+    sql("create table t (id int primary key, v text, n int)", "create table u (id int primary key, v text)")
+    sql("insert into t select i, 'v' || i, i from generate_series(1, 50) i", "insert into u select id, v from t")
+    running = daemon(["public.*"], options={"on-change": {"discover": "0s"}})
+    statements = running.json("grants", "shop", "--ddl-trigger")[0]["statements"]
+    begin = next(index for index, statement in enumerate(statements) if statement.startswith("-- says in the log"))
+    running.server.execute(running.database, *statements[begin:], user="postgres")
+    running.start_and_load()
+    columns = lambda table: [row["name"] for row in table_of(running, table)["columns"]]  # noqa: E731
+    sql("alter table t add column w int default 7, drop column n", "begin; alter table u rename v to label; commit")
+    wait_for(lambda: "w" in columns("t") and "n" not in columns("t"), 20, "the added column")
+    wait_for(lambda: "label" in columns("u"), 20, "the renamed column")
+    running.compare([ADDED, ("public", "u")])
+    # What rewrites the rows is noticed as well, and a message that is not the trigger's is not believed.
+    sql("alter table u add column w float default random()", "alter table t drop column v, add column v text")
+    sql("select pg_logical_emit_message(true, 'millrace.ddl', 't'::regclass::oid || ' ' || md5('x'))")
+    sql("select pg_logical_emit_message(true, 'millrace.ddl', repeat('x', 100000))")
+    running.compare([ADDED, ("public", "u")])
+    # The statement succeeds whatever becomes of the trigger.
+    broken = "create or replace function millrace.announce_ddl() returns event_trigger language plpgsql as "
+    running.server.execute(running.database, broken + "'begin end'", user="postgres")
+    sql("alter table t add column late int", "insert into t (id, late) values (99, 1)")
+    running.compare([ADDED, ("public", "u")])
+
+
+def table_of(running, name):
+    return next(row for row in running.catalog_tables("public") if row["name"] == name)
+
+
 @pytest.mark.parametrize("policy", [{"on-change": {"schema": "stop"}}, {"on-error": {"table": "stop-task"}}])
 def test_the_task_stops_with_a_table(varied, sql, policy):
     """It stays so over a restart, keeps what it has, and goes on after a reload."""

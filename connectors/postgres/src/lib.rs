@@ -13,6 +13,7 @@
 
 pub mod check;
 pub mod config;
+pub mod ddl_trigger;
 pub mod discover;
 pub mod fence;
 pub mod grants;

@@ -15,11 +15,13 @@ use super::{
     transaction::Transaction,
 };
 use crate::{
+    ddl_trigger::{self, Announced},
     fence::VisibilityFence,
     types::unfit,
     wire::{
         begin::Begin,
         commit::Commit,
+        logical_message::LogicalMessage,
         pgoutput::{Incoming, Message},
         relation::Relation,
         tuple::Tuple,
@@ -40,6 +42,8 @@ pub struct Decoder {
     unresolved: Vec<u32>,
     /// The same, shown within skipped transactions.
     waiting: Vec<u32>,
+    /// Tables that were altered here, to be compared before the next message.
+    announced: Vec<Announced>,
     transaction: Option<Transaction>,
     /// Commits before this were taken in an earlier session.
     from: u64,
@@ -87,6 +91,7 @@ impl Decoder {
             numbered: HashMap::new(),
             unresolved: vec![],
             waiting: vec![],
+            announced: vec![],
             transaction: None,
             from,
             upto: from,
@@ -219,7 +224,11 @@ impl Decoder {
                 Ok(())
             }
             Message::Truncate(truncate) => self.truncate(&truncate.relations),
-            Message::TypeName(_) | Message::Origin(_) | Message::LogicalMessage(_) => Ok(()),
+            Message::LogicalMessage(message) => {
+                self.announce(&message);
+                Ok(())
+            }
+            Message::TypeName(_) | Message::Origin(_) => Ok(()),
         }
     }
 
@@ -368,6 +377,38 @@ impl Decoder {
     #[cfg(test)]
     pub fn trust_catalog(&mut self) {
         self.numbered = self.tables.keys().map(|oid| (*oid, u64::MAX)).collect();
+    }
+
+    /// Somebody's message; ours say that a table was altered.
+    fn announce(&mut self, message: &LogicalMessage<'_>) {
+        let takes = self.transaction.as_ref().is_some_and(|transaction| !transaction.skipped);
+        if !takes || !message.transactional || message.prefix != ddl_trigger::PREFIX {
+            return;
+        }
+        let goes_on = |oid| self.tables.get(&oid).is_some_and(|captured| captured.state != State::Suspended);
+        self.announced.extend(Announced::parse(message.content).filter(|announced| goes_on(announced.oid)));
+    }
+
+    /// A table that was altered here.
+    pub fn announced(&self) -> Option<&Announced> {
+        self.announced.first()
+    }
+
+    /// The table is like this, as the log would show it; `None` if the catalog is ahead of the log, which then shows it
+    /// itself with the next row.
+    pub fn settle_announced(&mut self, relation: Option<Relation>) {
+        if !self.announced.is_empty() {
+            self.announced.remove(0);
+        }
+        let Some(relation) = relation else { return };
+        let oid = relation.oid;
+        if let Some(captured) = self.tables.get_mut(&oid) {
+            captured.state = State::Unresolved;
+            self.relations.insert(oid, relation);
+            if !self.unresolved.contains(&oid) {
+                self.unresolved.push(oid);
+            }
+        }
     }
 
     /// A table whose shape must be compared with the catalog's help before anything else is decoded.

@@ -7,8 +7,9 @@
 //! - [`open`]: the checks of every connect; [`pace`]: when to read; [`status`]: keeps the session alive
 //! - [`decoder`]: messages to changes; [`transaction`], [`captured`]: its parts
 //! - [`streamed`]: transactions that are sent before they commit; [`spill`]: their files
-//! - [`shape`], [`attributes`]: a table's shape in the log against ours; [`deferrable`], [`pending`]: rows that need a second look
+//! - [`shape`], [`attributes`], [`announced`]: a table's shape in the log against ours; [`deferrable`], [`pending`]: rows that need a second look
 
+mod announced;
 mod attributes;
 mod captured;
 mod decoder;
@@ -182,6 +183,10 @@ impl PostgresLog {
             while self.decoder.unresolved().is_some() {
                 self.resolve().await?;
             }
+            if self.decoder.announced().is_some() {
+                self.read_announced().await?;
+                continue;
+            }
             if self.decoder.is_full(budget) {
                 return Ok(Decoded::Enough);
             }
@@ -224,6 +229,17 @@ impl PostgresLog {
     /// Whether there are whole transactions to hand out.
     fn is_ready(&self) -> bool {
         self.decoder.has_changes() && !self.decoder.in_transaction()
+    }
+
+    /// Looks at a table that was altered here. Safe to cancel: it is asked for again.
+    async fn read_announced(&mut self) -> Result<()> {
+        if self.catalog.is_none() {
+            self.catalog = Some(Connection::connect(&self.config, Mode::Plain, "millrace log catalog").await?);
+        }
+        let (Some(announced), Some(catalog)) = (self.decoder.announced(), &mut self.catalog) else { return Ok(()) };
+        let relation = announced::read_relation(catalog, announced).await?;
+        self.decoder.settle_announced(relation);
+        Ok(())
     }
 
     /// Compares the shape of one table with the catalog's help. Safe to cancel: it is asked for again.

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use millrace_core::{Error, Kind, Position, Result, Table, source::Identity};
 
-use super::{LogOptions, attributes, decoder::Decoder, shape};
+use super::{LogOptions, announced, attributes, decoder::Decoder, shape};
 use crate::{
     config::Names,
     discover::{CatalogRow, quote_identifier, quote_literal},
@@ -248,8 +248,9 @@ pub async fn start(
         session.execute(&alter).await?;
     }
     let publications = [&names.publication, &names.publication_inserts];
+    let messages = if announced::is_installed(&mut session).await? { ", messages 'true'" } else { "" };
     let sql = format!(
-        "START_REPLICATION SLOT \"{}\" LOGICAL {} ({}, publication_names {})",
+        "START_REPLICATION SLOT \"{}\" LOGICAL {} ({}, publication_names {}{messages})",
         names.slot.replace('"', "\"\""),
         Position(u128::from(from)),
         protocol(session.major_version(), ahead),

@@ -1,4 +1,5 @@
-//! Message: what `pg_logical_emit_message` wrote. It is not asked for (`messages` is off), only checked if it comes.
+//! Message: what `pg_logical_emit_message` wrote. Asked for (`messages`) only where our event
+//! trigger is.
 
 use super::reader::{Malformed, Reader};
 

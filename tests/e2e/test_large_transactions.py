@@ -107,7 +107,8 @@ def test_rollbacks_leave_nothing(running, sql):
         + ROWS.format(30000, 33000)
         + "; commit",
     )
-    compare(running, transactions=4)
+    # From 18 on the server does not send what has rolled back by then.
+    compare(running, transactions=3)
     assert not lake_ids(running) & {1000, 5000, 11001, 13001, 15001, 20001 - 20001 % 3}
 
 
@@ -151,7 +152,7 @@ def test_schema_changes_inside(running, sql):
         + "alter table t rename v to x; update t set x = x || 'y' where id > 8000; commit",
         "insert into t values (102, 'after', 1, 'w')",
     )
-    compare(running, transactions=2)
+    compare(running)
     assert columns(running, "t") == {"id", "x", "n", "w"} and columns(running, "u") == {"id", "big", "n"}
 
 

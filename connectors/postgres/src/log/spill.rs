@@ -335,6 +335,19 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_is_told_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut spill, mut block) = (Spill::new(folder.path(), 7), Block::default());
+        std::os::unix::fs::symlink("/dev/full", folder.path().join("00000007.000000")).unwrap();
+        block.push(7, b'I', b"abcdef");
+        let error = spill.append(&mut block).unwrap_err();
+        assert_eq!(error.kind, Kind::DiskFull);
+        assert!(error.to_string().contains("rows of an open transaction"), "{error}");
+        sweep(folder.path()).unwrap();
+        assert!(!folder.path().exists() && Path::new("/dev/full").exists());
+    }
+
+    #[test]
     fn a_set_of_transactions() {
         let mut set = XidSet::default();
         for xid in [0, 63, 64, 65_535, 65_536, u32::MAX] {

@@ -47,7 +47,7 @@ use crate::{
 };
 
 const LOG_SEGMENT_BYTES: u64 = 64 << 20;
-const WRITERS_BYTES: u64 = 96 << 20;
+const WRITERS_BYTES: u64 = 32 << 20;
 /// Files that left a manifest stay readable for as long.
 const GRACE: Duration = Duration::from_secs(3600);
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -117,6 +117,13 @@ impl Captured {
         self.table = table;
     }
 
+    /// The log shows it as it is here.
+    pub fn settle(&mut self, tracker: Option<KeyTracker>) {
+        self.state = State::Matched;
+        self.adopting = false;
+        self.tracker = tracker;
+    }
+
     /// A new row.
     pub fn insert(&mut self, transaction: &mut Transaction, new: Tuple<'_>) -> Result<()> {
         if self.tracker.is_some() {

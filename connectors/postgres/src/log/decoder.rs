@@ -355,20 +355,17 @@ impl Decoder {
         if let Some(captured) = self.tables.get_mut(&oid) {
             let commit = open.map_or(self.upto, |transaction| transaction.commit);
             let numbered = self.numbered.get(&oid).is_some_and(|&upto| commit < upto);
-            // Whether its key is deferrable only the catalog tells.
-            let needs_catalog = relation.replica_identity == b'f' && captured.table.is_keyed();
+            let needs_catalog = needs_catalog(&captured.table, &relation);
             // Shown for each partition that changes first, and again when the partition was altered or attached.
             self.look_again |= captured.table.parts.is_some();
             let again = captured.state == State::Matched && self.relations.get(&oid) == Some(&relation);
-            if again && numbered {
+            if again && numbered && !needs_catalog {
                 return;
             }
             captured.state = State::Unresolved;
             if numbered && !needs_catalog && shape::compare(&captured.table, &relation, &self.types) == Comparison::Same
             {
-                captured.tracker = None;
-                captured.state = State::Matched;
-                captured.adopting = false;
+                captured.settle(None);
             } else {
                 let list = if skipped { &mut self.waiting } else { &mut self.unresolved };
                 if !list.contains(&oid) {
@@ -387,6 +384,33 @@ impl Decoder {
                 self.numbered.insert(*oid, upto);
             }
         }
+    }
+
+    /// Of captured tables, all of them or one.
+    pub fn oids(&self, only: Option<u32>) -> Vec<u64> {
+        match only {
+            Some(oid) => vec![u64::from(oid)],
+            None => self.tables.keys().map(|oid| u64::from(*oid)).collect(),
+        }
+    }
+
+    /// Takes a table to be compared as it is, if nothing that matters can have changed before its row; false if more must
+    /// be asked.
+    pub fn settle_same(&mut self, oid: u32) -> bool {
+        let commit = self.transaction.as_ref().map_or(self.upto, |transaction| transaction.commit);
+        let numbered = self.numbered.get(&oid).is_some_and(|&upto| commit < upto);
+        let (Some(captured), Some(relation)) = (self.tables.get_mut(&oid), self.relations.get(&oid)) else {
+            return false;
+        };
+        if !numbered
+            || needs_catalog(&captured.table, relation)
+            || shape::compare(&captured.table, relation, &self.types) != Comparison::Same
+        {
+            return false;
+        }
+        captured.settle(None);
+        self.unresolved.retain(|&unresolved| unresolved != oid);
+        true
     }
 
     /// What looks the same is the same, for ever.
@@ -460,10 +484,8 @@ impl Decoder {
                 }
                 self.numbered.insert(oid, facts.upto);
                 if let Some(captured) = self.tables.get_mut(&oid) {
-                    captured.state = State::Matched;
-                    captured.adopting = false;
                     let deferrable = full && facts.deferrable && captured.table.is_keyed();
-                    captured.tracker = deferrable.then(KeyTracker::default);
+                    captured.settle(deferrable.then(KeyTracker::default));
                 }
                 Ok(())
             }
@@ -518,6 +540,11 @@ fn adopt(captured: &Captured, relation: &Relation, types: &TypeNames, facts: &Fa
     let shape = facts.shape.as_ref().filter(|_| captured.adopting)?;
     let table = Table { version: captured.table.version, ..shape.table.clone() };
     (shape::compare(&table, relation, types) == Comparison::Same).then_some(table)
+}
+
+/// Whether its key is deferrable only the catalog tells.
+fn needs_catalog(table: &Table, relation: &Relation) -> bool {
+    relation.replica_identity == b'f' && table.is_keyed()
 }
 
 fn join(what: &str, why: &str) -> String {

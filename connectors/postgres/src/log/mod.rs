@@ -62,6 +62,12 @@ const COLLECT: Duration = Duration::from_millis(40);
 /// Between two requests for room on our disk.
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
+/// The session for the catalog is closed after so long without use.
+const CATALOG_IDLE: Duration = Duration::from_secs(5);
+
+/// The storage of all tables is looked at together no more often.
+const LOOK_AT_ALL_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Other tasks are let run at least so often.
 const YIELD_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -132,8 +138,11 @@ pub struct PostgresLog {
     fence: Arc<VisibilityFence>,
     /// Who answered.
     identity: Identity,
-    /// For shapes that changed; closed when a pull ends.
+    /// For shapes that are shown.
     catalog: Option<Connection>,
+    catalog_used: Instant,
+    /// When the storage of all tables was last looked at.
+    looked_at_all: Option<Instant>,
 }
 
 impl PostgresLog {
@@ -173,6 +182,8 @@ impl PostgresLog {
             fence,
             identity,
             catalog: None,
+            catalog_used: Instant::now(),
+            looked_at_all: None,
         })
     }
 
@@ -235,11 +246,18 @@ impl PostgresLog {
         self.decoder.has_changes() && !self.decoder.in_transaction()
     }
 
-    /// Looks at a table that was altered here. Safe to cancel: it is asked for again.
-    async fn read_announced(&mut self) -> Result<()> {
+    /// A session for the catalog. It is kept while shapes are asked for now and then.
+    async fn connect_catalog(&mut self) -> Result<()> {
         if self.catalog.is_none() {
             self.catalog = Some(Connection::connect(&self.config, Mode::Plain, "millrace log catalog").await?);
         }
+        self.catalog_used = Instant::now();
+        Ok(())
+    }
+
+    /// Looks at a table that was altered here. Safe to cancel: it is asked for again.
+    async fn read_announced(&mut self) -> Result<()> {
+        self.connect_catalog().await?;
         let (Some(announced), Some(catalog)) = (self.decoder.announced(), &mut self.catalog) else { return Ok(()) };
         let relation = announced::read_relation(catalog, announced).await?;
         self.decoder.settle_announced(relation);
@@ -248,8 +266,11 @@ impl PostgresLog {
 
     /// Compares the shape of one table with the catalog's help. Safe to cancel: it is asked for again.
     async fn resolve(&mut self) -> Result<()> {
-        if self.catalog.is_none() {
-            self.catalog = Some(Connection::connect(&self.config, Mode::Plain, "millrace log catalog").await?);
+        self.connect_catalog().await?;
+        let Some(oid) = self.decoder.unresolved().map(|(oid, _)| oid) else { return Ok(()) };
+        self.look_at_storage(oid).await?;
+        if self.decoder.settle_same(oid) {
+            return Ok(());
         }
         let mut types = std::mem::take(&mut self.decoder.types);
         let asked = match (self.decoder.unresolved(), &mut self.catalog) {
@@ -261,6 +282,21 @@ impl PostgresLog {
         self.decoder.types = types;
         let Some((oid, facts)) = asked else { return Ok(()) };
         self.decoder.resolve(oid, &facts?)
+    }
+
+    /// Most shapes that are shown again are as they were, which is told by a cheaper look; and one look at all tables
+    /// spares others where many tables are shown at once.
+    async fn look_at_storage(&mut self, oid: u32) -> Result<()> {
+        let Some(catalog) = &mut self.catalog else { return Ok(()) };
+        let all = self.looked_at_all.is_none_or(|last| last.elapsed() >= LOOK_AT_ALL_INTERVAL);
+        let oids = self.decoder.oids((!all).then_some(oid));
+        let upto = attributes::position(catalog).await?;
+        let stored = attributes::read(catalog, &oids).await?;
+        if all {
+            self.looked_at_all = Some(Instant::now());
+        }
+        self.decoder.note_stored(&stored, upto);
+        Ok(())
     }
 
     /// Reads more; `false` when it is time to hand out what there is. Safe to cancel.
@@ -325,7 +361,9 @@ impl Log for PostgresLog {
                 Decoded::All | Decoded::Enough | Decoded::NoRoom => break,
             }
         }
-        self.catalog = None;
+        if self.catalog_used.elapsed() >= CATALOG_IDLE {
+            self.catalog = None;
+        }
         Ok(self.decoder.take())
     }
 

@@ -84,6 +84,10 @@ release:
 memory: setup release ## peaks at 1 M and 6 M rows, 1 and 1,000 tables
 	$(RELEASE) $(PYTHON) tests/e2e/memory.py
 
+.PHONY: large-transaction
+large-transaction: setup release ## one transaction of 10 M rows in 512 MiB (MILLRACE_ROWS)
+	$(RELEASE) $(PYTHON) tests/e2e/large_transaction.py
+
 .PHONY: bench
 bench: setup release ## full load and drain beside COPY and pg_recvlogical
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
@@ -98,7 +102,7 @@ test-all: setup-all test ## everything: PostgreSQL 15, 17, 18, all kills, outage
 	MILLRACE_TEST_PG=17 $(DEBUG) $(PYTEST)
 	MILLRACE_TEST_PG=18 $(DEBUG) $(PYTEST)
 	PROPTEST_CASES=20000 cargo test --locked --workspace --features failpoints
-	$(MAKE) fuzz crash outage check-errors memory
+	$(MAKE) fuzz crash outage check-errors memory large-transaction
 
 .PHONY: audit
 audit: ## licences, sources, and advisories where they can be fetched

@@ -32,7 +32,7 @@ fn table() -> Arc<Table> {
         key: vec![0],
         capture: Capture::All,
         storage_id: 1,
-        definition_id: 0,
+        definition_id: 1,
         estimated_rows: 0,
         estimated_bytes: 0,
         parts: None,

@@ -64,6 +64,10 @@
 //!     or follows the policy that the config names; it is never lost, and never changed unasked.
 //! 13. A column is its identity, not its name: files carry it as `field_id`, and readers find columns by it.
 //! 14. A failed write or fsync of our own disk ends the process; a full disk stops appends, and nothing is acknowledged.
+//! 15. Rows of a transaction that has not committed never enter the stream. A source that sends them ahead keeps them in
+//!     files beside the segments (`streams/<task>/spill`), counted in the stream's disk bound, never fsynced, and worth
+//!     nothing to the next session, which begins by removing them: no confirmed position covers them, so the source sends
+//!     them again. At the commit they enter the stream as if they had been sent then.
 //!
 //! # Where this differs from the first design
 //!
@@ -84,6 +88,9 @@
 //!   exactly, and binary was measured not to be cheaper for the walsender.
 //! - A batch's columns carry the exact texts of values that do not fit them (`millrace_core::Columns::push_exact`): whatever
 //!   moves rows moves those too, and a companion becomes a column only in the file.
+//! - The disk bound is passed where waiting would be for ever: by the one transaction that is being written to the stream,
+//!   and by open ones that the source sends ahead when nothing delivered is left to take. An eighth of the bound is always
+//!   the log's, because only commits free what open transactions hold (`stream/spill.rs`).
 //! - The size of a delivery's buffer counts bytes before compression, over all tables of the task; a round takes all
 //!   tables to the same mark, so readers that cut there see whole transactions without being asked.
 //!

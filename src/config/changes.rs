@@ -8,7 +8,7 @@ use super::section::{Reader, Section, Shape};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OnChange {
     /// `schema`: the catalog follows (`evolve`, the default), and where the log does not tell what became of the rows
-    /// that were there the table is loaded anew; or the table is suspended (`suspend`).
+    /// that were there the table is loaded anew; or the table is suspended (`suspend`); or the task stops as well (`stop`).
     pub schema: SchemaChange,
     /// `truncate`: the table is emptied at the target as well (`apply`, the default), the truncate is passed over
     /// (`ignore`), or the table is suspended (`suspend`).
@@ -42,6 +42,8 @@ pub enum SchemaChange {
     Evolve,
     /// The table is suspended until it is reloaded.
     Suspend,
+    /// That, and the task stops.
+    Stop,
 }
 
 /// What a truncate leads to.
@@ -73,7 +75,7 @@ pub(super) fn on_change(reader: &mut Reader, section: &Section<'_>) -> OnChange 
     let default = OnChange::default();
     let inner = section.get("on-change").and_then(|node| reader.section(node, &ON_CHANGE, section.name("on-change")));
     let Some(inner) = inner else { return default };
-    let schema = [("evolve", SchemaChange::Evolve), ("suspend", SchemaChange::Suspend)];
+    let schema = [("evolve", SchemaChange::Evolve), ("suspend", SchemaChange::Suspend), ("stop", SchemaChange::Stop)];
     let truncate = [("apply", Truncate::Apply), ("ignore", Truncate::Ignore), ("suspend", Truncate::Suspend)];
     let parts = [("reload", PartChange::Reload), ("ignore", PartChange::Ignore), ("suspend", PartChange::Suspend)];
     let mut partition = |key, default| inner.read(reader, key, |r, n, w| r.word(n, w, &parts)).unwrap_or(default);

@@ -134,8 +134,7 @@ pub struct LoadConfig {
 /// `on-error`: what errors lead to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OnError {
-    /// `table`: a table that cannot go on is suspended (`suspend`, the default); `stop-task` is accepted and not acted upon
-    /// yet.
+    /// `table`: a table that cannot go on is suspended (`suspend`, the default), or the task stops with it (`stop-task`).
     pub table_stops_task: bool,
     /// `task`: a task that failed is retried with back-off (`retry`, the default), or stops (`stop`).
     pub task_stops: bool,

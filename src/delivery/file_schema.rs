@@ -115,6 +115,14 @@ pub fn load_batch(schema: &Arc<Schema>, columns: Columns, position: Position) ->
     assemble(schema, columns, own)
 }
 
+/// The memory of a written batch, for rows of the table.
+pub fn reclaim(table: &Table, batch: RecordBatch) -> Columns {
+    let (_, mut arrays, _) = batch.into_parts();
+    // The first is our own, and so are those behind the table's.
+    arrays.remove(0);
+    Columns::reclaim(table.columns.iter().map(|column| &column.ty), arrays)
+}
+
 /// Changes as a batch of that schema. A row that was loaded has no commit time.
 pub fn change_batch(
     schema: &Arc<Schema>,

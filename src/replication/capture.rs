@@ -48,6 +48,8 @@ const BUDGET: Budget = Budget { rows: 65_536, bytes: 8 << 20, wait: Duration::fr
 pub enum Ask {
     /// From now on take this table with whatever shape the log shows; answered when that holds.
     AddTable(Arc<Table>, oneshot::Sender<()>),
+    /// Its load reads it in this shape, and keeps it so until it is done.
+    SettleTable(Arc<Table>),
     /// From now on leave this table out.
     RemoveTable(TableName),
 }
@@ -138,7 +140,7 @@ impl Capture<'_> {
         self.stream.rewind().await?;
         let from = self.stream.last_mark().map(|mark| mark.source);
         let from = from.ok_or_else(|| Error::new(Kind::Internal, "opening the log: the stream has no mark"))?;
-        let log = self.source.open_log(&self.tables.captured(), from, self.identity).await?;
+        let log = self.source.open_log(&self.tables.captured(), from, self.identity, self.stream.spill_room()).await?;
         // Who it is now must be known before anything of it is durable: behind the fork of a new timeline the old
         // identity would be refused.
         let identity = match log.identity() {
@@ -155,6 +157,7 @@ impl Capture<'_> {
                 log.add_table(table);
                 let _ = answered.send(());
             }
+            Ask::SettleTable(table) => log.settle_table(table),
             Ask::RemoveTable(table) => log.remove_table(&table),
         }
     }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use millrace_core::{
-    Error, Kind, Position, Reject, Result, Table, TableName,
+    Columns, Error, Kind, Position, Reject, Result, Table, TableName,
     destination::{Destination, ObjectWriter, Published, Staged},
     error::Action,
     source::{LoadPlan, Loaded, Rows, Snapshot, Source, TableLoad},
@@ -28,7 +28,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{rules::Mapped, tables::Tables};
+use super::{capture::Ask, rules::Mapped, tables::Tables};
 use crate::{
     catalog::{Catalog, CatalogName, DataFile, FileKind},
     delivery::{Delivery, OBJECT_BYTES_MAX, dead_letters, file_schema, layout},
@@ -79,6 +79,8 @@ pub struct FullLoad {
     pub throttle: Arc<Throttle>,
     /// Whether changes are captured, so that the snapshot's position must be exact.
     pub exact: bool,
+    /// Of the capture.
+    pub asks: mpsc::Sender<Ask>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Rows loaded so far by loads under way, by table.
@@ -135,6 +137,10 @@ impl FullLoad {
         let previous = record.load.as_ref().map(|load| &load.plan);
         let load: Arc<dyn TableLoad> = Arc::from(snapshot.open(&name, wanted, previous).await.map_err(unreadable)?);
         let finished = self.begin(&record, &*load, snapshot.position()).await?;
+        if self.exact {
+            // The load holds the table as it is: whoever alters it comes later, and so does what the log shows of that.
+            let _ = self.asks.send(Ask::SettleTable(load.table().clone())).await;
+        }
         let mapped = Arc::new(self.tables.rules().shape(load.table()));
         let rows_so_far = Arc::new(AtomicU64::new(finished.values().map(segment_rows).sum()));
         self.progress.lock().expect("no panic while locked").insert(name.clone(), rows_so_far.clone());
@@ -235,6 +241,7 @@ impl FullLoad {
         rows_so_far: &AtomicU64,
     ) -> Result<Written> {
         let (send, receive) = mpsc::channel::<Loaded>(BATCHES_AHEAD);
+        let (done, mut returned) = mpsc::unbounded_channel();
         let held_bytes_max = WRITERS_BYTES as usize / self.parallel;
         let encoder = Encoder {
             destination: self.destination.clone(),
@@ -242,10 +249,14 @@ impl FullLoad {
             position,
             held_bytes_max,
             companions: self.catalog.companions(&mapped.target.name)?,
+            done,
         };
         let encoding = tokio::task::spawn_blocking(move || encoder.run(receive));
         let mut failed = None;
         loop {
+            while let Ok(columns) = returned.try_recv() {
+                rows.give_back(columns);
+            }
             match rows.next().await {
                 Ok(Some(loaded)) => {
                     self.throttle.pass(loaded.wire_bytes).await;
@@ -380,6 +391,8 @@ struct Encoder {
     held_bytes_max: usize,
     /// Columns that have a companion in the object that is written.
     companions: BTreeSet<i32>,
+    /// Takes the memory of batches that are written.
+    done: mpsc::UnboundedSender<Columns>,
 }
 
 impl Encoder {
@@ -412,6 +425,8 @@ impl Encoder {
                 None => writer.insert(self.stage()?),
             };
             open.write(&batch)?;
+            // Nobody waits for it any more once everything is read.
+            let _ = self.done.send(file_schema::reclaim(&target, batch));
             if open.held_bytes() >= self.held_bytes_max {
                 open.flush()?;
             }

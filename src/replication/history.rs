@@ -12,7 +12,7 @@ use std::sync::{
 use async_trait::async_trait;
 use millrace_core::{
     Change, Changes, Columns, Ddl, Durable, Error, Finding, Kind, Order, Position, Result, Selection, Table, TableName,
-    source::{Budget, Identity, LoadPlan, Log, Lookup, Retained, Scope, Snapshot, Source, TableLoad},
+    source::{Budget, Identity, LoadPlan, Log, Lookup, Retained, Scope, Snapshot, Source, SpillRoom, TableLoad},
 };
 
 /// A source in one of its histories.
@@ -60,16 +60,26 @@ impl Source for History {
         self.source.prepare(tables).await
     }
 
+    async fn unpublished(&self, tables: &[Arc<Table>]) -> Result<Vec<TableName>> {
+        self.source.unpublished(tables).await
+    }
+
     async fn create_log(&self) -> Result<Position> {
         Ok(self.number_it(self.source.create_log().await?))
     }
 
-    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
+    async fn open_log(
+        &self,
+        tables: &[Arc<Table>],
+        from: Position,
+        known: &Identity,
+        spill: Arc<dyn SpillRoom>,
+    ) -> Result<Box<dyn Log>> {
         let number = self.number();
         if from.history() != number {
             return Err(Error::new(Kind::Internal, format!("opening the log at {from} in history {number}")));
         }
-        let log = self.source.open_log(tables, from.in_history(0), known).await?;
+        let log = self.source.open_log(tables, from.in_history(0), known, spill).await?;
         Ok(if number == 0 { log } else { Box::new(NumberedLog { log, number }) })
     }
 
@@ -132,6 +142,10 @@ impl Log for NumberedLog {
         self.log.add_table(table);
     }
 
+    fn settle_table(&mut self, table: Arc<Table>) {
+        self.log.settle_table(table);
+    }
+
     fn remove_table(&mut self, table: &TableName) {
         self.log.remove_table(table);
     }
@@ -173,9 +187,14 @@ impl Snapshot for NumberedSnapshot {
 mod tests {
     use std::time::Duration;
 
+    use millrace_core::source::UnboundedRoom;
     use millrace_hello::Hello;
 
     use super::*;
+
+    fn room() -> Arc<dyn SpillRoom> {
+        Arc::new(UnboundedRoom("never-used".into()))
+    }
 
     // trap: 10
     #[tokio::test]
@@ -189,16 +208,16 @@ mod tests {
 
         let from = later.create_log().await.unwrap();
         assert_eq!(from, first.create_log().await.unwrap().in_history(2));
-        let mut log = later.open_log(&tables, from, &identity).await.unwrap();
+        let mut log = later.open_log(&tables, from, &identity, room()).await.unwrap();
         let changes = log.pull(budget).await.unwrap();
-        let mut plain = first.open_log(&tables, from.in_history(0), &identity).await.unwrap();
+        let mut plain = first.open_log(&tables, from.in_history(0), &identity, room()).await.unwrap();
         let mut expected = plain.pull(budget).await.unwrap();
         assert!(changes.rows() > 0 && changes.upto > expected.upto);
         number_all(&mut expected, 2);
         assert_eq!(changes, expected);
         log.confirm(Durable::from_fsync(changes.upto.unwrap())).await.unwrap();
 
-        let refused = later.open_log(&tables, from.in_history(1), &identity).await;
+        let refused = later.open_log(&tables, from.in_history(1), &identity, room()).await;
         assert_eq!(refused.err().map(|error| error.kind), Some(Kind::Internal));
         let snapshot = later.snapshot(&[], true).await.unwrap();
         assert_eq!(snapshot.position().history(), 2);

@@ -1,10 +1,12 @@
 //! What a task does while it runs: three loops over one stream, each with its own retries, so that none stops another.
 //! Delivery goes on while the source is down; capture goes on while the target is down or tables load.
 
+mod mending;
 mod new_log;
+mod unpublished;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -37,7 +39,7 @@ use crate::{
     delivery::{Delivery, DeliveryOptions},
     state::keys::{
         progress::{self, LoadProgress},
-        table::TableState,
+        table::TableRecord,
         task::TaskState,
     },
     state::{Put, StateStore},
@@ -54,9 +56,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_PER_POSITION: u64 = 5;
 /// Held while a task claims its tables in the catalog.
 static CLAIMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-/// Between two reloads of the same table that nobody asked for; doubles with each, up to 64 times as long.
-const MEND_PAUSE: Duration = Duration::from_secs(10);
-const MEND_FORGET: Duration = Duration::from_secs(3600);
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Runs the loops until one of them cannot go on, everything is loaded, or somebody asks for their end.
@@ -82,6 +81,8 @@ struct Session {
     mended: Arc<Mutex<HashMap<TableName, (u32, Instant)>>>,
     asks: mpsc::Sender<Ask>,
     progress: Arc<Progress>,
+    /// Tables that were suspended when this run began: an operator who has the task go on knows of them.
+    suspended_before: BTreeSet<TableName>,
 }
 
 impl Session {
@@ -119,8 +120,10 @@ impl Session {
         let delivery = Delivery::new(options, stream.clone(), destination, state, catalog.clone(), metrics);
         let delivery = Arc::new(delivery);
         delivery.set_paused(task.record()?.paused);
+        let (asks, asked) = mpsc::channel(16);
         let load = FullLoad {
             task: name,
+            asks: asks.clone(),
             source: wiring.source.clone(),
             destination: wiring.destination.clone(),
             state: wiring.state.clone(),
@@ -133,7 +136,7 @@ impl Session {
             metrics: wiring.metrics.clone(),
             progress: Arc::new(Mutex::new(BTreeMap::new())),
         };
-        let (asks, asked) = mpsc::channel(16);
+        let suspended_before = tables.suspended().into_iter().map(|record| record.table.name).collect();
         let session = Self {
             task: task.clone(),
             stream,
@@ -145,6 +148,7 @@ impl Session {
             mended: Arc::default(),
             asks,
             progress: Arc::default(),
+            suspended_before,
         };
         Ok(Some((session, asked)))
     }
@@ -211,9 +215,34 @@ impl Session {
                 _ = looks.tick() => {
                     count += 1;
                     self.look(count).await;
+                    if let Some(error) = self.suspension() {
+                        return Err(error);
+                    }
                 }
             }
         }
+    }
+
+    /// A table that was suspended in this run, where the policy is to stop with it.
+    fn suspension(&self) -> Option<Error> {
+        let config = &self.task.wiring.config;
+        let stops = |record: &TableRecord| {
+            let by_shape = record.mends && config.on_change.schema == SchemaChange::Stop;
+            by_shape || (config.on_error.table_stops_task && !(record.mends && self.mends()))
+        };
+        let mut suspended = self.tables.suspended().into_iter();
+        let record = suspended.find(|record| !self.suspended_before.contains(&record.table.name) && stops(record))?;
+        let table = &record.table.name;
+        let why = record.error.unwrap_or_default();
+        let (name, doing) = (self.task.name(), format!("table {table} is suspended, and the task stops with it"));
+        let fix = format!("millrace reload {name} {table}; millrace resume {name}");
+        Some(Error::new(Kind::TableSuspended, doing).with(why).fix(fix))
+    }
+
+    /// Whether tables of which the log does not tell a change are loaded anew without being asked.
+    fn mends(&self) -> bool {
+        let config = &self.task.wiring.config;
+        config.on_change.schema == SchemaChange::Evolve && config.mode.loads() && config.mode.captures()
     }
 
     /// Whether the loops must end before the command is obeyed. Of a task that has lost its place in the source's log, and
@@ -323,6 +352,9 @@ impl Session {
             first.changes.upto = Some(position);
             self.stream.append(first).await?;
             info!(task = self.task.name(), position = %position, "slot is made");
+        }
+        if captures {
+            self.reload_unpublished(&found).await?;
         }
         self.reconcile(&found).await?;
         if captures {
@@ -438,25 +470,14 @@ impl Session {
         }
     }
 
-    /// The time has come to look at the source's tables: as often as the config says, and soon when the log hints at it.
-    async fn time_to_look(&self) {
-        let every = self.task.wiring.config.on_change.discover;
-        let hinted = async {
-            self.look_again.notified().await;
-            // There may be one hint for each of many partitions.
-            tokio::time::sleep(LOOK_EVERY).await;
-        };
-        tokio::select! {
-            () = tokio::time::sleep(every), if !every.is_zero() => {}
-            () = hinted => {}
-        }
-    }
-
     /// Looks at the waiting tables anew, has their changes published and captured, and only then takes the snapshot.
     async fn load_waiting(&self) -> Result<()> {
         let wiring = &self.task.wiring;
         self.verify_source().await?;
         let found = wiring.source.tables(&wiring.config.selection()).await?;
+        if wiring.config.mode.captures() {
+            self.reload_unpublished(&found).await?;
+        }
         self.reconcile(&found).await?;
         for record in self.tables.to_load() {
             if let Some(shape) = found.iter().find(|shape| shape.name == record.table.name) {
@@ -475,60 +496,12 @@ impl Session {
         self.load.run().await
     }
 
-    /// Looks for tables that are new, gone or made again at the source.
-    async fn discover(&self) -> Result<()> {
-        let wiring = &self.task.wiring;
-        self.verify_source().await?;
-        let found = wiring.source.tables(&wiring.config.selection()).await?;
-        if let Some(finding) = self.tables.rules().check(&found).into_iter().next() {
-            return Err(Error::new(Kind::Config, finding.summary).fix(finding.fix.join("\n")));
-        }
-        self.reconcile(&found).await
-    }
-
-    /// Loads tables anew of which the log showed a change that it does not tell: at once, and ever later if that happens
-    /// again and again.
-    async fn mend(&self) -> Result<()> {
-        let config = &self.task.wiring.config;
-        if config.on_change.schema != SchemaChange::Evolve || !config.mode.loads() || !config.mode.captures() {
-            return Ok(());
-        }
-        for table in self.tables.to_mend() {
-            if !self.may_mend(&table) {
-                continue;
-            }
-            let _gate = self.delivery.gate().await;
-            reload::mark(&self.tables, self.task.name(), Some(&table))?;
-            self.wake.notify_one();
-            let message =
-                format!("table {table} is loaded anew, because it changed in a way that its log does not tell");
-            info!(task = self.task.name(), "{message}");
-            events::record(
-                &*self.task.wiring.state,
-                events::Event::of_task("configuration change", self.task.name(), message),
-            );
-        }
-        Ok(())
-    }
-
-    /// Whether a table may be loaded anew already without anybody asking for it, which is noted.
-    fn may_mend(&self, table: &TableName) -> bool {
-        let mut mended = self.mended.lock().expect("no panic while locked");
-        let (count, last) = mended.get(table).copied().unwrap_or((0, Instant::now()));
-        if count > 0 && last.elapsed() < MEND_PAUSE.saturating_mul(1 << (count - 1).min(6)) {
-            return false;
-        }
-        let count = if last.elapsed() > MEND_FORGET { 1 } else { count + 1 };
-        mended.insert(table.clone(), (count, Instant::now()));
-        true
-    }
-
     /// Brings the status, the metrics and what follows from the delivery up to date.
     async fn look(&self, count: u64) {
         let (wiring, label) = (&self.task.wiring, task_label(self.task.name()));
         let usage = self.stream.usage();
         wiring.metrics.stream_bytes.get_or_create(&label).set(usage.bytes as i64);
-        let suspended = self.tables.all().iter().filter(|record| record.state == TableState::Error).count();
+        let suspended = self.tables.suspended().len();
         wiring.metrics.suspended_tables.get_or_create(&label).set(suspended as i64);
         let mut looked = self.tables.follow_delivery().and_then(|()| self.store_progress());
         if looked.is_ok() {

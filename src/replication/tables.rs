@@ -110,6 +110,11 @@ impl Tables {
         })
     }
 
+    /// Tables that are suspended.
+    pub fn suspended(&self) -> Vec<TableRecord> {
+        self.lock().values().filter(|record| record.state == TableState::Error).cloned().collect()
+    }
+
     /// Suspended tables that a reload mends.
     pub fn to_mend(&self) -> Vec<TableName> {
         let mends = |record: &&TableRecord| record.state == TableState::Error && record.mends;

@@ -81,6 +81,9 @@ pub(super) async fn run(
                 }
                 Err(error) => {
                     task.fail(&error);
+                    if error.kind == Kind::TableSuspended {
+                        task.stop_with_table();
+                    }
                     let stays = error.kind.action() == Action::StopTask || task.wiring.config.on_error.task_stops;
                     let goes_on = !stays || task.remakes_log(&error);
                     Ok(goes_on.then(|| backoff.next()))
@@ -226,6 +229,18 @@ impl Task {
             record.state = TaskState::Failed;
             record.errors = vec![finding];
         });
+    }
+
+    /// Also over a restart of the daemon, until an operator has it go on.
+    fn stop_with_table(&self) {
+        let stopped = self.update(|record| {
+            record.state = TaskState::Stopped;
+            record.stopped_by_operator = true;
+            record.stop_reason = Some(Kind::TableSuspended.code().into());
+        });
+        if let Err(error) = stopped {
+            self.end_if_storage(&error);
+        }
     }
 
     /// The disk can no longer be trusted: a restart reads again what is really there.

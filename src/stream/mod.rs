@@ -3,7 +3,8 @@
 //! The log is a row of segments (files); a segment is a row of frames; a frame holds rows of one table, or a commit mark,
 //! which makes everything before it readable. An append is encoded on the caller's task (`draft`, `column_frame`) and
 //! written by one thread (`writer`), which fsyncs once for everybody who waits. Opening cuts off what no mark covers
-//! (`recovery`); retention takes whole segments (`retention`).
+//! (`recovery`); retention takes whole segments (`retention`). What the source sends of transactions before they commit
+//! lies beside the segments and counts in the same bound (`spill`).
 //!
 //! Measured on 2026-11-23 (2 cores, ext4 on a virtual disk; `cargo run --release --example stream`, and the ignored test
 //! `measure` of `column_frame`), beside the prototype's figures in brackets:
@@ -31,6 +32,7 @@ mod retention;
 mod segment;
 pub mod shard;
 mod shared;
+mod spill;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -46,6 +48,7 @@ use std::{
 
 use millrace_core::{
     Change, ChangeBatch, Changes, Ddl, Durable, Error, Kind as ErrorKind, Order, Position, Reject, Result, TableName,
+    source::SpillRoom,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -57,6 +60,7 @@ use self::{
     segment::{Disk, RealDisk},
     shard::{SHARDS_MAX, Shards},
     shared::{Job, Request, Shared, Work},
+    spill::Room,
     writer::Writer,
 };
 pub use crate::state::keys::log::{LogPosition, Totals};
@@ -162,7 +166,7 @@ pub enum Entry {
 /// Space and age of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Bytes on disk.
+    /// Bytes on disk, those of transactions that have not committed included.
     pub bytes: u64,
     /// The bound.
     pub bytes_max: u64,
@@ -279,11 +283,16 @@ impl Stream {
         retention::retain(&self.shared)
     }
 
+    /// Where the source's log keeps rows of transactions that have not committed; they count in the disk bound.
+    pub fn spill_room(&self) -> Arc<dyn SpillRoom> {
+        Arc::new(Room::new(self.shared.clone()))
+    }
+
     /// Space and age.
     pub fn usage(&self) -> Usage {
         let segments = self.shared.segments();
         Usage {
-            bytes: shared::bytes_on_disk(&segments),
+            bytes: shared::bytes_on_disk(&segments) + self.shared.spilled.load(Ordering::Acquire),
             bytes_max: self.shared.options.disk_bytes_max,
             oldest: LogPosition(segments.first().map_or(0, |oldest| oldest.base)),
             segments: segments.len() as u64,

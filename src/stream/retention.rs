@@ -12,7 +12,7 @@ use millrace_core::Result;
 
 use super::{
     segment::{self, SegmentInfo},
-    shared::{Shared, bytes_on_disk},
+    shared::Shared,
 };
 
 /// From this share of the disk bound on, delivered segments go before their time: numerator and denominator.
@@ -33,7 +33,7 @@ pub(super) fn retain(shared: &Shared) -> Result<()> {
             Duration::from_micros(now_us.saturating_sub(last_arrival_us).max(0) as u64) >= shared.options.retention
         };
         let bound = shared.options.disk_bytes_max / PRESSURE.1 * PRESSURE.0;
-        let mut left = bytes_on_disk(&segments);
+        let mut left = shared.bytes_held(&segments);
         let goes = |segment: &&SegmentInfo| {
             let goes = segment.end <= pin && (left > bound || is_due(segment.last_arrival_us));
             left -= segment.end - segment.base;

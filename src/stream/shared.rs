@@ -17,6 +17,7 @@ use super::{
     draft::{Drafting, Drafts},
     recovery::Recovered,
     segment::SegmentInfo,
+    spill,
 };
 
 /// Buffers of finished appends that are kept for later ones, and their greatest size.
@@ -71,6 +72,8 @@ pub(super) struct Shared {
     pub(super) pin: AtomicU64,
     /// The newest time that the stream's clock showed.
     clock_us: AtomicI64,
+    /// Bytes beside the segments, of transactions that have not committed; see [`super::spill`].
+    pub(super) spilled: AtomicU64,
     closing: AtomicBool,
     /// Held while the list of segments is compared with the folder, by retention or by a rewind.
     pub(super) folder: Mutex<()>,
@@ -138,6 +141,7 @@ impl Shared {
             durable: watch::Sender::new(recovered.mark.clone()),
             pin: AtomicU64::new(0),
             clock_us: AtomicI64::new(recovered.clock_us),
+            spilled: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             folder: Mutex::default(),
             gate: Mutex::default(),
@@ -212,13 +216,24 @@ impl Shared {
     /// Whether `bytes` more fit the bound. An empty log always takes an append, else one larger than the bound would
     /// wait for ever.
     pub(super) fn has_space(&self, bytes: u64) -> bool {
-        has_space(&self.segments(), self.options.disk_bytes_max, bytes)
+        self.fits(&self.segments(), bytes)
+    }
+
+    fn fits(&self, segments: &[SegmentInfo], bytes: u64) -> bool {
+        let is_empty = matches!(segments, [only] if only.end == only.content);
+        is_empty || self.bytes_held(segments).saturating_add(bytes) <= self.options.disk_bytes_max
+    }
+
+    /// What stands against the bound.
+    pub(super) fn bytes_held(&self, segments: &[SegmentInfo]) -> u64 {
+        let spilled = self.spilled.load(Ordering::Acquire);
+        bytes_on_disk(segments) + spill::counted(spilled, self.options.disk_bytes_max)
     }
 
     /// Blocks until `bytes` more fit the bound; false if the stream is closed meanwhile.
     pub(super) fn wait_for_space(&self, bytes: u64) -> bool {
         let mut segments = self.segments();
-        while !has_space(&segments, self.options.disk_bytes_max, bytes) {
+        while !self.fits(&segments, bytes) {
             if self.closing.load(Ordering::Relaxed) {
                 return false;
             }
@@ -257,11 +272,6 @@ impl Shared {
 /// Bytes of all segments, without the zeros ahead of the last one.
 pub(super) fn bytes_on_disk(segments: &[SegmentInfo]) -> u64 {
     segments.iter().map(|segment| segment.end - segment.base).sum()
-}
-
-fn has_space(segments: &[SegmentInfo], bytes_max: u64, bytes: u64) -> bool {
-    let is_empty = matches!(segments, [only] if only.end == only.content);
-    is_empty || bytes_on_disk(segments).saturating_add(bytes) <= bytes_max
 }
 
 /// A panic while a lock is held is a crash of its own; what the lock guards is consistent at every point.

@@ -46,7 +46,7 @@ fn table(name: &str, version: u32) -> Arc<Table> {
         key: vec![0],
         capture: Capture::All,
         storage_id: 1,
-        definition_id: 1,
+        definition_id: 0,
         estimated_rows: 0,
         estimated_bytes: 0,
         parts: None,
@@ -613,6 +613,53 @@ async fn closing_ends_an_append_that_waits_for_space() {
     // The abandoned append keeps later ones out, and does not keep the stream from closing.
     assert_eq!(stream.append(rows(2000, 0..1)).await.unwrap_err().kind, ErrorKind::Internal);
     drop(stream);
+}
+
+#[tokio::test]
+async fn what_is_spilled_counts_in_the_bound_and_leaves_the_log_its_share() {
+    let folder = TempDir::new().unwrap();
+    let options = StreamOptions { segment_bytes: 4000, disk_bytes_max: 40_000, ..options(folder.path()) };
+    let stream = Stream::open(options).unwrap();
+    let room = stream.spill_room();
+    assert_eq!(room.folder(), folder.path().join("task/spill"));
+    assert!(room.admits(30_000) && room.admits(50_000), "beyond the bound where nothing can be freed");
+    room.hold(10_000);
+    assert!(stream.usage().bytes > 10_000);
+    let mut next = 0;
+    while stream.usage().segments < 3 {
+        stream.append(rows(next as u128, next * 10..next * 10 + 10)).await.unwrap();
+        next += 1;
+    }
+    assert!(room.admits(1000));
+    assert!(!room.admits(30_000), "closed segments wait for their delivery, and this for them");
+
+    // Under pressure what is delivered goes before its time.
+    stream.set_pin(stream.last_mark().unwrap().at);
+    stream.retain().unwrap();
+    assert_eq!(stream.usage().segments, 3);
+    room.hold(38_000);
+    stream.retain().unwrap();
+    assert_eq!(stream.usage().segments, 1);
+    assert!(room.admits(30_000));
+
+    // However much is kept, commits go on: an eighth of the bound is the log's.
+    room.hold(1 << 40);
+    let before = stream.usage().bytes;
+    loop {
+        let append = stream.append(rows(next as u128, next * 10..next * 10 + 10));
+        let mut append = Box::pin(append);
+        let Err(_) = tokio::time::timeout(Duration::from_millis(300), &mut append).await else {
+            next += 1;
+            continue;
+        };
+        let log_bytes = stream.usage().bytes - (1 << 40);
+        assert!(log_bytes <= 5000 && stream.usage().bytes > before, "{log_bytes}");
+        // It goes on as soon as there is room again.
+        room.hold(0);
+        append.await.unwrap();
+        break;
+    }
+    assert_eq!(ids(&stream).last(), Some(&(next * 10 + 9)));
 }
 
 /// A disk that counts its fsyncs and fails when it is told to.

@@ -34,6 +34,9 @@ LOAD_POINTS = [
 ]
 # Passed while changes flow.
 FLOW_POINTS = [
+    "pg-spill-after-write",
+    "pg-spill-before-replay",
+    "pg-spill-inside-replay",
     "stream-between-frames-and-mark",
     "stream-after-fsync",
     "pg-log-before-confirm",
@@ -57,6 +60,10 @@ class Session:
 
     def __init__(self, server, database, seed, scale=120, tables=TABLES):
         server.create_database(database)
+        # A few hundred rows are a large transaction, which the server sends before it commits.
+        server.execute(
+            database, f"alter database \"{database}\" set logical_decoding_work_mem = '64kB'", user="postgres"
+        )
         self.server, self.database, self.rng, self.tables = server, database, random.Random(seed), tables
         self.shop = Shop(server, database, seed, scale=scale)
         self.shop.create()

@@ -124,6 +124,7 @@ class Postgres:
             "extra_float_digits": 0,
             "max_slot_wal_keep_size": "8GB",
             **(settings or {}),
+            **dict(part.split("=", 1) for part in os.environ.get("MILLRACE_TEST_PG_SETTINGS", "").split() if part),
         }
         self.process = None
 

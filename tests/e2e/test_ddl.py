@@ -152,6 +152,37 @@ def test_a_name_that_is_used_again_is_another_column(varied, sql):
     assert old == (0,), "values of the dropped column are not those of the new one"
 
 
+@pytest.mark.trap("17")
+@pytest.mark.parametrize("change", [*RELOADED, "drop column", "constant default"])
+def test_a_change_may_be_the_first_that_is_seen_of_a_table(varied, sql, change):
+    """No row came since the load, so that the log has not shown the table before."""
+    running = varied()
+    if change == "two changes":
+        sql("alter table t rename column n to m; alter table t drop column m, add column n int default 3")
+    else:
+        sql({**FOLLOWED, **RELOADED}[change])
+    sql("insert into t (id, v) values (5000, 'x')")
+    running.compare([ADDED])
+
+
+@pytest.mark.parametrize("policy", [{"on-change": {"schema": "stop"}}, {"on-error": {"table": "stop-task"}}])
+def test_the_task_stops_with_a_table(varied, sql, policy):
+    """It stays so over a restart, keeps what it has, and goes on after a reload."""
+    truncate = {"on-change": {"truncate": "suspend"}} if "on-error" in policy else {}
+    running = varied(**policy, **truncate)
+    sql("truncate t" if truncate else RELOADED["key"], "insert into t (id, v) values (5000, 'x')")
+    wait_for(lambda: running.task_record()["state"] == "stopped", 30, "the task's end")
+    assert "TABLE-SUSPENDED" in str(running.task_record()["errors"])
+    running.kill()
+    running.start(ready=False)
+    sql("insert into bystander values (1, 'x')")
+    assert running.task_record()["state"] == "stopped"
+    running.run("reload", "shop", "public.t")
+    running.run("resume", "shop")
+    running.compare([ADDED, ("public", "bystander")])
+    assert running.states()[ADDED] == "Table completed"
+
+
 @pytest.mark.trap("17", crash=True)
 def test_the_policy_suspends_instead(varied, sql):
     running = varied(**{"on-change": {"schema": "suspend"}})

@@ -2,6 +2,7 @@
 places where others lost or doubled something. docs/traps.md lists them all (see traps.py)."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -234,6 +235,61 @@ def test_two_changes_of_shape_before_a_kill(daemon, sql, killed, point):
     sql("alter table t add column a text", "update t set a = 'another' where id = 6")
     running.compare([T], seconds=90)
     wait_for(lambda: running.states()[T] == "Table completed", 30, "the table")
+    accounted(running)
+
+
+@pytest.mark.trap("17")
+def test_a_table_that_changes_its_shape_twice_and_then_rests(daemon, sql):
+    """It is loaded anew once; that the log showed another shape last is no reason to begin again."""
+    sql("create table t (id int primary key, v text, n int)", "insert into t select i, 'v', i from generate_series(1, 50) i")
+    running = daemon(["public.t"], buffer=QUICK).start_and_load()
+    sql(
+        "alter table t rename column n to m; update t set v = 'between' where id = 4; alter table t drop column m",
+        "create table elsewhere (v text)",
+    )
+    wait_for(lambda: "is loaded anew" in running.run("events"), 20, "the reload")
+    wait_for(lambda: running.states()[T] == "Table completed", 20, "its end")
+    running.compare([T])
+    sql("update t set v = 'after' where id = 5", "alter table t add column n text default 'x'", "insert into t values (99)")
+    running.compare([T])
+    assert running.log(10**6).count("load begins again") < 3
+
+
+@pytest.mark.trap("17", crash=True)
+@pytest.mark.parametrize("killed_first", [False, True], ids=["live", "killed"])
+def test_somebody_alters_our_publication(daemon, sql, killed_first):
+    """What was not published is in no log; the tables are loaded anew, and those that nobody asked for stay outside."""
+    sql(
+        "create table t (id int primary key, v text)",
+        "create table narrowed (id int primary key, v text)",
+        "create table other (id int primary key)",
+        "create table stranger (id int primary key)",
+        "insert into t values (1, 'x')",
+        "insert into narrowed values (1, 'x')",
+    )
+    tables = ["public.t", "public.narrowed", "public.other"]
+    running = daemon(tables, buffer=QUICK, options={"on-change": {"discover": "1s"}}).start_and_load()
+    if killed_first:
+        running.kill()
+    sql(
+        "begin; alter publication millrace_shop drop table t, narrowed; "
+        "alter publication millrace_shop add table narrowed (id), stranger; commit",
+        "insert into t values (2, 'unseen')",
+        "insert into narrowed values (2, 'unseen')",
+        "insert into stranger values (1)",
+        "delete from t where id = 1",
+        user="postgres",
+    )
+    if killed_first:
+        running.start()
+    # Of the narrowed one the log may have told it sooner.
+    anew = r"table public\.(\w+).* loaded anew"
+    wait_for(lambda: set(re.findall(anew, running.run("events"))) == {"t", "narrowed"}, 20, "both tables noticed")
+    wait_for(lambda: set(running.states_or_none().values()) == {"Table completed"}, 30, "the reloads")
+    sql("insert into t values (3, 'after')", "insert into narrowed values (3, 'after')", "insert into other values (1)")
+    running.compare([T, ("public", "narrowed"), ("public", "other")])
+    published = sql("select tablename from pg_publication_tables where pubname = 'millrace_shop' order by 1")
+    assert published == [("narrowed",), ("other",), ("t",)]
     accounted(running)
 
 

@@ -14,6 +14,17 @@ def test_every_item_of_the_scorecard_has_a_test_or_a_reason():
         assert bool(marks.scorecard[item.name]) != bool(item.why_not), item.name
 
 
+def test_the_page_remembers_outcomes(tmp_path, monkeypatch):
+    """What is written is what is read, so that only new tests need to be run."""
+    marks = traps.read_marks()
+    tests = sorted({test for tests in marks.traps.values() for test in tests}, key=str)
+    outcomes = dict.fromkeys(map(str, tests), "passed")
+    outcomes |= {str(tests[0]): "FAILED", str(tests[1]): "skipped: needs PostgreSQL 17: MILLRACE_TEST_PG=17"}
+    monkeypatch.setattr(traps, "PAGE", str(tmp_path / "traps.md"))
+    (tmp_path / "traps.md").write_text(traps.page(marks, outcomes, "15"))
+    assert traps.read_page() == outcomes
+
+
 def test_marks_are_understood(tmp_path):
     """Both languages, and what the page remembers of an outcome."""
     python, rust = tmp_path / "test_a.py", tmp_path / "b.rs"

@@ -40,7 +40,7 @@ those of the last run, on PostgreSQL {version}; a test that needs a newer server
 | | trap | what Millrace does | tests | outcome |
 |--:|---|---|---|---|
 """
-# An outcome and the tests that had it, as the page's last column lists them.
+# What the last column of the page says of tests.
 ALL_PASSED, NO_OUTCOME = "passed", "not run"
 
 
@@ -115,9 +115,9 @@ def faults(marks):
     found += [f"no item {item!r} on the scorecard" for item in set(marks.scorecard) - {item.name for item in SCORECARD}]
     for trap in TRAPS:
         tests = marks.traps[trap.number]
-        if not tests and not trap.left_out:
+        if not tests and not trap.no_test:
             found.append(f"trap {trap.number} has no test, and trap_list.py does not say why")
-        if trap.crash and not any(tests.values()) and not trap.left_out:
+        if trap.crash and not any(tests.values()) and not trap.no_test:
             found.append(f"trap {trap.number} has no test with a crash")
     for item in SCORECARD:
         if not marks.scorecard[item.name] and not item.why_not:
@@ -157,7 +157,7 @@ def page(marks, outcomes, version):
             wrong = {test: outcome for test, outcome in wrong.items() if outcome != ALL_PASSED}
             said += [ALL_PASSED] if len(wrong) < len(tests) else []
             said += [f"`{test.name}`: {outcome}" for test, outcome in wrong.items()]
-        said += [trap.left_out] if trap.left_out else []
+        said += [text for text in (trap.left_out, "" if tests else trap.no_test) if text]
         lines.append(f"| {trap.number} | {trap.what} | {trap.does} | {named} | {'<br>'.join(said)} |\n")
     return "".join(lines)
 
@@ -256,7 +256,12 @@ def print_scorecard():
             print(f"  {outcome}: {test.file}::{test.name}")
         if item.why_not:
             print(f"  not better: {item.why_not}")
-    better = sum(all(outcomes.get(str(t)) == ALL_PASSED for t in marks.scorecard[item.name]) and not item.why_not for item in SCORECARD)
+
+    def is_better(item):
+        passed = [outcomes.get(str(test)) == ALL_PASSED for test in marks.scorecard[item.name]]
+        return bool(passed) and all(passed) and not item.why_not
+
+    better = sum(is_better(item) for item in SCORECARD)
     print(f"\n{better} of {len(SCORECARD)} better than DMS")
     return 1 if failed or faults(marks) else 0
 

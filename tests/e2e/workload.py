@@ -378,6 +378,20 @@ class Shop:
             for _ in range(rng.randint(100, 1000)):
                 copy.write_row((rng.getrandbits(62), rng.randint(1, self.scale), "copied"))
 
+    def _bulk(self, connection, rng):
+        """Enough that the server sends it before it commits, where `logical_decoding_work_mem` is small; most of it is
+        rolled back."""
+        rows = "insert into shop.page_view select now(), %s || i, i, i / 7.0 from generate_series(1, %s) i"
+        connection.execute(rows, ("/kept/", rng.randint(300, 900)))
+        connection.execute("savepoint a")
+        connection.execute(rows, ("/undone/", rng.randint(1000, 2000)))
+        self._transfer(connection, rng)
+        connection.execute("savepoint b")
+        connection.execute(rows, ("/undone within/", rng.randint(300, 900)))
+        connection.execute("rollback to savepoint a" if rng.random() < 0.7 else "rollback to savepoint b")
+        connection.execute(rows, ("/kept after/", rng.randint(300, 900)))
+        self._order(connection, rng)
+
     def _names(self, connection, rng):
         connection.execute(
             f'insert into {self.odd} values (%s, %s, %s) on conflict ("Key Col.") do update set '
@@ -412,6 +426,7 @@ KINDS = [
     (Shop._no_key, 3),
     (Shop._sensor, 2),
     (Shop._copy, 1),
+    (Shop._bulk, 1),
     (Shop._names, 2),
     (Shop._customer, 2),
     (Shop._empty, 1),

@@ -26,6 +26,8 @@ pub enum Kind {
     SourceSetup,
     /// A table changed in a way that cannot be applied; it must be reloaded.
     SchemaChange,
+    /// A table is suspended, and the task's policy is to stop with it.
+    TableSuspended,
     /// A table that should be there is not.
     TableMissing,
     /// One table may not be read.
@@ -73,9 +75,12 @@ impl Kind {
             | Self::Permission => Action::Retry,
             Self::Authentication | Self::SourceSetup | Self::Protocol => Action::Retry,
             Self::SchemaChange | Self::TableMissing | Self::TableUnreadable => Action::SuspendTable,
-            Self::LogLost | Self::SourceChanged | Self::TargetConflict | Self::Config | Self::Internal => {
-                Action::StopTask
-            }
+            Self::LogLost
+            | Self::SourceChanged
+            | Self::TableSuspended
+            | Self::TargetConflict
+            | Self::Config
+            | Self::Internal => Action::StopTask,
             Self::Storage => Action::Exit,
         }
     }
@@ -95,6 +100,7 @@ impl Kind {
             }
             Self::LogBusy => "end the other reader of the slot; it is tried again",
             Self::SourceSetup => "change the server's setting that is named above; it is tried again",
+            Self::TableSuspended => "load the table anew: millrace reload TASK TABLE, and go on: millrace resume TASK",
             Self::SchemaChange | Self::TableMissing => "load the table anew: millrace reload TASK TABLE",
             Self::TableUnreadable => {
                 "grant the right (millrace grants prints what the role needs), then: millrace reload TASK TABLE"
@@ -125,6 +131,7 @@ impl Kind {
             Self::LogBusy => "LOG-BUSY",
             Self::SourceSetup => "SOURCE-SETUP",
             Self::SchemaChange => "SCHEMA-CHANGE",
+            Self::TableSuspended => "TABLE-SUSPENDED",
             Self::TableMissing => "TABLE-MISSING",
             Self::TableUnreadable => "TABLE-UNREADABLE",
             Self::SnapshotStale => "SNAPSHOT-STALE",

@@ -20,6 +20,7 @@ pub mod error;
 mod exact;
 pub mod finding;
 pub mod position;
+mod reclaim;
 mod rows;
 pub mod secret;
 pub mod source;

@@ -2,7 +2,12 @@
 //!
 //! A source is built for one task: the names of what it makes at the source (slot, publications) derive from the task's.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -88,14 +93,26 @@ pub trait Source: Send + Sync {
     /// it returns. Does nothing where all is as it should be.
     async fn prepare(&self, tables: &[Arc<Table>]) -> Result<()>;
 
+    /// Which of these tables the source does not publish as [`Self::prepare`] left them, wholly: their changes since then are
+    /// in no log that we read. New tables are among them.
+    async fn unpublished(&self, _tables: &[Arc<Table>]) -> Result<Vec<TableName>> {
+        Ok(vec![])
+    }
+
     /// Makes the permanent place in the source's log (a slot) and gives the position it starts at. One that is there
     /// already is dropped and made again: the caller only asks when it has no mark, so nothing of it was ever kept.
     async fn create_log(&self) -> Result<Position>;
 
     /// Reads the log from `from`, the last durable mark. Refuses with [`crate::Kind::SourceChanged`] when the other end is
     /// not `known` or does not hold `from` any more, and with [`crate::Kind::LogLost`] when something between its own
-    /// confirmed position and `from` may be gone.
-    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>>;
+    /// confirmed position and `from` may be gone. Rows of transactions that have not committed are kept in `spill`.
+    async fn open_log(
+        &self,
+        tables: &[Arc<Table>],
+        from: Position,
+        known: &Identity,
+        spill: Arc<dyn SpillRoom>,
+    ) -> Result<Box<dyn Log>>;
 
     /// Reads columns of rows by key, at a state in which every transaction that the log has handed out is visible.
     /// `keys` has the table's key columns in key order.
@@ -159,8 +176,42 @@ pub trait Log: Send {
     /// From now on take this table with whatever shape the log shows for it (a new table, or one that is loaded anew).
     fn add_table(&mut self, table: Arc<Table>);
 
+    /// A table that was added is being read in this shape, and keeps it until its load is done: another one that the log
+    /// shows from now on is a change of it.
+    fn settle_table(&mut self, _table: Arc<Table>) {}
+
     /// From now on leave this table out.
     fn remove_table(&mut self, table: &TableName);
+}
+
+/// Room on our own disk where an open log keeps rows of transactions that have not committed. Nothing of them is confirmed,
+/// so what is there is worth nothing to the next log: whoever opens one empties the folder first.
+pub trait SpillRoom: Send + Sync + fmt::Debug {
+    /// A folder for the log alone; it need not be there yet.
+    fn folder(&self) -> &Path;
+
+    /// The log has so many bytes there now. They count in the disk bound of the task's stream.
+    fn hold(&self, bytes: u64);
+
+    /// Whether `bytes` more may be written now; if not, room is being made, and to be asked for again. Where nothing can
+    /// make room they may, beyond the bound, and a warning says so.
+    fn admits(&self, bytes: u64) -> bool;
+}
+
+/// A folder without a bound, for tests and examples.
+#[derive(Debug)]
+pub struct UnboundedRoom(pub PathBuf);
+
+impl SpillRoom for UnboundedRoom {
+    fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    fn hold(&self, _bytes: u64) {}
+
+    fn admits(&self, _bytes: u64) -> bool {
+        true
+    }
 }
 
 /// A consistent view of the source; the connection that holds it stays open until it is dropped.
@@ -219,6 +270,9 @@ pub trait TableLoad: Send + Sync {
 pub trait Rows: Send {
     /// The next batch (at most 65,536 rows or about 8 MiB), or `None` at the end.
     async fn next(&mut self) -> Result<Option<Loaded>>;
+
+    /// Memory of a batch from before, of which nothing is needed any more.
+    fn give_back(&mut self, _columns: Columns) {}
 }
 
 /// A batch of loaded rows.

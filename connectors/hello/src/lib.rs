@@ -56,7 +56,9 @@ impl Source for Hello {
     }
     async fn prepare(&self, _: &[Arc<Table>]) -> Result<()> { Ok(()) }
     async fn create_log(&self) -> Result<Position> { Ok(Position(LOADED.into())) }
-    async fn open_log(&self, _: &[Arc<Table>], from: Position, _: &Identity) -> Result<Box<dyn Log>> {
+    async fn open_log(
+        &self, _: &[Arc<Table>], from: Position, _: &Identity, _: Arc<dyn SpillRoom>,
+    ) -> Result<Box<dyn Log>> {
         Ok(Box::new(HelloLog(from.0 as u64)))
     }
     async fn lookup(&self, _: &Table, _: &Columns, _: &[usize]) -> Result<Lookup> {
@@ -135,6 +137,10 @@ mod tests {
         changes.items.iter().flat_map(|change: &Change| -> Vec<u128> { order(change) }).collect()
     }
 
+    fn room() -> Arc<dyn SpillRoom> {
+        Arc::new(UnboundedRoom("never-used".into()))
+    }
+
     #[tokio::test]
     async fn load_and_log_meet_without_gap_or_overlap() {
         let snapshot = Hello.snapshot(&[table().name], true).await.unwrap();
@@ -145,7 +151,7 @@ mod tests {
 
         let identity = Hello.identity().await.unwrap();
         let from = Hello.create_log().await.unwrap();
-        let mut log = Hello.open_log(&[Arc::new(table())], from, &identity).await.unwrap();
+        let mut log = Hello.open_log(&[Arc::new(table())], from, &identity, room()).await.unwrap();
         let (mut seen, mut upto) = (vec![], from);
         for _ in 0..ALL {
             let changes = log.pull(NOW).await.unwrap();
@@ -161,7 +167,7 @@ mod tests {
     #[tokio::test]
     async fn the_log_goes_on_where_it_was() {
         let identity = Hello.identity().await.unwrap();
-        let mut log = Hello.open_log(&[], Position(7), &identity).await.unwrap();
+        let mut log = Hello.open_log(&[], Position(7), &identity, room()).await.unwrap();
         assert_eq!(ids(&log.pull(NOW).await.unwrap()), [7]);
     }
 

@@ -16,12 +16,12 @@ use std::{
 
 use millrace_core::{
     Durable, Position,
-    source::{Budget, Log},
+    source::{Budget, Log, UnboundedRoom},
 };
 use millrace_postgres::{
     Names, PostgresConfig, Tls, TlsMode, discover,
     fence::VisibilityFence,
-    log::{LogOptions, PostgresLog},
+    log::{LogOptions, PostgresLog, Surroundings},
     slot,
     wire::{Connection, Mode},
 };
@@ -62,9 +62,10 @@ async fn main() -> millrace_core::Result<()> {
         .collect();
     let shapes = discover::named(&mut session, &table_names).await?;
     let tables: Vec<_> = shapes.into_iter().map(|shape| Arc::new(shape.table)).collect();
-    let fence = Arc::new(VisibilityFence::default());
+    let spill = Arc::new(UnboundedRoom(std::env::temp_dir().join(format!("drain-{}", std::process::id()))));
+    let around = Surroundings { fence: Arc::new(VisibilityFence::default()), spill, whole: Arc::default() };
     let from = from.unwrap_or(Position(0));
-    let mut log = PostgresLog::open(&config, &names, &tables, from, &identity, LogOptions::default(), fence).await?;
+    let mut log = PostgresLog::open(&config, &names, &tables, from, &identity, LogOptions::default(), around).await?;
 
     let budget = Budget { rows: 65_536, bytes: 32 << 20, wait: Duration::from_millis(500) };
     let began = Instant::now();

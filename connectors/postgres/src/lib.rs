@@ -29,19 +29,19 @@ pub mod waiting;
 pub mod wire;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use millrace_core::{
     Columns, Finding, Position, Result, Selection, Table, TableName, ValueRules,
-    source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source},
+    source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source, SpillRoom},
 };
 
 pub use config::{Names, PostgresConfig, Tls, TlsMode};
 use fence::VisibilityFence;
-use log::{LogOptions, PostgresLog};
+use log::{LogOptions, PostgresLog, Surroundings};
 use wire::{Connection, Mode};
 
 /// What a task may set.
@@ -79,6 +79,8 @@ pub struct Shared {
     options: Options,
     /// What the log has handed out and a lookup must see.
     fence: Arc<VisibilityFence>,
+    /// The next log asks for whole transactions.
+    whole: Arc<AtomicBool>,
     /// A session for catalog queries, kept between them.
     idle: Mutex<Option<Connection>>,
 }
@@ -110,7 +112,8 @@ impl PostgresSource {
     /// Nothing is connected yet. What the task makes at the server is named after it.
     pub fn new(config: PostgresConfig, task: &str, options: Options) -> Self {
         let names = Names::of_task(task);
-        Self { shared: Arc::new(Shared { config, names, options, fence: Arc::default(), idle: Mutex::new(None) }) }
+        let (fence, whole, idle) = (Arc::default(), Arc::default(), Mutex::new(None));
+        Self { shared: Arc::new(Shared { config, names, options, fence, whole, idle }) }
     }
 }
 
@@ -150,15 +153,29 @@ impl Source for PostgresSource {
         Ok(())
     }
 
+    async fn unpublished(&self, tables: &[Arc<Table>]) -> Result<Vec<TableName>> {
+        let mut connection = self.shared.catalog().await?;
+        let unpublished = publication::unpublished(&mut connection, &self.shared.names, tables).await?;
+        self.shared.give_back(connection);
+        Ok(unpublished)
+    }
+
     async fn create_log(&self) -> Result<Position> {
         slot::create(&self.shared.config, &self.shared.names, self.shared.options.failover).await
     }
 
-    async fn open_log(&self, tables: &[Arc<Table>], from: Position, known: &Identity) -> Result<Box<dyn Log>> {
-        let Shared { config, names, options, fence, .. } = &*self.shared;
+    async fn open_log(
+        &self,
+        tables: &[Arc<Table>],
+        from: Position,
+        known: &Identity,
+        spill: Arc<dyn SpillRoom>,
+    ) -> Result<Box<dyn Log>> {
+        let Shared { config, names, options, fence, whole, .. } = &*self.shared;
         let Options { value_bytes_max, sender_timeout, failover, own_changes_only, values } = options.clone();
         let options = LogOptions { value_bytes_max, sender_timeout, failover, own_changes_only, values };
-        let log = PostgresLog::open(config, names, tables, from, known, options, fence.clone()).await?;
+        let around = Surroundings { fence: fence.clone(), spill, whole: whole.clone() };
+        let log = PostgresLog::open(config, names, tables, from, known, options, around).await?;
         Ok(Box::new(log))
     }
 

@@ -176,6 +176,42 @@ pub async fn published(connection: &mut Connection, name: &str, operations: &str
     Ok(published)
 }
 
+/// Tables whose changes do not all get into the log: in neither publication, or only some rows, columns or operations.
+pub async fn unpublished(connection: &mut Connection, names: &Names, tables: &[Arc<Table>]) -> Result<Vec<TableName>> {
+    // Row filters and column lists came with PostgreSQL 15.
+    let whole = match connection.major_version() >= 15 {
+        true => {
+            "NOT EXISTS (SELECT FROM pg_publication_rel r \
+             WHERE r.prpubid = p.oid AND r.prrelid = to_regclass(format('%I.%I', t.schemaname, t.tablename)) \
+             AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL))"
+        }
+        false => "true",
+    };
+    let rows = connection
+        .query(&format!(
+            "SELECT t.schemaname, t.tablename, p.pubupdate AND p.pubdelete \
+             FROM pg_publication p JOIN pg_publication_tables t USING (pubname) \
+             WHERE pubname IN ({}, {}) AND p.pubinsert AND p.pubtruncate AND {whole}",
+            quote_literal(&names.publication),
+            quote_literal(&names.publication_inserts),
+        ))
+        .await?;
+    let (mut all, mut inserts) = (BTreeSet::new(), BTreeSet::new());
+    for row in &rows {
+        let row = CatalogRow(row);
+        let table = TableName::new(row.word(0)?, row.word(1)?);
+        if row.text(2) == Some("t") {
+            all.insert(table.clone());
+        }
+        inserts.insert(table);
+    }
+    let is_published = |table: &&Arc<Table>| match table.capture {
+        Capture::All => all.contains(&table.name),
+        Capture::InsertsOnly => inserts.contains(&table.name),
+    };
+    Ok(tables.iter().filter(|table| !is_published(table)).map(|table| table.name.clone()).collect())
+}
+
 /// Drops both; gives the statements that the role may not run.
 pub async fn remove(connection: &mut Connection, names: &Names) -> Result<Vec<String>> {
     let mut left = vec![];

@@ -16,7 +16,7 @@ use millrace_postgres::{
         render, text,
     },
     wire::{
-        pgoutput::{Incoming, Message},
+        pgoutput::{Incoming, Message, StreamMessage},
         reader::Reader,
     },
 };
@@ -82,6 +82,14 @@ fn pgoutput_messages() {
             let bytes = [&[tag], input].concat();
             if let Ok(message) = Message::parse(Reader::new(&bytes)) {
                 assert!(!format!("{message:?}").is_empty());
+            }
+        }
+        for tag in *b"SEcA" {
+            let bytes = [&[tag], input].concat();
+            // Their lengths are fixed, so what is taken can only be what was sent.
+            match StreamMessage::parse(Reader::new(&bytes)) {
+                Ok(message) => assert!(message.is_some() && matches!(bytes.len(), 1 | 6 | 9 | 25 | 30), "{message:?}"),
+                Err(error) => assert!(!error.to_string().is_empty()),
             }
         }
     });

@@ -473,3 +473,39 @@ async fn a_thousand_tables_are_found_and_published_quickly() {
     println!("found {found:?}, prepared {prepared:?}, snapshot {taken:?}, 50 empty tables loaded {opened:?}");
     assert!(taken < Duration::from_secs(20) && opened < Duration::from_secs(10));
 }
+
+// trap: 17
+#[tokio::test]
+async fn tables_that_are_not_wholly_published_are_found() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let mut session = server.session().await;
+    session
+        .execute(
+            "create table \"A \"\"b\" (id int primary key, v text); create table c (id int primary key); \
+             create table keyless (id int)",
+        )
+        .await
+        .unwrap();
+    let source = source(&server, "pub");
+    let tables = source.tables(&selection(&["public.*"])).await.unwrap();
+    let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
+    let changes = [
+        ("", vec!["A \"b", "c", "keyless"]),
+        ("alter publication millrace_pub drop table c", vec!["c"]),
+        ("alter publication millrace_pub set table \"A \"\"b\" (id), c", vec!["A \"b"]),
+        ("alter publication millrace_pub set table \"A \"\"b\", c where (id > 1)", vec!["c"]),
+        ("alter publication millrace_pub set (publish = 'insert, update, truncate')", vec!["A \"b", "c"]),
+        // A table without an identity needs nothing but its inserts.
+        ("drop publication millrace_pub_inserts; alter publication millrace_pub add table keyless", vec![]),
+        ("drop publication millrace_pub; create publication millrace_pub for all tables", vec![]),
+    ];
+    for (change, expected) in changes {
+        if !change.is_empty() {
+            session.execute(change).await.unwrap();
+        }
+        let found = source.unpublished(&tables).await.unwrap();
+        assert_eq!(found.iter().map(|table| table.name.as_str()).collect::<Vec<_>>(), expected, "{change}");
+        source.prepare(&tables).await.unwrap();
+        assert_eq!(source.unpublished(&tables).await.unwrap(), [], "{change}");
+    }
+}

@@ -11,7 +11,7 @@ use millrace_core::{
     Becomes, Change, ColumnType, Columns, Op, Reject, Selection, Table, TableName, TablePattern, Unfit as Policy,
     ValueRule, ValueRules,
     batch::Cell,
-    source::{Budget, Log, Rows, Source},
+    source::{Budget, Log, Rows, Source, SpillRoom, UnboundedRoom},
 };
 use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, types::render, wire};
 
@@ -313,13 +313,18 @@ async fn by_pgoutput() {
     }
     for (policy, from, tables, source) in logs {
         let known = source.identity().await.unwrap();
-        let mut log = source.open_log(&tables, from, &known).await.unwrap();
+        let mut log = source.open_log(&tables, from, &known, room()).await.unwrap();
         let came = read_inserts(&mut *log).await;
         for case in 0..CASES.len() {
             let (columns, rejects) = &came[&table(case)];
             compare(case, policy, &printed[case], columns, rejects);
         }
     }
+}
+
+/// Nothing here is large enough for it.
+fn room() -> Arc<dyn SpillRoom> {
+    Arc::new(UnboundedRoom("never-used".into()))
 }
 
 /// The inserted row of every case's table.
@@ -382,7 +387,7 @@ async fn a_numeric_becomes_a_decimal_by_rule() {
     let expected = [(1, 1, "0.001"), (1, 2, "{0.001}"), (2, 1, "12345"), (3, 1, "NaN"), (3, 2, "{NaN}")];
     assert_eq!(exact, expected);
     let known = source.identity().await.unwrap();
-    let mut log = source.open_log(&tables, from, &known).await.unwrap();
+    let mut log = source.open_log(&tables, from, &known, room()).await.unwrap();
     let budget = Budget { rows: 10_000, bytes: 1 << 20, wait: Duration::from_secs(5) };
     let mut items = vec![];
     while items.is_empty() {

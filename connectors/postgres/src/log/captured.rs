@@ -27,6 +27,9 @@ pub enum State {
     Unresolved,
     /// Its shape is the table's.
     Matched,
+    /// It was added while the log was running, and what the log showed before is not its shape: either it was changed since,
+    /// which the log shows with the next row, or rows from before that are still to come.
+    Outdated,
     /// Its shape changed in a way that is not applied; its rows are left out until it is as it was.
     Suspended,
 }
@@ -38,7 +41,7 @@ pub struct Captured {
     pub table: Arc<Table>,
     /// Whether its rows can be taken.
     pub state: State,
-    /// It came while the log was running, and takes the shape that the log shows first.
+    /// It came while the log was running, and takes the shape that the log shows first, until its load has one.
     pub adopting: bool,
     /// Rows that were left out while it was suspended.
     pub skipped: u64,

@@ -128,6 +128,11 @@ impl Decoder {
         }
     }
 
+    /// The server's log ends here at the earliest.
+    pub fn note_source_end(&mut self, end: u64) {
+        self.source_end = self.source_end.max(end);
+    }
+
     /// Whether a transaction has begun and not ended.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
@@ -179,6 +184,15 @@ impl Decoder {
         }
     }
 
+    /// A table that was added has this shape until the log shows that it changed.
+    pub fn settle_table(&mut self, table: Arc<Table>) {
+        let oid = u32::try_from(table.source_id).unwrap_or_default();
+        if let Some(captured) = self.tables.get_mut(&oid).filter(|captured| captured.adopting) {
+            captured.adopting = false;
+            captured.reshape(table);
+        }
+    }
+
     /// A table to leave out from now on, with what is pending of it.
     pub fn remove_table(&mut self, name: &TableName) {
         let gone = self.tables.extract_if(|_, captured| captured.table.name == *name);
@@ -188,7 +202,8 @@ impl Decoder {
         self.waiting.retain(|oid| !oids.contains(oid));
     }
 
-    fn message(&mut self, message: Message<'_>) -> Result<()> {
+    /// Takes a message of a transaction that has committed.
+    pub fn message(&mut self, message: Message<'_>) -> Result<()> {
         match message {
             Message::Insert(insert) => self.change(insert.relation, Some(insert.new), |captured, transaction| {
                 captured.insert(transaction, insert.new).map(|()| true)
@@ -267,6 +282,10 @@ impl Decoder {
             State::Suspended => {
                 captured.skipped += 1;
                 return Ok(());
+            }
+            State::Outdated => {
+                captured.skipped += 1;
+                return self.suspend(oid, "a row has a shape from before the table was loaded anew");
             }
             State::Unresolved => return Err(protocol("a row comes before the shape of its table")),
         }
@@ -405,6 +424,10 @@ impl Decoder {
                     let deferrable = full && facts.deferrable && captured.table.is_keyed();
                     captured.tracker = deferrable.then(KeyTracker::default);
                 }
+                Ok(())
+            }
+            Err(_) if captured.adopting => {
+                captured.state = State::Outdated;
                 Ok(())
             }
             Err(what) => self.suspend(oid, &what),

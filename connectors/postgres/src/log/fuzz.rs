@@ -3,13 +3,17 @@
 //!
 //! `MILLRACE_FUZZ_SECONDS` says for how long (default 2), as for `tests/fuzz.rs`.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use millrace_core::{Capture, Change, Column, ColumnType, Table, TableName, source::Budget};
+use millrace_core::{
+    Capture, Change, Column, ColumnType, Table, TableName,
+    source::{Budget, UnboundedRoom},
+};
 
 use super::{
     decoder::Decoder,
     shape::{TypeName, TypeNames},
+    streamed::Streamed,
 };
 use crate::fence::VisibilityFence;
 
@@ -17,6 +21,8 @@ use crate::fence::VisibilityFence;
 struct Script<'a> {
     bytes: &'a [u8],
     lsn: u64,
+    /// Messages belong to a part of an open transaction.
+    receiving: bool,
 }
 
 impl Script<'_> {
@@ -57,6 +63,16 @@ impl Script<'_> {
         tuple
     }
 
+    /// One of three transactions.
+    fn top(&mut self) -> u8 {
+        self.byte().unwrap_or(0) % 3 * 16
+    }
+
+    /// One of them, or of their sub-transactions.
+    fn sub(&mut self) -> u8 {
+        self.byte().unwrap_or(0) % 48
+    }
+
     fn oid(&mut self) -> [u8; 4] {
         u32::from(self.byte().unwrap_or(0) % 4 + 1).to_be_bytes()
     }
@@ -84,7 +100,7 @@ impl Script<'_> {
         let kind = self.byte()?;
         self.lsn += u64::from(kind);
         let lsn = self.lsn.to_be_bytes();
-        let message = match kind % 16 {
+        let mut message = match kind % 24 {
             0 | 1 => [b"B".as_slice(), &lsn, &[0; 8], &[0, 0, 0, kind]].concat(),
             2 | 3 => [b"C\0".as_slice(), &lsn, &(self.lsn + 8).to_be_bytes(), &[0; 8]].concat(),
             4 | 5 => self.relation(),
@@ -95,15 +111,26 @@ impl Script<'_> {
             12 => [b"T\0\0\0\x02\0".as_slice(), &self.oid(), &self.oid()].concat(),
             13 => return Some([b"k".as_slice(), &lsn, &[0; 8], &[kind & 1]].concat()),
             14 => [b"M\x01".as_slice(), &lsn, b"p\0\0\0\0\x02hi"].concat(),
+            16 | 17 => [b"S\0\0\0".as_slice(), &[self.top(), self.byte().unwrap_or(1) & 1]].concat(),
+            18 => b"E".to_vec(),
+            19 | 20 => [b"c\0\0\0".as_slice(), &[self.top(), 0], &lsn, &(self.lsn + 8).to_be_bytes(), &[0; 8]].concat(),
+            21 => [b"A\0\0\0".as_slice(), &[self.top(), 0, 0, 0, self.top()]].concat(),
+            22 => [b"A\0\0\0".as_slice(), &[self.top(), 0, 0, 0, self.sub()], &[0; 16]].concat(),
             _ => return Some(std::mem::take(&mut self.bytes).to_vec()),
         };
+        let tag = message.first().copied().unwrap_or_default();
+        self.receiving = (self.receiving && tag != b'E') || tag == b'S';
+        if self.receiving && tag != b'S' && kind < 248 {
+            let sub = self.sub();
+            message.splice(1..1, [0, 0, 0, sub]);
+        }
         // Within a transaction the place does not move: a commit stands where its begin said.
-        self.lsn -= if matches!(kind % 16, 2 | 3 | 13) { 0 } else { u64::from(kind) };
+        self.lsn -= if matches!(kind % 24, 2 | 3 | 13 | 19 | 20) { 0 } else { u64::from(kind) };
         Some([b"w".as_slice(), &lsn, &lsn, &[0; 8], &message].concat())
     }
 }
 
-fn table(oid: u64, capture: Capture, key: Vec<usize>) -> Arc<Table> {
+pub(super) fn table(oid: u64, capture: Capture, key: Vec<usize>) -> Arc<Table> {
     let column = |id, name: &str, ty, source_type: &str| Column {
         id,
         name: name.into(),
@@ -131,25 +158,32 @@ fn table(oid: u64, capture: Capture, key: Vec<usize>) -> Arc<Table> {
     })
 }
 
-fn types() -> TypeNames {
+pub(super) fn types() -> TypeNames {
     let name = |source_type: &str, ty| TypeName { source_type: source_type.into(), ty };
     TypeNames::from([((23, -1), name("integer", ColumnType::Int32)), ((25, -1), name("text", ColumnType::Text))])
 }
 
-/// Plays a script; gives how many rows were sent, came out, and were refused.
-fn play(input: &[u8]) -> (usize, usize) {
+/// Over a table with a key, one without, and one of which only inserts are captured.
+pub(super) fn decoder() -> Decoder {
     let tables =
         [table(1, Capture::All, vec![0]), table(2, Capture::All, vec![]), table(3, Capture::InsertsOnly, vec![])];
     let mut decoder = Decoder::new(&tables, 1, 1 << 20, Arc::default(), Arc::new(VisibilityFence::default()));
     decoder.types = types();
     // No catalog is asked, as if nothing had been altered.
     decoder.trust_catalog();
+    decoder
+}
+
+/// Plays a script; gives how many rows were sent, came out, and were refused.
+fn play(input: &[u8], folder: &Path) -> (usize, usize) {
+    let mut decoder = decoder();
+    let mut streamed = Streamed::open(Arc::new(UnboundedRoom(folder.join("spill")))).unwrap();
     let budget = Budget { rows: 100, bytes: 1 << 20, wait: Duration::ZERO };
-    let mut script = Script { bytes: input, lsn: 2 };
+    let mut script = Script { bytes: input, lsn: 2, receiving: false };
     let (mut sent, mut out, mut upto) = (0, 0, None);
     while let Some(message) = script.message() {
         sent += usize::from(matches!(message.get(25), Some(b'I' | b'U' | b'D')));
-        if decoder.apply(&message).is_err() || decoder.unresolved().is_some() {
+        if streamed.feed(&mut decoder, &message).is_err() || decoder.unresolved().is_some() {
             break;
         }
         if decoder.is_full(&budget) || message.len() % 7 == 0 {
@@ -178,9 +212,10 @@ fn rows(items: &[Change]) -> usize {
 
 #[test]
 fn sessions() {
+    let folder = tempfile::tempdir().unwrap();
     let seconds = std::env::var("MILLRACE_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
     bolero::check!().with_test_time(Duration::from_secs(seconds.unwrap_or(2))).for_each(|input: &[u8]| {
-        let (sent, out) = play(input);
+        let (sent, out) = play(input, folder.path());
         // An update of a key, and one without a key, are a delete and an insert.
         assert!(out <= 2 * sent, "{out} rows of {sent} messages");
     });
@@ -189,7 +224,8 @@ fn sessions() {
 /// Found at random: the old row of an update with fewer columns than the new one.
 #[test]
 fn an_old_row_of_other_columns_is_an_error() {
-    assert_eq!(play(&[0, 4, 0, 0, 10, 0, 1, 4, 0, 2]), (1, 0));
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(play(&[0, 4, 0, 0, 10, 0, 1, 4, 0, 2], folder.path()), (1, 0));
 }
 
 /// What the scripts must be able to reach, or they show nothing.
@@ -197,5 +233,14 @@ fn an_old_row_of_other_columns_is_an_error() {
 fn a_script_can_be_a_whole_transaction() {
     let insert = [6, 0, 2, 4, 4, 4];
     let script = [[4, 0, 0].as_slice(), &[0], &insert, &insert, &[9, 0, 2, 4, 2, 5], &[2]].concat();
-    assert_eq!(play(&script), (3, 3));
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(play(&script, folder.path()), (3, 3));
+    // The same sent ahead in two parts, of which the second row is of a sub-transaction that rolls back.
+    let start = |first: u8| [16, 1, first];
+    let (relation, kept, undone) = ([4, 0, 0, 1], [6, 0, 2, 4, 4, 4, 16], [6, 0, 2, 4, 4, 4, 17]);
+    let rows = [start(1).as_slice(), &relation, &kept, &undone, &[18], &start(0), &kept, &[18]].concat();
+    let (commit, rollback) = ([19, 1], [21, 1, 1]);
+    assert_eq!(play(&[rows.as_slice(), &commit].concat(), folder.path()), (3, 3));
+    assert_eq!(play(&[rows.as_slice(), &[22, 1, 17], &commit].concat(), folder.path()), (3, 2));
+    assert_eq!(play(&[rows.as_slice(), &rollback].concat(), folder.path()), (3, 0));
 }

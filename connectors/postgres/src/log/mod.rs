@@ -1,10 +1,12 @@
 //! The log of a database: pgoutput over our own replication socket (manual, "Logical Streaming Replication Protocol").
 //!
-//! Streaming of open transactions is off and the slot is made without two-phase, so only committed transactions arrive,
-//! one after the other. Values are decoded from the receive buffer straight into the batches that are handed out.
+//! The slot is made without two-phase, so a transaction arrives when it commits, one after the other, unless it is large:
+//! from PostgreSQL 14 on the server sends such a one in parts while it is open, and it goes to our disk until it commits.
+//! Values are decoded from the receive buffer (or from that file) straight into the batches that are handed out.
 //!
 //! - [`open`]: the checks of every connect; [`pace`]: when to read; [`status`]: keeps the session alive
 //! - [`decoder`]: messages to changes; [`transaction`], [`captured`]: its parts
+//! - [`streamed`]: transactions that are sent before they commit; [`spill`]: their files
 //! - [`shape`], [`attributes`]: a table's shape in the log against ours; [`deferrable`], [`pending`]: rows that need a second look
 
 mod attributes;
@@ -17,13 +19,18 @@ mod open;
 mod pace;
 mod pending;
 mod shape;
+mod spill;
 mod status;
+mod streamed;
 #[cfg(test)]
 mod tests;
 mod transaction;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -31,7 +38,7 @@ use async_trait::async_trait;
 use millrace_core::{
     Changes, Durable, Error, Kind, Position, Result, Table, TableName, ValueRules,
     error::Context,
-    source::{Budget, Identity, Log},
+    source::{Budget, Identity, Log, SpillRoom},
 };
 
 pub(crate) use self::open::verify_identity;
@@ -39,16 +46,20 @@ use self::{
     decoder::{Applied, Decoder},
     pace::Pace,
     status::StatusSender,
+    streamed::Streamed,
 };
 use crate::{
     PostgresConfig,
     config::Names,
     fence::VisibilityFence,
-    wire::{Connection, LogReader, Mode},
+    wire::{Connection, LogReader, Mode, sqlstate},
 };
 
 /// While a backlog is read in bursts, changes are collected for so long before they are handed out.
 const COLLECT: Duration = Duration::from_millis(40);
+
+/// Between two requests for room on our disk.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Other tasks are let run at least so often.
 const YIELD_INTERVAL: Duration = Duration::from_millis(5);
@@ -80,6 +91,28 @@ impl Default for LogOptions {
     }
 }
 
+/// What a log shares with the other parts of its source, and with the task.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Notes transactions with changes that need a lookup.
+    pub fence: Arc<VisibilityFence>,
+    /// Where transactions that have not committed are kept.
+    pub spill: Arc<dyn SpillRoom>,
+    /// The server failed while it sent transactions ahead: the next log asks for whole ones.
+    pub whole: Arc<AtomicBool>,
+}
+
+/// Where decoding ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decoded {
+    /// With what was received.
+    All,
+    /// With enough to hand out.
+    Enough,
+    /// Before something for which there is no room on our disk yet.
+    NoRoom,
+}
+
 /// An open log.
 #[derive(Debug)]
 pub struct PostgresLog {
@@ -87,6 +120,11 @@ pub struct PostgresLog {
     reader: LogReader,
     status: StatusSender,
     decoder: Decoder,
+    streamed: Streamed,
+    /// Set where the server failed; `None` where nothing is sent ahead.
+    whole: Option<Arc<AtomicBool>>,
+    /// The current pull has written to our disk.
+    spilled: bool,
     pace: Pace,
     /// When other tasks were last let run.
     yielded: Instant,
@@ -98,8 +136,7 @@ pub struct PostgresLog {
 }
 
 impl PostgresLog {
-    /// Connects, makes sure that nothing from `from` on is lost, and starts the stream. Transactions with changes that
-    /// need a lookup are noted in `fence`.
+    /// Connects, makes sure that nothing from `from` on is lost, and starts the stream.
     pub async fn open(
         config: &PostgresConfig,
         names: &Names,
@@ -107,7 +144,7 @@ impl PostgresLog {
         from: Position,
         known: &Identity,
         options: LogOptions,
-        fence: Arc<VisibilityFence>,
+        Surroundings { fence, spill, whole }: Surroundings,
     ) -> Result<Self> {
         let start = u64::try_from(from.0).context(Kind::Internal, || format!("opening the log at {from}"))?;
         let mut session = Connection::connect(config, Mode::Replication, "millrace log").await?;
@@ -116,7 +153,11 @@ impl PostgresLog {
         let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
         decoder.own_changes_only = options.own_changes_only;
         open::learn_tables(&mut session, tables, &mut decoder).await?;
-        let stream = open::start(session, names, start, &options).await?;
+        let streamed = Streamed::open(spill)?;
+        // What a server without the option `origin` sends of an open transaction does not say yet where it comes from.
+        let by_decoder = options.own_changes_only && session.major_version() < open::ORIGIN_VERSION_MIN;
+        let ahead = !whole.swap(false, Ordering::Relaxed) && !by_decoder;
+        let stream = open::start(session, names, start, &options, ahead).await?;
         // A third of the server's patience, and often enough that an idle log advances.
         let interval = (options.sender_timeout / 3).min(Duration::from_secs(10));
         tracing::info!(slot = names.slot, position = %from, "the log is open");
@@ -126,6 +167,9 @@ impl PostgresLog {
             reader: stream.reader,
             status: StatusSender::spawn(stream.writer, start, interval),
             decoder,
+            streamed,
+            whole: ahead.then_some(whole),
+            spilled: false,
             yielded: Instant::now(),
             fence,
             identity,
@@ -138,20 +182,54 @@ impl PostgresLog {
         self.status.confirmed()
     }
 
-    /// Decodes what has been received; whether the budget is used up. Safe to cancel.
-    async fn decode(&mut self, budget: &Budget) -> Result<bool> {
+    /// Decodes what has been received, and before that what has committed on our disk. Safe to cancel.
+    async fn decode(&mut self, budget: &Budget) -> Result<Decoded> {
         loop {
             while self.decoder.unresolved().is_some() {
                 self.resolve().await?;
             }
             if self.decoder.is_full(budget) {
-                return Ok(true);
+                return Ok(Decoded::Enough);
             }
-            let Some(payload) = self.reader.message()? else { return Ok(false) };
-            if self.decoder.apply(payload)? == Applied::ReplyRequested {
+            if self.streamed.is_replaying() {
+                if self.streamed.replay(&mut self.decoder)? {
+                    self.let_others_run().await;
+                }
+                continue;
+            }
+            if self.streamed.is_due() {
+                if !self.streamed.write()? {
+                    return Ok(Decoded::NoRoom);
+                }
+                self.spilled = true;
+            }
+            let payload = match self.reader.message() {
+                Ok(Some(payload)) => payload,
+                Ok(None) => return Ok(Decoded::All),
+                Err(error) => {
+                    ask_for_whole(self.whole.as_deref(), &error);
+                    return Err(error);
+                }
+            };
+            if let Some(source_end) = self.streamed.take(payload)? {
+                self.decoder.note_source_end(source_end);
+            } else if self.decoder.apply(payload)? == Applied::ReplyRequested {
                 self.status.answer_now();
             }
         }
+    }
+
+    /// A backlog may keep this task busy for long, and status updates must go out meanwhile.
+    async fn let_others_run(&mut self) {
+        if self.yielded.elapsed() >= YIELD_INTERVAL {
+            tokio::task::yield_now().await;
+            self.yielded = Instant::now();
+        }
+    }
+
+    /// Whether there are whole transactions to hand out.
+    fn is_ready(&self) -> bool {
+        self.decoder.has_changes() && !self.decoder.in_transaction()
     }
 
     /// Compares the shape of one table with the catalog's help. Safe to cancel: it is asked for again.
@@ -173,11 +251,11 @@ impl PostgresLog {
 
     /// Reads more; `false` when it is time to hand out what there is. Safe to cancel.
     async fn read_more(&mut self, began: Instant, deadline: tokio::time::Instant) -> Result<bool> {
-        let ready = self.decoder.has_changes() && !self.decoder.in_transaction();
-        // A backlog may keep this task busy for long, and status updates must go out meanwhile.
-        if self.yielded.elapsed() >= YIELD_INTERVAL {
-            tokio::task::yield_now().await;
-            self.yielded = Instant::now();
+        let ready = self.is_ready();
+        self.let_others_run().await;
+        // Hours of an open transaction keep nobody waiting for what has committed meanwhile.
+        if self.spilled && ((ready && began.elapsed() >= COLLECT) || tokio::time::Instant::now() >= deadline) {
+            return Ok(false);
         }
         let count = if self.pace.is_drained() { 0 } else { self.reader.fill_now().await? };
         if count > 0 {
@@ -205,12 +283,34 @@ impl PostgresLog {
     }
 }
 
+/// PostgreSQL up to 18 at least cannot send a transaction ahead in which a savepoint with a change of the catalog was rolled
+/// back and the same was changed again ("could not map filenode … to relation OID"): it believes the change that rolled
+/// back. The whole transaction it can send. So after any error of its own, but its shutdown (class 57), the next session
+/// asks for that; the one after tries again.
+fn ask_for_whole(whole: Option<&AtomicBool>, error: &Error) {
+    let (Some(whole), Some(state)) = (whole, sqlstate(error)) else { return };
+    if !state.starts_with("57") {
+        tracing::warn!(sqlstate = state, "the server failed; next it is asked for whole transactions only");
+        whole.store(true, Ordering::Relaxed);
+    }
+}
+
 #[async_trait]
 impl Log for PostgresLog {
     async fn pull(&mut self, budget: Budget) -> Result<Changes> {
         let began = Instant::now();
         let deadline = tokio::time::Instant::now() + budget.wait;
-        while !self.decode(&budget).await? && self.read_more(began, deadline).await? {}
+        self.spilled = false;
+        loop {
+            match self.decode(&budget).await? {
+                Decoded::All if self.read_more(began, deadline).await? => {}
+                Decoded::NoRoom if !self.is_ready() && tokio::time::Instant::now() < deadline => {
+                    self.reader.leave_alone();
+                    tokio::time::sleep(ROOM_PAUSE).await;
+                }
+                Decoded::All | Decoded::Enough | Decoded::NoRoom => break,
+            }
+        }
         self.catalog = None;
         Ok(self.decoder.take())
     }
@@ -231,6 +331,10 @@ impl Log for PostgresLog {
 
     fn add_table(&mut self, table: Arc<Table>) {
         self.decoder.add_table(table);
+    }
+
+    fn settle_table(&mut self, table: Arc<Table>) {
+        self.decoder.settle_table(table);
     }
 
     fn remove_table(&mut self, table: &TableName) {

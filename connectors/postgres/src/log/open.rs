@@ -17,7 +17,7 @@ use crate::{
 /// How long a slot may still be held by our own session before, which the server has yet to notice is gone.
 const ACTIVE_PATIENCE: Duration = Duration::from_secs(3);
 /// The option `origin` of pgoutput came with this version.
-const ORIGIN_VERSION_MIN: u32 = 16;
+pub const ORIGIN_VERSION_MIN: u32 = 16;
 const ACTIVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Compares the server with the one that the position comes from; gives who it is now, as this very session sees it.
@@ -234,8 +234,15 @@ pub async fn learn_tables(session: &mut Connection, tables: &[Arc<Table>], decod
     shape::learn_tables(session, &oids, &mut decoder.types).await
 }
 
-/// `START_REPLICATION`: the newest protocol of the server, only committed transactions, values as text.
-pub async fn start(mut session: Connection, names: &Names, from: u64, options: &LogOptions) -> Result<CopyBoth> {
+/// `START_REPLICATION`: the newest protocol of the server that we need, with `ahead` large transactions before they
+/// commit, values as text.
+pub async fn start(
+    mut session: Connection,
+    names: &Names,
+    from: u64,
+    options: &LogOptions,
+    ahead: bool,
+) -> Result<CopyBoth> {
     let timeout_ms = options.sender_timeout.as_millis();
     session.execute(&format!("SET wal_sender_timeout = '{timeout_ms}ms'")).await?;
     if options.failover && session.major_version() >= FAILOVER_VERSION_MIN {
@@ -248,10 +255,10 @@ pub async fn start(mut session: Connection, names: &Names, from: u64, options: &
     let origin =
         if options.own_changes_only && session.major_version() >= ORIGIN_VERSION_MIN { ", origin 'none'" } else { "" };
     let sql = format!(
-        "START_REPLICATION SLOT \"{}\" LOGICAL {} (proto_version '{}', publication_names {}{origin})",
+        "START_REPLICATION SLOT \"{}\" LOGICAL {} ({}, publication_names {}{origin})",
         names.slot.replace('"', "\"\""),
         Position(u128::from(from)),
-        protocol_version(session.major_version()),
+        protocol(session.major_version(), ahead),
         quote_literal(&publications.map(|name| format!("\"{}\"", name.replace('"', "\"\""))).join(",")).trim(),
     );
     session.copy_both(&sql).await.map_err(|error| match sqlstate(&error) {
@@ -265,12 +272,15 @@ pub async fn start(mut session: Connection, names: &Names, from: u64, options: &
     })
 }
 
-fn protocol_version(major: u32) -> u8 {
-    match major {
-        16.. => 4,
-        15 => 3,
-        14 => 2,
-        _ => 1,
+/// The protocol's version, and the option by which large transactions are sent before they commit. Version 3 only adds
+/// two-phase commits, which are not asked for; `parallel` only adds what several appliers of a subscriber need.
+fn protocol(major: u32, ahead: bool) -> &'static str {
+    match (major, ahead) {
+        (16.., true) => "proto_version '4', streaming 'on'",
+        (16.., false) => "proto_version '4', streaming 'off'",
+        (14 | 15, true) => "proto_version '2', streaming 'on'",
+        (14 | 15, false) => "proto_version '2', streaming 'off'",
+        _ => "proto_version '1'",
     }
 }
 

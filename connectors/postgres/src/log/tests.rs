@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use millrace_core::{Change, ChangeBatch, Ddl, Selection, TablePattern, Unfit, batch::Cell};
+use millrace_core::{Change, ChangeBatch, Ddl, Selection, TablePattern, Unfit, batch::Cell, source::UnboundedRoom};
 
 use super::*;
 use crate::{discover, publication, slot, test_server::TestServer, wire::sqlstate};
@@ -16,6 +16,7 @@ struct Fixture {
     from: Position,
     fence: Arc<VisibilityFence>,
     options: LogOptions,
+    spill: tempfile::TempDir,
 }
 
 const WAIT: Duration = Duration::from_millis(300);
@@ -32,7 +33,8 @@ impl Fixture {
         let from = slot::create(&server.config("postgres"), &names, false).await.unwrap();
         let known = slot::identity(&mut session).await.unwrap();
         let fence = Arc::new(VisibilityFence::default());
-        Some(Self { server, session, names, known, tables, from, fence, options: LogOptions::default() })
+        let (options, spill) = (LogOptions::default(), tempfile::tempdir().unwrap());
+        Some(Self { server, session, names, known, tables, from, fence, options, spill })
     }
 
     async fn run(&mut self, sql: &str) {
@@ -41,8 +43,13 @@ impl Fixture {
 
     async fn try_open(&self, from: Position) -> Result<PostgresLog> {
         let config = self.server.config("postgres");
-        let fence = self.fence.clone();
-        PostgresLog::open(&config, &self.names, &self.tables, from, &self.known, self.options.clone(), fence).await
+        let (options, around) = (self.options.clone(), self.surroundings());
+        PostgresLog::open(&config, &self.names, &self.tables, from, &self.known, options, around).await
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let spill = Arc::new(UnboundedRoom(self.spill.path().join("spill")));
+        Surroundings { fence: self.fence.clone(), spill, whole: Arc::default() }
     }
 
     async fn open(&self) -> PostgresLog {
@@ -592,9 +599,57 @@ async fn a_pull_that_is_given_up_loses_nothing() {
 async fn a_unix_socket_serves_as_well() {
     let Some(mut fixture) = Fixture::new("create table t (id int primary key)").await else { return };
     let config = PostgresConfig { host: fixture.server.socket_folder(), ..fixture.server.config("postgres") };
-    let (names, tables, known, fence) = (&fixture.names, &fixture.tables, &fixture.known, fixture.fence.clone());
+    let (names, tables, known, around) = (&fixture.names, &fixture.tables, &fixture.known, fixture.surroundings());
     let mut log =
-        PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options.clone(), fence).await.unwrap();
+        PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options.clone(), around).await.unwrap();
     fixture.run("insert into t select generate_series(1, 50000)").await;
     assert_eq!(drain(&mut log).await.iter().map(Changes::rows).sum::<u64>(), 50_000);
+}
+
+// trap: 8, 23 (crash)
+#[tokio::test]
+async fn a_session_lives_through_a_long_replay_and_starts_it_again() {
+    let sql = "create table t (id int primary key, v text);
+               alter database postgres set logical_decoding_work_mem = '64kB'";
+    let Some(mut fixture) = Fixture::new(sql).await else { return };
+    fixture.options.sender_timeout = Duration::from_secs(1);
+    let mut log = fixture.open().await;
+    fixture
+        .run(
+            "begin; insert into t select g, repeat('x', 100) from generate_series(1, 30000) g; savepoint s;
+             insert into t select g, 'undone' from generate_series(30001, 31000) g; rollback to s;
+             insert into t values (31001, 'last'); commit; insert into t values (31002, 'small')",
+        )
+        .await;
+    let spill = fixture.spill.path().join("spill");
+    let small = Budget { rows: 1000, bytes: 1 << 20, wait: WAIT };
+    let (mut rows, mut pulls, began) = (0, 0, Instant::now());
+    while rows < 10_000 {
+        let changes = log.pull(small).await.unwrap();
+        assert!(changes.rows() == 0 || changes.upto.is_none(), "a transaction that is not complete has no position");
+        rows += changes.rows();
+        pulls += 1;
+        if changes.rows() > 0 {
+            // Longer, all in all, than the server is patient.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+    assert!(pulls >= 10 && began.elapsed() > fixture.options.sender_timeout * 2);
+    assert!(spill.exists(), "the rest is on the disk");
+    let all = drain(&mut log).await;
+    let shown = show(&all);
+    assert_eq!(rows + all.iter().map(Changes::rows).sum::<u64>(), 30_002);
+    assert_eq!(shown[shown.len() - 2..], ["I 31001 last #30001", "I 31002 small #1"]);
+    drop(log);
+    assert!(!spill.exists());
+    // Nothing was confirmed: from the same position everything comes again, although the server said its end before.
+    let mut log = fixture.open().await;
+    let again = drain(&mut log).await;
+    assert_eq!(again.iter().map(Changes::rows).sum::<u64>(), 30_002);
+    let upto = again.iter().filter_map(|changes| changes.upto).max().unwrap();
+    drop(log);
+    let mut log = fixture.try_open(upto).await.unwrap();
+    assert_eq!(show(&drain(&mut log).await), [""; 0], "and from behind it nothing");
+    let rows = fixture.session.query("select stream_txns from pg_stat_replication_slots").await.unwrap();
+    assert!(rows[0][0].as_deref().is_some_and(|count| count.parse::<u32>().unwrap() >= 2), "it came ahead: {rows:?}");
 }

@@ -32,6 +32,9 @@ pub mod relation;
 pub mod server_error;
 mod socket;
 pub mod status_update;
+pub mod stream_abort;
+pub mod stream_commit;
+pub mod stream_start;
 #[cfg(test)]
 mod tests;
 mod tls;

@@ -10,6 +10,9 @@ use super::{
     origin::Origin,
     reader::{Malformed, Reader},
     relation::Relation,
+    stream_abort::StreamAbort,
+    stream_commit::StreamCommit,
+    stream_start::StreamStart,
     truncate::Truncate,
     type_name::TypeName,
     update::Update,
@@ -38,7 +41,7 @@ impl<'a> Incoming<'a> {
     }
 }
 
-/// A message of pgoutput without streaming and without two-phase commit.
+/// A message of pgoutput about a transaction that has committed; without two-phase commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Message<'a> {
@@ -71,6 +74,29 @@ impl<'a> Message<'a> {
             b'M' => Self::LogicalMessage(LogicalMessage::parse(reader)?),
             _ => return Err(Malformed("a pgoutput message that was not asked for")),
         })
+    }
+}
+
+/// What stands around the messages of transactions that have not committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum StreamMessage {
+    Start(StreamStart),
+    Stop,
+    Commit(StreamCommit),
+    Abort(StreamAbort),
+}
+
+impl StreamMessage {
+    /// Reads a message from its tag on; `None` for any other message.
+    pub fn parse(mut reader: Reader<'_>) -> Result<Option<Self>, Malformed> {
+        Ok(Some(match reader.u8()? {
+            b'S' => Self::Start(StreamStart::parse(reader)?),
+            b'E' => reader.end().map(|()| Self::Stop)?,
+            b'c' => Self::Commit(StreamCommit::parse(reader)?),
+            b'A' => Self::Abort(StreamAbort::parse(reader)?),
+            _ => return Ok(None),
+        }))
     }
 }
 
@@ -152,12 +178,44 @@ mod tests {
         assert_eq!((insert.new.cell(1), insert.new.cell(2)), (Value::Text(b"x"), Value::Null));
     }
 
+    #[test]
+    fn parts_of_open_transactions_are_told() {
+        let xid = 7_u32.to_be_bytes();
+        let decoded = [
+            [b"S".as_slice(), &xid, b"\x01"].concat(),
+            [b"S".as_slice(), &xid, b"\0"].concat(),
+            b"E".to_vec(),
+            [b"c".as_slice(), &xid, b"\0", &lsn(0x10), &lsn(0x20), &5_i64.to_be_bytes()].concat(),
+            [b"A".as_slice(), &xid, &9_u32.to_be_bytes()].concat(),
+            [b"A".as_slice(), &xid, &xid, &lsn(0x10), &lsn(0)].concat(),
+            b"C\0".to_vec(),
+            [b"c".as_slice(), &xid, b"\0"].concat(),
+            b"E\0".to_vec(),
+        ]
+        .map(|bytes| match StreamMessage::parse(Reader::new(&bytes)) {
+            Ok(message) => format!("{message:?}"),
+            Err(error) => error.to_string(),
+        });
+        insta::assert_snapshot!(decoded.join("\n"), @r"
+        Some(Start(StreamStart { xid: 7, is_first: true }))
+        Some(Start(StreamStart { xid: 7, is_first: false }))
+        Some(Stop)
+        Some(Commit(StreamCommit { xid: 7, commit_lsn: 16, end_lsn: 32, commit_time: 5 }))
+        Some(Abort(StreamAbort { xid: 7, subxid: 9 }))
+        Some(Abort(StreamAbort { xid: 7, subxid: 7 }))
+        None
+        malformed message: it ends too early
+        malformed message: it is longer than it should be
+        ");
+    }
+
     proptest! {
         /// Foreign bytes never panic, and what was taken for a row has as many cells as it says.
         #[test]
-        fn arbitrary_bytes_do_no_harm(kind in prop::sample::select(b"BCRYOIUDTMwk?".to_vec()), body in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_no_harm(kind in prop::sample::select(b"BCRYOIUDTMwkSEcA?".to_vec()), body in prop::collection::vec(any::<u8>(), 0..200)) {
             let bytes = [&[kind][..], &body].concat();
             let _ = Incoming::parse(&bytes);
+            let _ = StreamMessage::parse(Reader::new(&bytes));
             match Message::parse(Reader::new(&bytes)) {
                 Ok(Message::Insert(insert)) => prop_assert_eq!(insert.new.cells().count(), insert.new.len()),
                 Ok(Message::Delete(delete)) => {

@@ -24,3 +24,16 @@ impl<'a> XLogData<'a> {
         Ok(Self { wal_end, message: Message::parse(reader)? })
     }
 }
+
+/// Where the server's log ends, and the message from its tag on, of a CopyData that is such an envelope.
+#[inline]
+pub fn open(payload: &[u8]) -> Option<(u64, &[u8])> {
+    let mut reader = Reader::new(payload);
+    if reader.u8().ok()? != b'w' {
+        return None;
+    }
+    reader.u64().ok()?;
+    let wal_end = reader.u64().ok()?;
+    reader.i64().ok()?;
+    Some((wal_end, reader.rest()))
+}

@@ -164,7 +164,9 @@ impl PostgresLog {
         decoder.own_changes_only = options.own_changes_only;
         open::learn_tables(&mut session, tables, &mut decoder).await?;
         let streamed = Streamed::open(spill)?;
-        let ahead = !whole.swap(false, Ordering::Relaxed);
+        // What a server without the option `origin` sends of an open transaction does not say yet where it comes from.
+        let by_decoder = options.own_changes_only && session.major_version() < open::ORIGIN_VERSION_MIN;
+        let ahead = !whole.swap(false, Ordering::Relaxed) && !by_decoder;
         let stream = open::start(session, names, start, &options, ahead).await?;
         // A third of the server's patience, and often enough that an idle log advances.
         let interval = (options.sender_timeout / 3).min(Duration::from_secs(10));

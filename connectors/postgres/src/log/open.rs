@@ -17,7 +17,7 @@ use crate::{
 /// How long a slot may still be held by our own session before, which the server has yet to notice is gone.
 const ACTIVE_PATIENCE: Duration = Duration::from_secs(3);
 /// The option `origin` of pgoutput came with this version.
-const ORIGIN_VERSION_MIN: u32 = 16;
+pub const ORIGIN_VERSION_MIN: u32 = 16;
 const ACTIVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Compares the server with the one that the position comes from; gives who it is now, as this very session sees it.

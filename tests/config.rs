@@ -83,7 +83,8 @@ fn defaults_written_out_change_nothing() {
     let written = " , format: { type: parquet, compression: zstd }, buffer: { size: 128MiB, interval: 60s } }\n\
                    stream: { shards: 1, retention: 24h, compress: true }\non-error: { record: dead-letter, \
                    table: suspend, task: retry }\nmax-value: 64MiB\non-slot-lost: stop\n\
-                   failover-slot: false\norigin: any\non-change: { partition-attached: reload, partition-gone: reload }\nremoved: false\nversion: 1";
+                   failover-slot: false\norigin: any\nremoved: false\nversion: 1\n\
+                   on-change: { partition-attached: reload, partition-gone: reload }";
     assert!(parse(&text(" }")).same_task(&parse(&text(written)), "shop"));
 }
 

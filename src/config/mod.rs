@@ -124,6 +124,7 @@ static SHORT: Shape = Shape {
         "source-guard",
         "heartbeat",
         "failover-slot",
+        "origin",
     ],
 };
 /// The port of LocalStack, at which the tools of AWS developers look first.

@@ -54,7 +54,6 @@ TRAPS = [
         "Logical messages, in and outside transactions, around rows and a restart",
         "They are read past, and what is around them is neither lost nor doubled",
         crash=True,
-        no_test="not covered: Millrace asks for no logical messages; a test with them follows",
     ),
     Trap(
         "5",
@@ -172,7 +171,6 @@ TRAPS = [
         "25",
         "Changes that came by replication themselves, and go around in a loop",
         "Captured like all others, or left out where the config says so",
-        no_test="not covered: a test with rows that came by replication follows",
     ),
     Trap(
         "39",

@@ -22,12 +22,14 @@ pub struct Published {
     pub exists: bool,
     /// `FOR ALL TABLES`, or for a whole schema.
     is_open: bool,
-    /// Not by way of a partition's root, or of other operations than we want.
+    /// Of other operations than we want.
     other_options: bool,
     /// Its tables.
     pub tables: BTreeSet<TableName>,
     /// Those of them with a row filter or a column list.
     pub narrowed: BTreeSet<TableName>,
+    /// Changes of partitions come under the name of the partitioned table.
+    pub via_root: bool,
 }
 
 /// One of the two publications as it should be.
@@ -36,29 +38,31 @@ struct Wanted<'a> {
     name: &'a str,
     operations: &'static str,
     tables: BTreeSet<TableName>,
+    /// Some of them are partitioned, and only `publish_via_partition_root` sends their changes under their names.
+    has_roots: bool,
 }
 
 impl<'a> Wanted<'a> {
     fn both<'t>(names: &'a Names, tables: impl Iterator<Item = &'t Table> + Clone) -> [Self; 2] {
-        let of = |capture| tables.clone().filter(move |table| table.capture == capture).map(|table| table.name.clone());
+        let wanted = |name, capture, operations| {
+            let tables = tables.clone().filter(|table| table.capture == capture);
+            let has_roots = tables.clone().any(|table| table.parts.is_some());
+            Self { name, operations, tables: tables.map(|table| table.name.clone()).collect(), has_roots }
+        };
         [
-            Self {
-                name: &names.publication,
-                operations: "insert, update, delete, truncate",
-                tables: of(Capture::All).collect(),
-            },
-            Self {
-                name: &names.publication_inserts,
-                operations: "insert, truncate",
-                tables: of(Capture::InsertsOnly).collect(),
-            },
+            wanted(&names.publication, Capture::All, "insert, update, delete, truncate"),
+            wanted(&names.publication_inserts, Capture::InsertsOnly, "insert, truncate"),
         ]
+    }
+
+    fn has_other_options(&self, published: &Published) -> bool {
+        published.other_options || (self.has_roots && !published.via_root)
     }
 
     fn is(&self, published: &Published) -> bool {
         published.exists
             && !published.is_open
-            && !published.other_options
+            && !self.has_other_options(published)
             && published.narrowed.is_empty()
             && published.tables == self.tables
     }
@@ -82,7 +86,7 @@ impl<'a> Wanted<'a> {
             return vec![format!("DROP PUBLICATION {name};"), create()];
         }
         let mut statements = vec![];
-        if published.other_options {
+        if self.has_other_options(published) {
             statements.push(format!("ALTER PUBLICATION {name} SET {with};"));
         }
         if published.tables != self.tables || !published.narrowed.is_empty() {
@@ -153,8 +157,8 @@ pub async fn published(connection: &mut Connection, name: &str, operations: &str
         if recent { "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid)" } else { "false" };
     let rows = connection
         .query(&format!(
-            "SELECT NOT p.pubviaroot OR NOT p.pubinsert OR NOT p.pubtruncate OR p.pubupdate <> {update} \
-             OR p.pubdelete <> {delete}, p.puballtables OR {schemas}, n.nspname, c.relname, {narrowed} \
+            "SELECT NOT p.pubinsert OR NOT p.pubtruncate OR p.pubupdate <> {update} \
+             OR p.pubdelete <> {delete}, p.puballtables OR {schemas}, n.nspname, c.relname, {narrowed}, p.pubviaroot \
              FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid \
              LEFT JOIN pg_class c ON c.oid = r.prrelid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE p.pubname = {name}"
@@ -164,6 +168,7 @@ pub async fn published(connection: &mut Connection, name: &str, operations: &str
     for row in &rows {
         let row = CatalogRow(row);
         published.other_options |= row.text(0) == Some("t");
+        published.via_root = row.text(5) == Some("t");
         published.is_open |= row.text(1) == Some("t");
         if let (Some(schema), Some(table)) = (row.text(2), row.text(3)) {
             let table = TableName::new(schema, table);

@@ -114,6 +114,7 @@ impl Daemon {
             let finding = Finding::error("INTERNAL", "signals cannot be received");
             return Err(Refused::World(vec![Told::of_daemon(finding)]));
         };
+        allow_open_files();
         let surface = Surface { state: self.state.clone(), metrics: self.metrics.clone() };
         let http = self.http.take().map(|listener| tokio::spawn(api::serve(listener, surface, cancel.clone())));
         let control = self.control.take();
@@ -298,6 +299,15 @@ fn next_epoch(state: &dyn StateStore) -> Result<u64> {
     let epoch = read::<u64>(state, EPOCH_KEY)?.unwrap_or(0) + 1;
     state.commit(&[Put { expect: Some(last), ..Put::set(EPOCH_KEY, &epoch) }])?;
     Ok(epoch)
+}
+
+/// As many as the system lets us: a delivery's round that is done again may hold a file for each table.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).is_err() {
+        warn!(limit = limit.current, "the limit of open files cannot be raised");
+    }
 }
 
 #[cfg(test)]

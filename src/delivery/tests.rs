@@ -48,6 +48,7 @@ pub fn table(name: &str, extra: &[&str]) -> Arc<Table> {
         capture: Capture::All,
         storage_id: 1,
         definition_id: 1,
+        columns_ever: 0,
         estimated_rows: 0,
         estimated_bytes: 0,
         parts: None,

@@ -92,7 +92,7 @@ impl Capture<'_> {
     /// `opened` when the log is open.
     pub async fn run(
         &self,
-        asks: &mut mpsc::Receiver<Ask>,
+        asks: &mut mpsc::UnboundedReceiver<Ask>,
         cancel: &CancellationToken,
         opened: &(dyn Fn(Identity) -> Result<()> + Send + Sync),
     ) -> Result<()> {

@@ -237,6 +237,7 @@ mod tests {
             capture: Capture::All,
             storage_id: 1,
             definition_id: 1,
+            columns_ever: 0,
             estimated_rows: 0,
             estimated_bytes: 0,
             parts: None,

@@ -80,7 +80,7 @@ pub struct FullLoad {
     /// Whether changes are captured, so that the snapshot's position must be exact.
     pub exact: bool,
     /// Of the capture.
-    pub asks: mpsc::Sender<Ask>,
+    pub asks: mpsc::UnboundedSender<Ask>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Rows loaded so far by loads under way, by table.
@@ -88,10 +88,11 @@ pub struct FullLoad {
 }
 
 impl FullLoad {
-    /// Loads all tables that wait for it, on one snapshot. A table that cannot be loaded is suspended; an error that
+    /// Loads those of the tables that wait for it, on one snapshot. A table that cannot be loaded is suspended; an error that
     /// concerns all of them is given back, and what is finished stays.
-    pub async fn run(&self) -> Result<()> {
+    pub async fn run(&self, names: &BTreeSet<TableName>) -> Result<()> {
         let mut waiting = self.tables.to_load();
+        waiting.retain(|record| names.contains(&record.table.name));
         if waiting.is_empty() {
             return Ok(());
         }
@@ -139,7 +140,7 @@ impl FullLoad {
         let finished = self.begin(&record, &*load, snapshot.position()).await?;
         if self.exact {
             // The load holds the table as it is: whoever alters it comes later, and so does what the log shows of that.
-            let _ = self.asks.send(Ask::SettleTable(load.table().clone())).await;
+            let _ = self.asks.send(Ask::SettleTable(load.table().clone()));
         }
         let mapped = Arc::new(self.tables.rules().shape(load.table()));
         let rows_so_far = Arc::new(AtomicU64::new(finished.values().map(segment_rows).sum()));

@@ -39,7 +39,7 @@ pub(super) fn follow(
         };
         let name = &shape.name;
         match policy {
-            _ if what.is_empty() => note(tables, name, before, now)?,
+            _ if what.is_empty() => note(tables, shape, before)?,
             PartChange::Reload if loads => {
                 if may_reload(name) {
                     reload::mark(tables, task, Some(name))?;
@@ -52,7 +52,7 @@ pub(super) fn follow(
             }
             PartChange::Reload | PartChange::Ignore => {
                 warn!(task, table = %name, what, "rows came or went that no change tells of, and are passed over");
-                note(tables, name, before, now)?;
+                note(tables, shape, before)?;
                 events.push(format!("table {name} differs from its source from now on: {what}"));
             }
         }
@@ -78,9 +78,16 @@ fn policy(changes: PartChanges, emptied: bool, on_change: &OnChange) -> PartChan
     }
 }
 
-/// From now on these are its parts.
-fn note(tables: &Tables, name: &TableName, before: &[Part], now: &[Part]) -> Result<()> {
-    let same =
-        before.iter().map(|part| (part.id, part.storage_id)).eq(now.iter().map(|part| (part.id, part.storage_id)));
-    if same { Ok(()) } else { tables.update(name, vec![], |record| record.table.parts = Some(now.to_vec())) }
+/// From now on these are its parts, and this is what they send of old rows.
+fn note(tables: &Tables, shape: &Table, before: &[Part]) -> Result<()> {
+    let now = shape.parts.as_deref().unwrap_or_default();
+    let marks = |parts: &[Part]| -> Vec<_> { parts.iter().map(|p| (p.id, p.storage_id, p.attached_by)).collect() };
+    let same_capture = tables.get(&shape.name).is_some_and(|record| record.table.capture == shape.capture);
+    if marks(before) == marks(now) && same_capture {
+        return Ok(());
+    }
+    tables.update(&shape.name, vec![], |record| {
+        record.table.parts = Some(now.to_vec());
+        record.table.capture = shape.capture;
+    })
 }

@@ -79,7 +79,7 @@ struct Session {
     look_again: Arc<Notify>,
     /// How often each table was loaded anew because the log showed a change that it does not tell, and when last.
     mended: Arc<Mutex<HashMap<TableName, (u32, Instant)>>>,
-    asks: mpsc::Sender<Ask>,
+    asks: mpsc::UnboundedSender<Ask>,
     progress: Arc<Progress>,
     /// Tables that were suspended when this run began: an operator who has the task go on knows of them.
     suspended_before: BTreeSet<TableName>,
@@ -88,7 +88,7 @@ struct Session {
 impl Session {
     /// Opens the stream and everything over it. Before anything is made at the source, both ends must pass their check
     /// (`None` if they do not); later a target that is down does not keep the capture from going on.
-    async fn open(task: &Task) -> Result<Option<(Self, mpsc::Receiver<Ask>)>> {
+    async fn open(task: &Task) -> Result<Option<(Self, mpsc::UnboundedReceiver<Ask>)>> {
         let (wiring, name) = (&task.wiring, task.name().to_string());
         let options = StreamOptions {
             folder: task.stream_folder(),
@@ -120,7 +120,9 @@ impl Session {
         let delivery = Delivery::new(options, stream.clone(), destination, state, catalog.clone(), metrics);
         let delivery = Arc::new(delivery);
         delivery.set_paused(task.record()?.paused);
-        let (asks, asked) = mpsc::channel(16);
+        // Nobody waits for room in it: a load that waited for a capture that waits for the disk would be for ever. There are
+        // a few for each table.
+        let (asks, asked) = mpsc::unbounded_channel();
         let load = FullLoad {
             task: name,
             asks: asks.clone(),
@@ -153,7 +155,7 @@ impl Session {
         Ok(Some((session, asked)))
     }
 
-    async fn run(self, asked: mpsc::Receiver<Ask>, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
+    async fn run(self, asked: mpsc::UnboundedReceiver<Ask>, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
         let (capturing, delivering) = (CancellationToken::new(), CancellationToken::new());
         let mut loops: JoinSet<Result<bool>> = JoinSet::new();
         let (delivery, cancel) = (self.delivery.clone(), delivering.clone());
@@ -276,7 +278,7 @@ impl Session {
     }
 
     /// Capture and load, once the source is set up; tries again until it is.
-    async fn source_side(&self, mut asked: mpsc::Receiver<Ask>, cancel: CancellationToken) -> Result<bool> {
+    async fn source_side(&self, mut asked: mpsc::UnboundedReceiver<Ask>, cancel: CancellationToken) -> Result<bool> {
         let mut backoff = Backoff::new();
         loop {
             let set_up = tokio::select! {
@@ -390,7 +392,7 @@ impl Session {
         Ok(())
     }
 
-    async fn capture_loop(&self, asked: &mut mpsc::Receiver<Ask>, cancel: &CancellationToken) -> Result<()> {
+    async fn capture_loop(&self, asked: &mut mpsc::UnboundedReceiver<Ask>, cancel: &CancellationToken) -> Result<()> {
         let mut backoff = Backoff::new();
         while !cancel.is_cancelled() {
             let identity = self.task.record()?.identity;
@@ -484,16 +486,22 @@ impl Session {
                 self.tables.renew(&shape.name, shape)?;
             }
         }
+        // A table that comes to wait from here on is not loaded yet: its changes may not be captured.
+        let mut taken_up = BTreeSet::new();
         if wiring.config.mode.captures() {
             wiring.source.prepare(&self.tables.captured()).await?;
             for record in self.tables.to_load() {
                 let (answer, answered) = oneshot::channel();
                 let ended = || Error::new(Kind::Connection, "waiting for the capture to take up a table");
-                self.asks.send(Ask::AddTable(Arc::new(record.table), answer)).await.map_err(|_| ended())?;
+                let name = record.table.name.clone();
+                self.asks.send(Ask::AddTable(Arc::new(record.table), answer)).map_err(|_| ended())?;
                 answered.await.map_err(|_| ended())?;
+                taken_up.insert(name);
             }
+        } else {
+            taken_up = self.tables.to_load().into_iter().map(|record| record.table.name).collect();
         }
-        self.load.run().await
+        self.load.run(&taken_up).await
     }
 
     /// Brings the status, the metrics and what follows from the delivery up to date.

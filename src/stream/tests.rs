@@ -47,6 +47,7 @@ fn table(name: &str, version: u32) -> Arc<Table> {
         capture: Capture::All,
         storage_id: 1,
         definition_id: 0,
+        columns_ever: 0,
         estimated_rows: 0,
         estimated_bytes: 0,
         parts: None,

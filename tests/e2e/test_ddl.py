@@ -131,6 +131,35 @@ def test_changes_of_shape_are_followed(varied, sql, change, restart):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+# While nobody looks: what the log shows by one name and type is several columns by then.
+IN_DOUBT = {
+    "added twice": ["alter table t add x text", "update t set x = 'old' where id = 3", "alter table t drop x"]
+    + ["alter table t add x text"],
+    "added, renamed, added": ["alter table t add x text", "update t set x = 'y' where id = 3"]
+    + ["alter table t rename x to y", "alter table t add x text"],
+    "renamed, dropped, added": ["alter table t rename v to c", "update t set c = 'old' where id = 3"]
+    + ["alter table t drop c", "alter table t add c text"],
+    "widened, dropped, added": ["alter table t alter v type text", "update t set v = 'old' where id = 3"]
+    + ["alter table t drop v", "alter table t add v text"],
+    "widened, dropped, added as it was": ["update t set v = 'first' where id = 2"]
+    + ["alter table t alter v type varchar(30)", "alter table t drop v", "alter table t add v varchar(20)"]
+    + ["update t set v = 'new' where id = 4"],
+    "dropped, added": ["update t set n = 7 where id = 3", "alter table t drop n, add n int"],
+}
+
+
+@pytest.mark.trap("17", crash=True)
+@pytest.mark.parametrize("statements", IN_DOUBT.values(), ids=IN_DOUBT)
+def test_columns_that_look_the_same_are_told_apart(varied, sql, statements):
+    running = varied(**{"on-change": {"discover": "0s"}})
+    running.kill()
+    sql(*statements, "insert into t (id) values (5000)")
+    running.start()
+    running.compare([ADDED])
+    sql("update t set id = 6000 where id = 13", "delete from t where id = 14")
+    running.compare([ADDED])
+
+
 @pytest.mark.trap("17")
 @pytest.mark.parametrize("change", ["same type, other values", "same name and type", "volatile default"])
 def test_rewritten_rows_of_a_quiet_table_are_noticed(varied, sql, change):

@@ -92,6 +92,8 @@ UNTOLD = {
     "create table t_n1 partition of t_n default; insert into t_n values (1, 201, 'before'); "
     "alter table t attach partition t_n for values from (200) to (300)",
     "detach": "alter table t detach partition t_a",
+    "detach and attach again": "alter table t detach partition t_a; update t_a set v = 'elsewhere' where id % 7 = 1; "
+    "delete from t_a where id % 50 = 3; alter table t attach partition t_a for values from (0) to (100)",
     "drop": "drop table t_a",
     "truncate": "truncate t_a",
     "truncate what is new": "create table t_x partition of t for values from (200) to (300); "
@@ -131,6 +133,23 @@ def test_rows_that_come_and_go_with_partitions(daemon, sql, down):
         sql(f"update {table} set v = 'w', at = at + 1 where at in (120, 99)")
     running.compare([("public", table) for table in changes])
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
+
+
+@pytest.mark.trap("16", "17", crash=True)
+@pytest.mark.parametrize("down", [False, True], ids=["running", "down"])
+def test_a_default_that_is_gone_again(daemon, sql, down):
+    """The rows that were there keep it, in partitions as in tables; only those know."""
+    sql(root("p"), "create table t (id int primary key)", "insert into t select generate_series(1, 20)")
+    sql("insert into p select i, i % 200, 'v' from generate_series(1, 400) i")
+    running = daemon(["public.p", "public.t"], options={"on-change": {"discover": "0s"}}).start_and_load()
+    if down:
+        running.kill()
+    for table, row in (("p", "(9000, 150, 'x', 1)"), ("t", "(9000, 1)")):
+        sql(f"alter table {table} add column w int not null default 7; alter table {table} alter column w drop default")
+        sql(f"insert into {table} values {row}")
+    if down:
+        running.start()
+    running.compare([("public", "p"), ("public", "t")])
 
 
 @pytest.mark.trap("16", "39", "40", crash=True)

@@ -61,6 +61,10 @@ pub struct Table {
     /// storage under another definition may hold other values; new storage under the same one holds the same rows.
     #[serde(default)]
     pub definition_id: u64,
+    /// How many columns the table has had, with those that are gone: none that comes later has a number below. 0 where it is
+    /// not known.
+    #[serde(default)]
+    pub columns_ever: i32,
     /// Rows and bytes as the source estimates them; 0 where it does not.
     pub estimated_rows: u64,
     /// Estimated size in bytes.
@@ -81,6 +85,16 @@ pub struct Part {
     /// Every row that it ever had came to it as a row of the whole table; else it may have brought rows with it that no
     /// change tells of.
     pub grew_here: bool,
+    /// The source's mark of how it came to be a part: one that went and came again has another. 0 where it is not known.
+    #[serde(default)]
+    pub attached_by: u64,
+}
+
+impl Part {
+    fn is_attached_as(&self, other: &Self) -> bool {
+        self.id == other.id
+            && (self.attached_by == other.attached_by || self.attached_by == 0 || other.attached_by == 0)
+    }
 }
 
 /// Rows that came to a table, or left it, together with a part of it, so that no row change tells of them.
@@ -95,8 +109,8 @@ pub struct PartChanges {
 impl PartChanges {
     /// What became of the parts, from one look at the source to another.
     pub fn between(before: &[Part], now: &[Part]) -> Self {
-        let kept = |part: &Part| now.iter().any(|n| (n.id, n.storage_id) == (part.id, part.storage_id));
-        let known = |part: &Part| before.iter().any(|b| b.id == part.id);
+        let kept = |part: &Part| now.iter().any(|n| n.is_attached_as(part) && n.storage_id == part.storage_id);
+        let known = |part: &Part| before.iter().any(|b| b.is_attached_as(part));
         Self { came: now.iter().any(|part| !known(part) && !part.grew_here), gone: !before.iter().all(kept) }
     }
 }
@@ -109,7 +123,9 @@ impl Table {
 
     /// Why rows may have other values now than when this was their table, though no row change says so.
     pub fn rewritten_as(&self, now: &Self) -> Option<String> {
-        if self.storage_id != now.storage_id && self.definition_id != now.definition_id {
+        // A record from before there were marks tells nothing.
+        let redefined = self.definition_id != 0 && self.definition_id != now.definition_id;
+        if self.storage_id != now.storage_id && redefined {
             return Some("a change of its columns rewrote its rows".into());
         }
         let renewed = self.columns.iter().find(|old| {
@@ -229,7 +245,7 @@ mod tests {
 
     #[test]
     fn parts_that_come_and_go_are_told_apart() {
-        let part = |id, storage_id, grew_here| Part { id, storage_id, grew_here };
+        let part = |id, storage_id, grew_here| Part { id, storage_id, grew_here, attached_by: 0 };
         let before = [part(1, 1, false), part(2, 2, true)];
         let changes = |now: &[Part]| {
             let PartChanges { came, gone } = PartChanges::between(&before, now);
@@ -240,5 +256,12 @@ mod tests {
         assert_eq!(changes(&[part(1, 1, false), part(2, 2, true), part(3, 3, false)]), (true, false));
         assert_eq!(changes(&[part(1, 1, false)]), (false, true));
         assert_eq!(changes(&[part(1, 9, false), part(2, 2, true)]), (false, true));
+        // Detached, and attached again with whatever was done to it meanwhile.
+        let again = |attached_by| Part { attached_by, ..part(1, 1, false) };
+        let between = |before, now| {
+            let PartChanges { came, gone } = PartChanges::between(&[again(before)], &[again(now)]);
+            (came, gone)
+        };
+        assert_eq!((between(5, 9), between(5, 5), between(0, 9)), ((true, true), (false, false), (false, false)));
     }
 }

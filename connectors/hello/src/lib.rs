@@ -22,7 +22,7 @@ fn table() -> Table {
     };
     let columns = vec![column(1, "id", ColumnType::Int64, "number"), column(2, "text", ColumnType::Text, "words")];
     Table { name: TableName::new("hello", "greetings"), source_id: 1, version: 1, columns, key: vec![0],
-        capture: Capture::All, storage_id: 1, definition_id: 1, estimated_rows: LOADED, estimated_bytes: LOADED * 16,
+        capture: Capture::All, storage_id: 1, definition_id: 1, columns_ever: 0, estimated_rows: LOADED, estimated_bytes: LOADED * 16,
         parts: None }
 }
 

@@ -147,7 +147,7 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
              array_to_string((ri.indkey::int2[])[0:ri.indnkeyatts - 1], ' '), \
              a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.xmin, \
              c.relkind, CASE WHEN c.relispartition THEN array_to_string(array(SELECT p.relid::oid \
-             FROM pg_partition_ancestors(c.oid) p WHERE p.relid <> c.oid), ' ') ELSE '' END \
+             FROM pg_partition_ancestors(c.oid) p WHERE p.relid <> c.oid), ' ') ELSE '' END, c.relnatts \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              LEFT JOIN pg_index pk ON pk.indrelid = c.oid AND pk.indisprimary \
              LEFT JOIN pg_index ri ON ri.indrelid = c.oid AND ri.indisreplident AND ri.indisvalid \
@@ -205,6 +205,7 @@ impl Found {
             capture: Capture::All,
             storage_id: row.number(3)?,
             definition_id: 0,
+            columns_ever: row.number(19)?,
             estimated_rows: row.number(4)?,
             estimated_bytes: row.number(5)?,
             parts: (row.word(17)? == "p").then(Vec::new),

@@ -34,6 +34,8 @@ struct Leaf {
     /// Ordinary and permanent: what it holds is in the log, and can be loaded.
     is_captured: bool,
     grew_here: bool,
+    /// Who made it, and what is between it and the root, a partition.
+    attached_by: u64,
     estimated_bytes: u64,
     identity: u8,
     /// Names of the columns of the index that is its replica identity.
@@ -81,7 +83,10 @@ fn query(roots: &str) -> String {
          WHERE p.relid NOT IN (SELECT relid FROM pg_partition_ancestors(c.oid)) \
          AND NOT EXISTS (SELECT FROM pg_attribute s JOIN pg_attribute u ON u.attrelid = s.attrelid AND u.attnum > 0 \
          AND u.xmin = s.xmin AND u.cmin = s.cmin WHERE s.attrelid = p.relid AND s.attname = 'tableoid' \
-         AND s.attnum < 0)), i.attname \
+         AND s.attnum < 0)), i.attname, \
+         (SELECT coalesce(sum(h.xmin::text::bigint), 0) FROM pg_inherits h \
+         JOIN pg_partition_ancestors(l.oid) p ON p.relid = h.inhrelid \
+         WHERE h.inhrelid NOT IN (SELECT relid FROM pg_partition_ancestors(c.oid))) \
          FROM pg_class c CROSS JOIN LATERAL pg_partition_tree(c.oid) t JOIN pg_class l ON l.oid = t.relid \
          JOIN pg_namespace n ON n.oid = l.relnamespace \
          LEFT JOIN LATERAL (SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid \
@@ -105,6 +110,7 @@ impl Leaf {
             storage,
             is_captured: flag(7),
             grew_here: flag(9) && (flag(10) || flag(11)),
+            attached_by: row.number(13)?,
             estimated_bytes: row.number(6)?,
             identity: row.word(8)?.bytes().next().unwrap_or(b'd'),
             identity_columns: vec![],
@@ -125,8 +131,12 @@ fn settle(shape: &mut Shape, leaves: Vec<Leaf>) {
     if shape.gap.is_none() && !leaves.iter().all(|leaf| leaf.carries(&key)) {
         shape.close_gap_with(IdentityGap::Partition);
     }
-    let part =
-        |leaf: &Leaf| Part { id: leaf.storage.oid, storage_id: leaf.storage.filenode, grew_here: leaf.grew_here };
+    let part = |leaf: &Leaf| Part {
+        id: leaf.storage.oid,
+        storage_id: leaf.storage.filenode,
+        grew_here: leaf.grew_here,
+        attached_by: leaf.attached_by,
+    };
     let parts: Vec<Part> = leaves.iter().map(part).collect();
     shape.table.estimated_rows = leaves.iter().map(|leaf| leaf.storage.estimated_rows).sum();
     shape.table.estimated_bytes = leaves.iter().map(|leaf| leaf.estimated_bytes).sum();
@@ -135,10 +145,9 @@ fn settle(shape: &mut Shape, leaves: Vec<Leaf>) {
     shape.left_out = foreign.into_iter().map(|leaf| leaf.storage.name).collect();
 }
 
-/// One number for the storage of all of them (FNV-1a over OIDs and filenodes), which any partition that comes, goes or is
-/// rewritten changes.
+/// One number for the storage of all of them (FNV-1a), which any partition that comes, goes or is rewritten changes.
 pub fn storage_id(parts: &[Part]) -> u64 {
-    let numbers = parts.iter().flat_map(|part| [part.id, part.storage_id]).flat_map(u64::to_le_bytes);
+    let numbers = parts.iter().flat_map(|part| [part.id, part.storage_id, part.attached_by]).flat_map(u64::to_le_bytes);
     numbers.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
@@ -148,7 +157,7 @@ mod tests {
 
     #[test]
     fn any_partition_that_comes_goes_or_is_rewritten_is_other_storage() {
-        let part = |id, storage_id| Part { id, storage_id, grew_here: true };
+        let part = |id, storage_id| Part { id, storage_id, grew_here: true, attached_by: 0 };
         let all = [storage_id(&[]), storage_id(&[part(1, 1)]), storage_id(&[part(1, 2)]), storage_id(&[part(2, 1)])];
         let distinct: std::collections::HashSet<u64> = all.into_iter().collect();
         assert_eq!(distinct.len(), all.len());

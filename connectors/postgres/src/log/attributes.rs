@@ -21,7 +21,7 @@ pub struct Attribute {
     /// 0 of a dropped column.
     pub(super) type_oid: u32,
     pub(super) type_modifier: i32,
-    /// Length and alignment, which a dropped column keeps.
+    /// Length and alignment, which a dropped column keeps; they change only with a rewrite.
     pub(super) storage: (i16, String),
     pub(super) dropped: bool,
     /// The transaction that last defined it.
@@ -43,10 +43,10 @@ pub struct Stored {
     pub attributes: Vec<Attribute>,
 }
 
-/// Of a column of a partitioned table, what older rows have; only the partitions know. `NULL` where they do not agree, or
-/// one of them was rewritten or made since.
+/// Of a column of a partitioned table, what older rows have; only the partitions know, also when its default is gone again.
+/// `NULL` where they do not agree, or one of them was rewritten or made since.
 const MISSING_IN_PARTITIONS: &str = "SELECT CASE WHEN bool_and(l.atthasmissing) AND count(DISTINCT l.attmissingval::pg_catalog.text) = 1 \
-     THEN (min(l.attmissingval::pg_catalog.text)::pg_catalog.text[])[1] END AS missing \
+     THEN (min(l.attmissingval::pg_catalog.text)::pg_catalog.text[])[1] END AS missing, bool_or(l.atthasmissing) AS any \
      FROM pg_partition_tree(c.oid) t JOIN pg_class s ON s.oid = t.relid AND s.relkind <> 'p' \
      JOIN pg_attribute l ON l.attrelid = s.oid WHERE l.attname = a.attname AND NOT l.attisdropped";
 
@@ -61,10 +61,10 @@ pub async fn read(connection: &mut Connection, oids: &[u64]) -> Result<HashMap<u
         .query(&format!(
             "SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attlen, a.attalign, a.attisdropped, a.xmin, \
              a.attnotnull, a.atthasdef, a.attidentity <> '' OR a.attgenerated <> '' \
-             OR (c.relkind = 'p' AND a.atthasdef AND p.missing IS NULL), \
+             OR (c.relkind = 'p' AND p.missing IS NULL AND (a.atthasdef OR p.any IS TRUE)), \
              CASE WHEN a.atthasmissing THEN (a.attmissingval::pg_catalog.text::pg_catalog.text[])[1] ELSE p.missing END, \
              coalesce(pg_relation_filenode(c.oid), 0) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
-             LEFT JOIN LATERAL ({MISSING_IN_PARTITIONS}) p ON c.relkind = 'p' AND a.atthasdef \
+             LEFT JOIN LATERAL ({MISSING_IN_PARTITIONS}) p ON c.relkind = 'p' AND NOT a.attisdropped \
              WHERE c.oid IN ({}) AND a.attnum > 0 ORDER BY a.attrelid, a.attnum",
             oids.join(",")
         ))
@@ -107,14 +107,34 @@ pub async fn position(connection: &mut Connection) -> Result<u64> {
 
 /// A column of the table that is gone, while a later one is or was there that its Relation cannot be told from.
 pub fn replaced<'t>(table: &'t Table, attributes: &[Attribute]) -> Option<&'t Column> {
-    let newest = table.columns.iter().map(|column| column.id).max()?;
+    let newest = newest(table);
     table.columns.iter().find(|column| {
         let own = attributes.iter().find(|attribute| attribute.id == column.id);
-        own.filter(|own| own.dropped).is_some_and(|own| {
-            let alike = |other: &Attribute| (&other.storage, other.type_modifier) == (&own.storage, own.type_modifier);
-            attributes.iter().any(|other| other.id > newest && alike(other))
-        })
+        own.filter(|own| own.dropped)
+            .is_some_and(|own| attributes.iter().any(|other| other.id > newest && other.storage == own.storage))
     })
+}
+
+/// Whether what the log shows as this new column may have been another one, which is gone by now: one of the table's own,
+/// or one that came and went since. Types and names change without a trace, but what a column is stored as only with a
+/// rewrite.
+pub fn is_in_doubt(table: &Table, attributes: &[Attribute], new: &Attribute) -> bool {
+    let newest = newest(table);
+    let may_have_been = |id| id > newest || table.columns.iter().any(|column| column.id == id);
+    attributes
+        .iter()
+        .any(|gone| gone.dropped && gone.id < new.id && gone.storage == new.storage && may_have_been(gone.id))
+}
+
+/// Whether all columns of the table are still there: what looks like the table is the table.
+pub fn has_all(attributes: &[Attribute], table: &Table) -> bool {
+    let is_there = |id| attributes.iter().any(|attribute| attribute.id == id && !attribute.dropped);
+    table.columns.iter().all(|column| is_there(column.id))
+}
+
+/// No column that came behind this shape of the table has a number as low.
+fn newest(table: &Table) -> i32 {
+    table.columns.iter().map(|column| column.id).fold(table.columns_ever, i32::max)
 }
 
 /// The mark of how the table's columns are defined now.

@@ -180,6 +180,7 @@ impl Decoder {
     pub fn add_table(&mut self, table: Arc<Table>) {
         let Ok(oid) = u32::try_from(table.source_id) else { return };
         let captured = Captured::new(table, true, self.value_bytes_max, self.values.clone());
+        self.numbered.remove(&oid);
         if let Some(mut before) = self.tables.insert(oid, captured) {
             before.close(&mut self.items);
             self.dirty.retain(|&dirty| dirty != oid);
@@ -195,6 +196,7 @@ impl Decoder {
         if let Some(captured) = self.tables.get_mut(&oid).filter(|captured| captured.adopting) {
             captured.adopting = false;
             captured.reshape(table);
+            self.numbered.remove(&oid);
         }
     }
 
@@ -386,6 +388,11 @@ impl Decoder {
         }
     }
 
+    /// The transaction that is being decoded.
+    pub fn open_xid(&self) -> Option<u32> {
+        self.transaction.as_ref().filter(|transaction| !transaction.skipped).map(|transaction| transaction.xid)
+    }
+
     /// Of captured tables, all of them or one.
     pub fn oids(&self, only: Option<u32>) -> Vec<u64> {
         match only {
@@ -482,7 +489,10 @@ impl Decoder {
                 if let Some(new) = new {
                     self.reshape(oid, new);
                 }
-                self.numbered.insert(oid, facts.upto);
+                let table = self.tables.get(&oid).map(|captured| captured.table.clone());
+                if table.is_some_and(|table| attributes::has_all(&facts.attributes, &table)) {
+                    self.numbered.insert(oid, facts.upto);
+                }
                 if let Some(captured) = self.tables.get_mut(&oid) {
                     let deferrable = full && facts.deferrable && captured.table.is_keyed();
                     captured.settle(deferrable.then(KeyTracker::default));

@@ -152,6 +152,7 @@ pub(super) fn table(oid: u64, capture: Capture, key: Vec<usize>) -> Arc<Table> {
         capture,
         storage_id: oid,
         definition_id: 1,
+        columns_ever: 0,
         estimated_rows: 0,
         estimated_bytes: 0,
         parts: None,

@@ -53,6 +53,7 @@ use crate::{
     PostgresConfig,
     config::Names,
     fence::VisibilityFence,
+    lookup::wait_until_visible,
     wire::{Connection, LogReader, Mode, sqlstate},
 };
 
@@ -261,6 +262,9 @@ impl PostgresLog {
     async fn read_announced(&mut self) -> Result<()> {
         self.connect_catalog().await?;
         let (Some(announced), Some(catalog)) = (self.decoder.announced(), &mut self.catalog) else { return Ok(()) };
+        if let Some(xid) = self.decoder.open_xid() {
+            wait_until_visible(catalog, &[xid]).await?;
+        }
         let relation = announced::read_relation(catalog, announced).await?;
         self.decoder.settle_announced(relation);
         Ok(())
@@ -274,7 +278,7 @@ impl PostgresLog {
         if self.decoder.settle_same(oid) {
             return Ok(());
         }
-        let mut types = std::mem::take(&mut self.decoder.types);
+        let mut types = self.decoder.types.clone();
         let asked = match (self.decoder.unresolved(), &mut self.catalog) {
             (Some((oid, relation)), Some(catalog)) => {
                 Some((oid, shape::read_facts(catalog, relation, &mut types).await))
@@ -290,6 +294,10 @@ impl PostgresLog {
     /// spares others where many tables are shown at once.
     async fn look_at_storage(&mut self, oid: u32) -> Result<()> {
         let Some(catalog) = &mut self.catalog else { return Ok(()) };
+        // A commit that waits for a synchronous standby is in the log before the catalog shows what it altered.
+        if let Some(xid) = self.decoder.open_xid() {
+            wait_until_visible(catalog, &[xid]).await?;
+        }
         let all = self.looked_at_all.is_none_or(|last| last.elapsed() >= LOOK_AT_ALL_INTERVAL);
         let oids = self.decoder.oids((!all).then_some(oid));
         let upto = attributes::position(catalog).await?;

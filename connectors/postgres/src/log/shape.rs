@@ -155,10 +155,16 @@ pub async fn read_facts(connection: &mut Connection, relation: &Relation, types:
     learn(connection, &unknown, types).await?;
     let upto = attributes::position(connection).await?;
     let name = TableName::new(schema_of(relation), relation.name.as_str());
-    let shapes = discover::named(connection, &[name]).await?;
-    let shape = shapes.into_iter().find(|shape| shape.table.source_id == u64::from(relation.oid));
     let oid = u64::from(relation.oid);
-    let attributes = attributes::read(connection, &[oid]).await?.remove(&oid).unwrap_or_default().attributes;
+    // Two queries may see two states of the catalog.
+    let (shape, attributes) = loop {
+        let shapes = discover::named(connection, std::slice::from_ref(&name)).await?;
+        let shape = shapes.into_iter().find(|shape| shape.table.source_id == oid);
+        let stored = attributes::read(connection, &[oid]).await?.remove(&oid).unwrap_or_default();
+        if shape.as_ref().is_none_or(|shape| attributes::is_as_it_was(&shape.table, &stored)) {
+            break (shape, stored.attributes);
+        }
+    };
     let deferrable = connection
         .query(&format!(
             "SELECT 1 FROM pg_index WHERE indrelid = {} AND indisprimary AND NOT indimmediate",
@@ -189,7 +195,8 @@ pub fn refresh(table: &Table, facts: &Facts) -> Result<Option<Table>, String> {
     let definition_id = attributes::definition_of(table, &facts.attributes);
     let (rewritten, redefined) = (now.storage_id != table.storage_id, definition_id != table.definition_id);
     match (rewritten, redefined) {
-        (true, true) => Err("a change of its columns rewrote its rows".into()),
+        // A record from before there were marks tells nothing.
+        (true, true) if table.definition_id != 0 => Err("a change of its columns rewrote its rows".into()),
         (false, false) => Ok(None),
         _ => Ok(Some(Table { version: table.version + 1, storage_id: now.storage_id, definition_id, ..table.clone() })),
     }
@@ -198,12 +205,15 @@ pub fn refresh(table: &Table, facts: &Facts) -> Result<Option<Table>, String> {
 /// The table with the columns that the Relation appends, or why they cannot simply be null in older rows.
 pub fn evolve(table: &Table, relation: &Relation, types: &TypeNames, facts: &Facts) -> Result<Table, String> {
     let rewritten = facts.shape.as_ref().is_some_and(|shape| shape.table.storage_id != table.storage_id);
+    let captured = facts.shape.as_ref().map(|shape| shape.table.columns.as_slice()).unwrap_or_default();
     let mut evolved = table.clone();
     evolved.version += 1;
     for shown in relation.columns.iter().skip(table.columns.len()) {
         let last_id = evolved.columns.last().map_or(0, |column| column.id);
-        let attribute = facts.attributes.iter().find(|attribute| attribute.id > last_id && attribute.is(shown));
-        let Some(attribute) = attribute else {
+        // The next one that is there and captured, or the catalog is ahead of the log.
+        let next = captured.iter().filter(|column| column.id > last_id).map(|column| column.id).min();
+        let attribute = facts.attributes.iter().find(|attribute| Some(attribute.id) == next && attribute.is(shown));
+        let Some(attribute) = attribute.filter(|new| !attributes::is_in_doubt(table, &facts.attributes, new)) else {
             return Err(format!("column {:?} was added and has changed again since", shown.name));
         };
         let Some(known) = types.get(&(shown.type_oid, shown.type_modifier)) else {
@@ -218,6 +228,7 @@ pub fn evolve(table: &Table, relation: &Relation, types: &TypeNames, facts: &Fac
             nullable: !attribute.not_null,
             older_rows: attribute.missing.clone(),
         });
+        evolved.columns_ever = evolved.columns_ever.max(attribute.id);
     }
     if rewritten {
         return Err("columns were added, and its rows were rewritten".into());
@@ -250,6 +261,9 @@ pub fn follow(table: &Table, relation: &Relation, facts: &Facts) -> Result<Table
     let mut followed = Table { version: table.version + 1, parts: table.parts.clone(), ..now.clone() };
     for (column, attribute) in followed.columns.iter_mut().zip(attributes) {
         let Some(old) = table.columns.iter().find(|old| old.id == column.id) else {
+            if attributes::is_in_doubt(table, &facts.attributes, attribute) {
+                return Err(format!("column {:?} may have been another one that was dropped", column.name));
+            }
             attribute.fits_older_rows(rewritten, &column.ty)?;
             column.older_rows.clone_from(&attribute.missing);
             continue;
@@ -330,6 +344,7 @@ mod tests {
             capture: Capture::All,
             storage_id: 70,
             definition_id: 1,
+            columns_ever: 0,
             estimated_rows: 0,
             estimated_bytes: 0,
             parts: None,
@@ -392,6 +407,7 @@ mod tests {
         let evolved = |attribute: Attribute, storage_id| {
             let mut now = table();
             now.storage_id = storage_id;
+            now.columns.push(Column { id: attribute.id, ..now.columns[1].clone() });
             let (storages, left_out, ancestors) = (vec![], vec![], vec![]);
             let shape = Some(Shape { table: now, types: vec![], gap: None, storages, left_out, ancestors });
             let facts = Facts { shape, attributes: vec![attribute], deferrable: false, upto: 0 };
@@ -405,6 +421,20 @@ mod tests {
         assert_eq!(evolved(with_default, 70).unwrap().columns[2].older_rows.as_deref(), Some("7"));
         assert!(evolved(Attribute { computed: true, ..plain.clone() }, 70).is_err());
         assert!(evolved(Attribute { id: 2, ..plain.clone() }, 70).is_err(), "an older column of that name");
-        assert!(evolved(Attribute { type_oid: 23, ..plain }, 70).is_err(), "its type changed since");
+        assert!(evolved(Attribute { type_oid: 23, ..plain.clone() }, 70).is_err(), "its type changed since");
+        // A column came and went in between, and its rows look like those of the one that is there.
+        let gone = Attribute {
+            id: 3,
+            dropped: true,
+            type_oid: 0,
+            name: "........pg.dropped.3........".into(),
+            ..plain.clone()
+        };
+        let next = Attribute { id: 4, ..plain };
+        assert!(attributes::is_in_doubt(&super::tests::table(), &[gone.clone(), next.clone()], &next));
+        let known = Table { columns_ever: 3, ..super::tests::table() };
+        assert!(!attributes::is_in_doubt(&known, &[gone.clone(), next.clone()], &next), "it went before");
+        let other = Attribute { storage: (8, "d".into()), ..gone };
+        assert!(!attributes::is_in_doubt(&super::tests::table(), &[other, next.clone()], &next));
     }
 }

@@ -8,6 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 PYTHON = $(or $(MILLRACE_TEST_VENV),$(CURDIR)/.venv)/bin/python
 DEBUG = MILLRACE_BIN=$(TARGET)/debug/millrace
 RELEASE = MILLRACE_BIN=$(TARGET)/release/millrace
+TOOLS = $(or $(MILLRACE_TEST_TOOLS),/var/tmp/millrace-test-tools-$(shell id -u))
 # Three servers and daemons side by side keep two cores busy.
 WORKERS ?= 3
 PYTEST = $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 300 -n $(WORKERS) --dist worksteal tests/e2e
@@ -101,6 +102,9 @@ setup-all:
 test-all: setup-all test ## everything: PostgreSQL 15, 17, 18, all kills, outage, mistakes, memory, longer fuzzing
 	MILLRACE_TEST_PG=17 $(DEBUG) $(PYTEST)
 	MILLRACE_TEST_PG=18 $(DEBUG) $(PYTEST)
+	for version in 17 18; do \
+		MILLRACE_PG_BIN=$(TOOLS)/postgresql-$$version/bin cargo test --locked -p millrace-postgres --features failpoints; \
+	done
 	PROPTEST_CASES=20000 cargo test --locked --workspace --features failpoints
 	$(MAKE) fuzz crash outage check-errors memory large-transaction
 

@@ -59,13 +59,13 @@ pub async fn read(connection: &mut Connection, oids: &[u64]) -> Result<HashMap<u
     let oids: Vec<String> = oids.iter().map(u64::to_string).collect();
     let rows = connection
         .query(&format!(
-            "SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attlen, a.attalign, a.attisdropped, a.xmin, \
+            "SELECT c.oid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attlen, a.attalign, a.attisdropped, a.xmin, \
              a.attnotnull, a.atthasdef, a.attidentity <> '' OR a.attgenerated <> '' \
              OR (c.relkind = 'p' AND p.missing IS NULL AND (a.atthasdef OR p.any IS TRUE)), \
              CASE WHEN a.atthasmissing THEN (a.attmissingval::pg_catalog.text::pg_catalog.text[])[1] ELSE p.missing END, \
-             coalesce(pg_relation_filenode(c.oid), 0) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
+             coalesce(pg_relation_filenode(c.oid), 0) FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 \
              LEFT JOIN LATERAL ({MISSING_IN_PARTITIONS}) p ON c.relkind = 'p' AND NOT a.attisdropped \
-             WHERE c.oid IN ({}) AND a.attnum > 0 ORDER BY a.attrelid, a.attnum",
+             WHERE c.oid IN ({}) ORDER BY c.oid, a.attnum",
             oids.join(",")
         ))
         .await?;
@@ -73,7 +73,10 @@ pub async fn read(connection: &mut Connection, oids: &[u64]) -> Result<HashMap<u
         let row = CatalogRow(row);
         let table = tables.entry(row.number(0)?).or_default();
         table.storage_id = row.number(13)?;
-        table.attributes.push(attribute(&row)?);
+        // A table may have no columns at all.
+        if row.text(1).is_some() {
+            table.attributes.push(attribute(&row)?);
+        }
     }
     Ok(tables)
 }

@@ -87,13 +87,16 @@ fn budget() -> Budget {
 }
 
 /// Pulls until nothing more comes.
+/// Until nothing more comes. A busy machine may take a while before the first change.
 async fn drain(log: &mut PostgresLog) -> Vec<Changes> {
-    let mut all = vec![];
+    let mut all: Vec<Changes> = vec![];
+    let began = Instant::now();
     loop {
         let changes = log.pull(budget()).await.unwrap();
         let quiet = changes.items.is_empty();
         all.push(changes);
-        if quiet {
+        let began_to_come = all.iter().any(|changes| !changes.items.is_empty());
+        if quiet && (began_to_come || began.elapsed() >= 6 * WAIT) {
             return all;
         }
     }

@@ -352,30 +352,19 @@ impl Decoder {
     /// looks the same may be of other columns.
     fn relation(&mut self, relation: Relation) {
         let oid = relation.oid;
-        let open = self.transaction.as_ref();
-        let skipped = open.is_none_or(|transaction| transaction.skipped);
-        if let Some(captured) = self.tables.get_mut(&oid) {
-            let commit = open.map_or(self.upto, |transaction| transaction.commit);
-            let numbered = self.numbered.get(&oid).is_some_and(|&upto| commit < upto);
-            let needs_catalog = needs_catalog(&captured.table, &relation);
-            // Shown for each partition that changes first, and again when the partition was altered or attached.
-            self.look_again |= captured.table.parts.is_some();
-            let again = captured.state == State::Matched && self.relations.get(&oid) == Some(&relation);
-            if again && numbered && !needs_catalog {
-                return;
-            }
-            captured.state = State::Unresolved;
-            if numbered && !needs_catalog && shape::compare(&captured.table, &relation, &self.types) == Comparison::Same
-            {
-                captured.settle(None);
-            } else {
-                let list = if skipped { &mut self.waiting } else { &mut self.unresolved };
-                if !list.contains(&oid) {
-                    list.push(oid);
-                }
-            }
-        }
         self.relations.insert(oid, relation);
+        let Some(captured) = self.tables.get_mut(&oid) else { return };
+        // Shown for each partition that changes first, and again when the partition was altered or attached.
+        self.look_again |= captured.table.parts.is_some();
+        captured.state = State::Unresolved;
+        if self.settle_same(oid) {
+            return;
+        }
+        let skipped = self.transaction.as_ref().is_none_or(|transaction| transaction.skipped);
+        let list = if skipped { &mut self.waiting } else { &mut self.unresolved };
+        if !list.contains(&oid) {
+            list.push(oid);
+        }
     }
 
     /// The catalog has the captured tables like this (by OID), and reflects the log up to `upto`.
@@ -471,17 +460,16 @@ impl Decoder {
             return Ok(());
         };
         let table = captured.table.clone();
-        let comparison = shape::compare(&table, relation, &self.types);
         let replaced = shape::find_replaced(&table, relation, &self.types, facts);
-        let outcome = match comparison {
-            _ if replaced.is_some() => Err(replaced.unwrap_or_default()),
-            Comparison::Same => shape::refresh(&table, facts),
-            Comparison::Appended(_) => shape::evolve(&table, relation, &self.types, facts).map(Some),
-            Comparison::Different(what) => match adopt(captured, relation, &self.types, facts) {
+        let outcome = match (replaced, shape::compare(&table, relation, &self.types)) {
+            (Some(what), _) => Err(what),
+            (None, Comparison::Same) => shape::refresh(&table, facts),
+            (None, Comparison::Appended(_)) => shape::evolve(&table, relation, &self.types, facts).map(Some),
+            (None, Comparison::Different(what)) => match adopt(captured, relation, &self.types, facts) {
                 Some(table) => Ok(Some(table)),
                 None => shape::follow(&table, relation, facts).map(Some).map_err(|why| join(&what, &why)),
             },
-            Comparison::UnknownType => Err("it has a type that is gone".into()),
+            (None, Comparison::UnknownType) => Err("it has a type that is gone".into()),
         };
         let full = relation.replica_identity == b'f';
         match outcome {

@@ -79,11 +79,14 @@ impl<'a> Message<'a> {
 
 /// What stands around the messages of transactions that have not committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum StreamMessage {
+    /// A part of an open transaction begins.
     Start(StreamStart),
+    /// It ends.
     Stop,
+    /// An open transaction commits.
     Commit(StreamCommit),
+    /// An open transaction, or a part of it, rolls back.
     Abort(StreamAbort),
 }
 

@@ -75,7 +75,7 @@ outage: binary ## the target unreachable for a minute
 
 .PHONY: kills
 kills: setup release ## 200 random kills (MILLRACE_KILLS) under load: rows compared, recovery times
-	$(RELEASE) $(PYTHON) tests/faults/kills.py
+	$(RELEASE) $(PYTHON) tests/faults/kills.py $(if $(RECORD),--json docs/kills.json)
 
 .PHONY: soak
 soak: setup release ## MINUTES of transfers under random faults, everything watched; RECORD=1 writes docs/soak.md
@@ -83,7 +83,7 @@ soak: setup release ## MINUTES of transfers under random faults, everything watc
 
 .PHONY: idle
 idle: setup release ## what an idle daemon with one task costs, and how soon it streams
-	$(RELEASE) $(PYTHON) tests/e2e/idle.py
+	$(RELEASE) $(PYTHON) tests/e2e/idle.py $(if $(RECORD),--json docs/idle.json)
 
 .PHONY: check-errors
 check-errors: binary ## the usual first mistakes, each answered with its remedy

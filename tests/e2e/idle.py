@@ -103,11 +103,14 @@ def main():
     }
     mib = lambda value: f"{value / 2**20:.1f} MiB"  # noqa: E731
     say(
-        f"after a load of {arguments.rows} rows: {mib(resident)} resident ({mib(anonymous)} of it anonymous, {threads} threads), "
-        f"{share * 100:.2f} % of a core over {arguments.seconds:.0f} s"
+        f"after a load of {arguments.rows} rows: {mib(resident)} resident ({mib(anonymous)} of it anonymous, "
+        f"{threads} threads), {share * 100:.2f} % of a core over {arguments.seconds:.0f} s"
     )
     say(f"after a restart: {mib(fresh[0])} resident ({mib(fresh[3])} anonymous)")
-    say(f"from start to streaming: median {statistics.median(starts):.2f} s, at most {max(starts):.2f} s of {len(starts)}")
+    say(
+        f"from start to streaming, {len(starts)} starts: median {statistics.median(starts):.2f} s, "
+        f"at most {max(starts):.2f} s"
+    )
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(record, file, indent=1)

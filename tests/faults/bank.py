@@ -110,8 +110,8 @@ class TableView:
 
 
 class Reader:
-    """Reads both tables again and again. `catalog` runs `millrace catalog …` and gives its JSON, `fetch` gives an object's
-    bytes by its path."""
+    """Reads both tables again and again. `catalog` runs `millrace catalog …` and gives its JSON, `fetch` gives the bytes
+    of an object by its path."""
 
     def __init__(self, catalog, fetch):
         self.catalog, self.fetch = catalog, fetch
@@ -158,7 +158,9 @@ class Reader:
             (one, accounts), (two, vaults) = (view.cut(at) for view in self.views)
             self.sums += 1
             if one + two != TOTAL or accounts != ACCOUNTS or vaults != ACCOUNTS:
-                wrong.append(f"at {at:X} the accounts hold {one} + {two} instead of {TOTAL} ({accounts}, {vaults} rows)")
+                wrong.append(
+                    f"at {at:X} the accounts hold {one} + {two} instead of {TOTAL} ({accounts}, {vaults} rows)"
+                )
         return wrong
 
     def read(self, file):

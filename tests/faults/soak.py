@@ -1,9 +1,9 @@
 """`make soak MINUTES=…`: hours of transfers between accounts with random faults, and everything watched meanwhile.
 
 The sum of the accounts is constant in a reader's view that is cut at the smallest `complete_through`; no row is ever
-unaccounted for; there is one slot; memory, the stream on disk and the log that the source keeps stay bounded; at the end
-source and lake are identical row by row. In the first half the daemon is killed and ended as well; in the second half
-its process lives on through all other faults, so that its memory can be judged.
+unaccounted for; there is one slot; memory, the stream on disk and the log that the source keeps stay bounded; at the
+end source and lake are identical row by row. In the first half the daemon is killed and ended as well; in the
+second half its process lives on through all other faults, so that its memory can be judged.
 
     soak.py [--minutes 120] [--seed S] [--out FOLDER]
 
@@ -135,10 +135,15 @@ class Soak:
         try:
             slots = self.server.execute(
                 "shop",
-                "select count(*), max(pg_current_wal_lsn() - restart_lsn), max(pg_current_wal_lsn() - confirmed_flush_lsn) "
-                "from pg_replication_slots where slot_name like 'millrace_%' and not temporary",
+                "select count(*), max(pg_current_wal_lsn() - restart_lsn), "
+                "max(pg_current_wal_lsn() - confirmed_flush_lsn) from pg_replication_slots "
+                "where slot_name like 'millrace_%' and not temporary",
             )[0]
-            found["slots"], found["retained"], found["unconfirmed"] = int(slots[0]), int(slots[1] or 0), int(slots[2] or 0)
+            found["slots"], found["retained"], found["unconfirmed"] = (
+                int(slots[0]),
+                int(slots[1] or 0),
+                int(slots[2] or 0),
+            )
             if found["slots"] != 1:
                 self.problem(f"{found['slots']} slots")
         finally:
@@ -153,13 +158,15 @@ class Soak:
     # -- faults
 
     def recover(self, kind, began, ended, until=None):
-        """Commits a row and waits until it is durable in the stream and complete in the catalog; notes the seconds since
-        the fault ended."""
+        """Commits a row and waits until it is durable in the stream and complete in the catalog; notes the seconds
+        since the fault ended."""
         self.bank.mark()
         marked = int(self.server.execute("shop", "select pg_current_wal_insert_lsn() - '0/0'::pg_lsn")[0][0])
         fault = {"kind": kind, "minute": round(self.minutes(), 2), "lasted": round(ended - began, 2)}
         with self.server.connect("shop", autocommit=True) as connection:
-            query = "select confirmed_flush_lsn - '0/0'::pg_lsn from pg_replication_slots where slot_name like 'millrace_%'"
+            query = (
+                "select confirmed_flush_lsn - '0/0'::pg_lsn from pg_replication_slots where slot_name like 'millrace_%'"
+            )
 
             def durable():
                 row = connection.execute(query).fetchone()
@@ -213,7 +220,11 @@ class Soak:
 
     def terminate(self):
         began = time.monotonic()
-        code = self.daemon.terminate(patience=90)
+        try:
+            code = self.daemon.terminate(patience=60)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            code = "none within 60 s"
         self.drains.append(round(time.monotonic() - began, 2))
         if code != 0:
             self.problem(f"SIGTERM: exit {code}: {self.daemon.log(800)}")
@@ -224,8 +235,10 @@ class Soak:
     def terminate_without_target(self):
         self.target.hang()
         time.sleep(2)
-        self.terminate()
-        self.target.heal()
+        try:
+            self.terminate()
+        finally:
+            self.target.heal()
 
     def freeze(self):
         self.daemon.process.send_signal(signal.SIGSTOP)

@@ -1,6 +1,6 @@
 """What a soak leaves behind: the record as JSON, the judgement of its samples, docs/soak.md with a plot.
 
-    soak_record.py RECORD SAMPLES DOCS
+soak_record.py RECORD SAMPLES DOCS
 """
 
 import json
@@ -85,7 +85,9 @@ def write(soak, path):
             what: max((sample.get(what) or 0 for sample in samples), default=0)
             for what in ("rss", "peak", "stream", "retained", "state", "threads", "files")
         },
-        "tables": [{"table": r.table, "rows": r.source_rows, "lake": r.lake_rows} for r in getattr(soak, "compared", [])],
+        "tables": [
+            {"table": r.table, "rows": r.source_rows, "lake": r.lake_rows} for r in getattr(soak, "compared", [])
+        ],
         "problems": list(soak.problems),
     }
     with open(path + ".new", "w") as file:
@@ -120,7 +122,7 @@ def publish(record, samples, folder):
     with open(f"{folder}/soak.svg", "w") as file:
         file.write(plot(series))
     with open(f"{folder}/soak.md", "w") as file:
-        file.write(page(found))
+        file.write(page(found) + kills(folder) + idle(folder))
 
 
 def page(record):
@@ -136,24 +138,30 @@ def page(record):
         f"- {record['minutes']} minutes, seed {record['seed']}, {record['commits']} commits, {count} faults, "
         f"{record['runs']} processes of the daemon; the last one lived for {record['long_life_minutes']} minutes "
         "(after its warm-up) through every fault that does not end it.",
-        f"- The sum of the accounts in two tables, cut at the smallest `complete_through`, was seen {record['reader']['sums']} "
-        f"times over {record['reader']['rows']} rows of {record['reader']['files']} files and was always the same.",
+        "- The sum of the accounts in two tables, cut at the smallest `complete_through`, was seen "
+        f"{record['reader']['sums']} times over {record['reader']['rows']} rows of {record['reader']['files']} files "
+        "and was always the same.",
         f"- `millrace_unaccounted_rows` was read {record['unaccounted']['looks']} times and was "
-        + ("0 each time." if not record["unaccounted"]["not zero"] else f"not 0 {record['unaccounted']['not zero']} times."),
+        + (
+            "0 each time."
+            if not record["unaccounted"]["not zero"]
+            else f"not 0 {record['unaccounted']['not zero']} times."
+        ),
         f"- Resident memory, median of the first and of the last quarter: {mib(quarter['rss'][0])} and "
         f"{mib(quarter['rss'][1])}, at most {mib(peak['peak'])}; threads {quarter['threads'][0]:.0f} and "
         f"{quarter['threads'][1]:.0f}, open files {quarter['files'][0]:.0f} and {quarter['files'][1]:.0f}.",
-        f"- The stream on disk was at most {mib(peak['stream'])} (retention 60 to 90 s), the log that the source kept at most "
-        f"{mib(peak['retained'])}; there was one slot at every look.",
+        f"- The stream on disk was at most {mib(peak['stream'])} (retention 60 to 90 s), the log that the source kept "
+        f"at most {mib(peak['retained'])}; there was one slot at every look.",
         f"- SIGTERM under load, {len(record['sigterm_seconds'])} times, some of them while the target hung: at most "
         f"{max(record['sigterm_seconds'], default=0):.1f} s.",
-        f"- At the end {sum(table['rows'] for table in record['tables'])} rows in {len(record['tables'])} tables were compared: "
+        f"- At the end {sum(table['rows'] for table in record['tables'])} rows in {len(record['tables'])} tables were "
+        "compared: "
         + ("identical; nothing lost, nothing twice." if not record["problems"] else "see the problems below."),
         "",
         "![memory, stream and retained log over time](soak.svg)",
         "",
-        "Recovery: seconds from the end of the fault (for kills: from the kill) to the next row durable in the stream, and to the",
-        "catalog (delivery each 5 s).",
+        "Recovery: seconds from the end of the fault (for kills: from the kill) to the next row durable in the stream,",
+        "and to the catalog (delivery each 5 s).",
         "",
         "| fault | times | stream p50 | p95 | max | catalog p50 | p95 | max |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -167,16 +175,79 @@ def page(record):
     return "\n".join(lines) + "\n"
 
 
+def stored(path):
+    """A record as JSON, None where there is none."""
+    if not os.path.exists(path):
+        return None
+    with open(path) as file:
+        return json.load(file)
+
+
+def kills(folder):
+    """The part of the page about docs/kills.json."""
+    record = stored(f"{folder}/kills.json")
+    if not record:
+        return ""
+    lines = [
+        "",
+        "## Kills",
+        "",
+        f"Written from [kills.json](kills.json), which `make kills RECORD=1` writes: {record['kills']} times SIGKILL",
+        f"at random under load, {record['in_loads']} of them inside the load of a table, seed {record['seed']};",
+        f"{record['rows']} rows identical at the end, nothing lost, nothing twice. Seconds from the kill, the start of",
+        "the new process included:",
+        "",
+        "| to the next row | p50 | p95 | max |",
+        "|---|---:|---:|---:|",
+    ]
+    for where, title in (("stream", "durable in the stream"), ("catalog", "in the catalog, at `interval: 1s`")):
+        lines.append(f"| {title} | {' | '.join(f'{record[where][what]:.2f}' for what in ('p50', 'p95', 'max'))} |")
+    return "\n".join(lines) + "\n"
+
+
+def idle(folder):
+    """The part of the page about docs/idle.json."""
+    record = stored(f"{folder}/idle.json")
+    if not record:
+        return ""
+    mib = lambda value: f"{value / 2**20:.1f} MiB"  # noqa: E731
+    starts = record["start_to_streaming"]
+    return "\n".join(
+        [
+            "",
+            "## The idle daemon",
+            "",
+            "Written from [idle.json](idle.json), which `make idle RECORD=1` writes: one task with one table, a minute",
+            "in which nothing happens.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| resident memory, after a load | {mib(record['resident'])} ({mib(record['anonymous'])} anonymous) |",
+            f"| resident memory, after a restart | {mib(record['resident_after_restart'])} "
+            f"({mib(record['anonymous_after_restart'])} anonymous) |",
+            f"| share of a core | {record['core_share'] * 100:.2f} % |",
+            f"| from start to streaming, {len(starts)} starts | median {statistics.median(starts):.2f} s, "
+            f"at most {max(starts):.2f} s |",
+            "",
+        ]
+    )
+
+
 def plot(series, width=900, height=300):
-    """Resident memory, stream and retained log in MiB over minutes, as SVG; a line falls where the process was replaced."""
+    """Resident memory, stream and retained log in MiB over minutes, as SVG; memory falls where the process was new."""
     left, bottom = 50, 30
     end = max(sample["minute"] for sample in series) or 1
-    shown = [("rss", "#1f77b4", "resident memory"), ("stream", "#2ca02c", "stream"), ("retained", "#d62728", "source log kept")]
+    shown = [
+        ("rss", "#1f77b4", "resident memory"),
+        ("stream", "#2ca02c", "stream"),
+        ("retained", "#d62728", "source log kept"),
+    ]
     top = max((sample.get(what) or 0) / 2**20 for sample in series for what, _, _ in shown) * 1.1
     x = lambda minute: left + minute / end * (width - left - 10)  # noqa: E731
     y = lambda mib: height - bottom - mib / top * (height - bottom - 20)  # noqa: E731
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for step in range(6):
@@ -186,7 +257,9 @@ def plot(series, width=900, height=300):
         parts.append(f'<text x="{x(minute):.1f}" y="{height - 10}" text-anchor="middle">{minute:.0f} min</text>')
     for number, (what, colour, title) in enumerate(shown):
         points = " ".join(
-            f"{x(sample['minute']):.1f},{y(sample[what] / 2**20):.1f}" for sample in series if sample.get(what) is not None
+            f"{x(sample['minute']):.1f},{y(sample[what] / 2**20):.1f}"
+            for sample in series
+            if sample.get(what) is not None
         )
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
         parts.append(f'<text x="{left + 10 + 150 * number}" y="14" fill="{colour}">{title}, MiB</text>')

@@ -191,7 +191,9 @@ impl Session {
                 Ok(Err(error)) => {
                     warn!(task = self.task.name(), error = %error, "draining failed; the rest is delivered after a restart");
                 }
-                Err(_) => warn!(task = self.task.name(), "draining took too long; the rest is delivered after a restart"),
+                Err(_) => {
+                    warn!(task = self.task.name(), "draining took too long; the rest is delivered after a restart")
+                }
             }
         }
         delivering.cancel();

@@ -1,5 +1,6 @@
 //! Measures the stream's durable throughput beside a bare loop of `pwrite` and `fdatasync` of the same bytes, in turns:
-//! `cargo run --release --example put_records -- FOLDER [PAIRS [SECONDS]]`; prints one line of JSON per pair.
+//! `cargo run --release --example put_records -- FOLDER [PAIRS [SECONDS [SHAPE]]]`;
+//! prints one line of JSON per pair and shape.
 //!
 //! Records are 1 KiB that do not compress, with a partition key. Three shapes: one caller that puts 500 records per append
 //! and waits for each; four such callers; 64 callers that put single records. The loop beside them writes the records'
@@ -165,8 +166,9 @@ async fn main() -> Result<()> {
     let (pairs, length) = (number(1, 5), Duration::from_secs(number(2, 3)));
     let folder = folder.join(format!("millrace-records-{}", std::process::id()));
     let noise = Arc::new(noise(8 << 20));
+    let chosen = |shape: &&Shape| arguments.get(3).is_none_or(|name| name == shape.name);
     for pair in 0..pairs {
-        for shape in &SHAPES {
+        for shape in SHAPES.iter().filter(chosen) {
             let written = write(&folder, shape, &noise, length);
             let _ = std::fs::remove_dir_all(&folder);
             let before = cpu_seconds();

@@ -70,13 +70,13 @@ fn table() -> Arc<Table> {
 /// Bytes that do not compress (xorshift).
 fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut next = || {
+    let next = || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         state.to_le_bytes()
     };
-    std::iter::repeat_with(|| next()).flatten().take(bytes).collect()
+    std::iter::repeat_with(next).flatten().take(bytes).collect()
 }
 
 fn append(table: &Arc<Table>, noise: &[u8], number: u64, records: usize) -> Append {

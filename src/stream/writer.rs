@@ -12,7 +12,8 @@ use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::{Arc, PoisonError},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result, TableName};
@@ -36,6 +37,8 @@ const IDLE_MARK_US: i64 = 10_000_000;
 const BUFFER_BYTES: usize = 4 << 20;
 /// As many appends share one fsync at most.
 const GROUP_JOBS_MAX: usize = 1024;
+/// An fsync is put off no longer for callers that are about to come.
+const GATHER_MAX: Duration = Duration::from_millis(1);
 /// Room that is reckoned for the frames around an append's own bytes: mark, shapes, header of a new segment.
 const OVERHEAD_BYTES: u64 = 4096;
 /// A segment is closed when a 24th of the retention has passed, within these bounds, so that little is kept longer than
@@ -79,6 +82,10 @@ pub(super) struct Writer {
     /// Appends that wait for the fsync, with the position that was marked.
     waiting: Vec<(oneshot::Sender<Answer>, Option<Position>)>,
     has_new_mark: bool,
+    /// Appends that shared the last fsync.
+    group_jobs: usize,
+    /// How long the last fsync took.
+    sync_time: Duration,
 }
 
 impl Writer {
@@ -113,6 +120,8 @@ impl Writer {
             shape_numbers: HashMap::new(),
             waiting: vec![],
             has_new_mark: false,
+            group_jobs: 0,
+            sync_time: Duration::ZERO,
             shared,
         })
     }
@@ -124,13 +133,24 @@ impl Writer {
         }
     }
 
-    /// A request and those that wait behind it share one fsync.
+    /// A request and those that wait behind it share one fsync. Callers that were answered together come again together,
+    /// but not all at the same moment: where fewer are here than last time, the fsync is put off for a part of its own
+    /// length, so that it serves them all.
     pub(super) fn serve_group(&mut self, first: Request, queue: &mut mpsc::Receiver<Request>) {
         self.serve(first);
+        let mut waits_since = None;
         while self.buffer.len() < BUFFER_BYTES && self.waiting.len() < GROUP_JOBS_MAX {
-            let Ok(request) = queue.try_recv() else { break };
-            self.serve(request);
+            if let Ok(request) = queue.try_recv() {
+                self.serve(request);
+                continue;
+            }
+            let since = *waits_since.get_or_insert_with(Instant::now);
+            if self.waiting.len() >= self.group_jobs || since.elapsed() >= (self.sync_time / 2).min(GATHER_MAX) {
+                break;
+            }
+            thread::yield_now();
         }
+        self.group_jobs = self.waiting.len();
         self.commit_or_fail();
     }
 
@@ -367,12 +387,14 @@ impl Writer {
     fn commit(&mut self, always: bool) -> Result<()> {
         self.write_buffer()?;
         if self.has_new_mark || always {
+            let began = Instant::now();
             // A full disk that only shows here is no different from any other failed fsync.
             self.file
                 .sync_data()
                 .map_err(|e| Error::new(ErrorKind::Storage, format!("fsyncing {}", self.path.display())).with(e))?;
             fail::fail_point!("stream-after-fsync");
             self.synced = self.segment.end;
+            self.sync_time = began.elapsed();
         }
         if let Some(segment) = self.shared.segments().last_mut() {
             segment.end = self.segment.end;

@@ -311,6 +311,21 @@ async fn idle_positions_are_marked_now_and_then() {
 }
 
 #[tokio::test]
+async fn an_idle_position_that_is_awaited_is_marked_at_once() {
+    let folder = TempDir::new().unwrap();
+    let stream = Stream::open(options(folder.path())).unwrap();
+    stream.append(position_only(5)).await.unwrap();
+    let awaited = |position| {
+        let mut append = position_only(position);
+        append.changes.awaited = true;
+        append
+    };
+    assert_eq!(stream.append(awaited(6)).await.unwrap().map(|durable| durable.get()), Some(Position(6)));
+    assert!(stream.append(awaited(6)).await.unwrap().is_none(), "it is marked already");
+    assert_eq!(stream.last_mark().unwrap().source, Position(6));
+}
+
+#[tokio::test]
 async fn a_position_never_goes_back_and_bad_batches_are_refused() {
     let folder = TempDir::new().unwrap();
     let stream = Stream::open(options(folder.path())).unwrap();

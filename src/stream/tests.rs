@@ -1,5 +1,8 @@
 //! The stream as a whole: what is read back, what a crash may leave, what a failing disk does.
 
+mod simulated;
+mod simulation;
+
 use std::{
     fs, io,
     os::unix::fs::FileExt,

@@ -10,7 +10,7 @@ import pytest
 from conftest import SEED
 from servers import MotoS3, Postgres, Proxy
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "faults"))
+sys.path.append(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "faults"))
 
 import bank  # noqa: E402
 import soak as soaking  # noqa: E402

@@ -1,5 +1,5 @@
-"""The faults that a replication daemon must survive: number, fault, and what is promised of it. The numbers are the names
-that the marks of the tests use. What no test springs says here why."""
+"""The faults that a replication daemon must survive: number, fault, and what is promised of it. The numbers are the
+names that the marks of the tests use. What no test springs says here why."""
 
 import dataclasses
 

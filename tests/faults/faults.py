@@ -1,5 +1,5 @@
 """`make faults`: breaks everything on purpose, with the real binary and real servers, and prints what became of it: the
-fault, the promise, the outcome, the seconds until the first later row was there. The table goes into docs/reliability.md.
+fault, the promise, the outcome, the seconds until the first later row was there. docs/reliability.md gets the table.
 
     faults.py [--only 20[,21]]   runs the tests of these faults; the others keep their last outcome
     faults.py --new              runs the tests that the page does not know yet, and those that failed
@@ -154,7 +154,8 @@ def judge(cases):
         for note in case.iter("property"):
             notes[note.get("name")].append(note.get("value"))
     seconds = max(map(float, notes["seconds"]), default=None)
-    said = list(dict.fromkeys(notes["outcome"])) + [f"a case was skipped: {reason}" for reason in dict.fromkeys(skipped)]
+    said = list(dict.fromkeys(notes["outcome"]))
+    said += [f"a case was skipped: {reason}" for reason in dict.fromkeys(skipped)]
     return Outcome(KEPT, "; ".join(said).replace("|", "/"), "" if seconds is None else f"{seconds:.1f}")
 
 
@@ -243,8 +244,8 @@ def print_table(marks, outcomes, seed):
     verdicts = [outcomes.get(mark.test, Outcome(NOT_RUN)) for mark in marks]
     kept, broken = sum(one.passed for one in verdicts), sum(one.failed for one in verdicts)
     print(
-        f"\nseed {seed}: {kept} kept, {broken} broken, {len(verdicts) - kept - broken} skipped, of {len(verdicts)} over "
-        f"{len({mark.number for mark in marks})} of {len(ROWS)} faults"
+        f"\nseed {seed}: {kept} kept, {broken} broken, {len(verdicts) - kept - broken} skipped, of {len(verdicts)} "
+        f"over {len({mark.number for mark in marks})} of {len(ROWS)} faults"
     )
     return broken
 
@@ -270,7 +271,7 @@ def main():
     todo = sorted({mark.test for mark in chosen}, key=str)
     if arguments.new:
         todo = [test for test in todo if known.get(test, Outcome(NOT_RUN)).failed]
-    import conftest
+    import conftest  # its seed is this run's
 
     seed = conftest.SEED
     os.environ["MILLRACE_TEST_SEED"] = str(seed)

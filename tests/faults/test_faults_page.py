@@ -38,7 +38,10 @@ def test_marks_are_understood(tmp_path):
         ("6", "x", "test_a"),
         ("7", faults.NUMBERS["7"].what, "b"),
     ]
-    marks = [faults.Marked("99", "x", "continues", traps.Test("a", "b")), faults.Marked("1", "x", "hopes", traps.Test("a", "c"))]
+    marks = [
+        faults.Marked("99", "x", "continues", traps.Test("a", "b")),
+        faults.Marked("1", "x", "hopes", traps.Test("a", "c")),
+    ]
     said = faults.wrong_marks(marks)
     assert any("'99'" in text for text in said) and any("'hopes'" in text for text in said)
     assert any("fault 2 has no test" in text for text in said)

@@ -174,7 +174,8 @@ def steps(duck):
     """Versions of an account that are not one more than the one before."""
     wrong = duck.execute(
         "select id, before, version from "
-        "(select id, version, lag(version) over (partition by id order by change_order) before from account) where before is not null and version <> before + 1"
+        "(select id, version, lag(version) over (partition by id order by change_order) before from account) "
+        "where before is not null and version <> before + 1"
     ).fetchall()
     return [f"gaps or twins in versions (id, before, after): {wrong[:5]} ({len(wrong)})"] if wrong else []
 
@@ -184,7 +185,8 @@ def sums(duck, table, key, amount, total):
     loaded rows have the load's position."""
     wrong = duck.execute(
         f"with step as (select left(change_order, 32) as place, {amount} - "
-        f"coalesce(lag({amount}) over (partition by {key} order by change_order), 0) as change from {table} where \"Op\" <> 'D'), "
+        f"coalesce(lag({amount}) over (partition by {key} order by change_order), 0) as change from {table} "
+        "where \"Op\" <> 'D'), "
         "total as (select place, sum(sum(change)) over (order by place) as total from step group by place) "
         f"select place, total from total where total <> {total} order by place"
     ).fetchall()

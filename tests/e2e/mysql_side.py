@@ -40,7 +40,9 @@ def expression(column, declared):
     if kind in BYTES:
         return f"concat('\\\\x', lower(hex({quoted})))"
     if kind == "bit":
-        return f"if({quoted} = 1, 't', 'f')" if declared == "bit(1)" else f"cast({quoted} + 0 as char)"
+        return f"case {quoted} when 1 then 't' when 0 then 'f' end" if declared == "bit(1)" else f"cast({quoted} + 0 as char)"
+    if kind == "year" or "zerofill" in declared:
+        return f"cast({quoted} + 0 as char)"
     if kind in ("float", "double"):
         return f"cast({quoted} + 0e0 as char)"
     if kind == "timestamp":

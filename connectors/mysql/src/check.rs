@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use millrace_core::{Finding, Kind, Result, TableName, source::Scope};
+use millrace_core::{Finding, Kind, Result, TableName, TablePattern, source::Scope};
 
 use crate::{
     MysqlConfig,
@@ -154,6 +154,7 @@ impl Check<'_> {
 
     /// Patterns that match nothing.
     fn patterns(&mut self, shapes: &[Shape]) {
+        let name = |pattern: &TablePattern| TableName::new(&pattern.schema, &pattern.name);
         for pattern in &self.scope.selection.include {
             if shapes.iter().any(|shape| pattern.matches(&shape.table.name)) {
                 continue;
@@ -161,7 +162,8 @@ impl Check<'_> {
             let finding = match pattern.is_exact() {
                 true => {
                     Finding::error("MYSQL-TABLE-MISSING", format!("there is no table {pattern}, or no right to see it"))
-                        .fix(format!("correct the name, or: GRANT SELECT ON {pattern} TO '{}'@'%';", self.config.user))
+                        .fix("correct the name, or:")
+                        .fix(format!("GRANT SELECT ON {} TO '{}'@'%';", quote_table(&name(pattern)), self.config.user))
                 }
                 false => Finding::warning("MYSQL-PATTERN", format!("no table matches {pattern}"))
                     .fix("correct the pattern; tables that come later and match are taken then"),

@@ -133,7 +133,11 @@ impl Captured {
             if !shown.stored.is_of(&ty) || !same_charset {
                 return Err(format!("column {:?} has another type", column.name));
             }
-            let charset = declared.and_then(|name| charsets.get(name)).cloned();
+            let charset = match declared.filter(|_| matches!(ty, types::SqlType::Text(_))) {
+                // Of a table that came while the log was running: the server is asked for it.
+                Some(name) => Some(charsets.get(name).ok_or("a character set is not known")?.clone()),
+                None => None,
+            };
             mapping.columns.push(ImageColumn { stored: shown.stored, ty, charset });
             mapping.places.push(place);
         }

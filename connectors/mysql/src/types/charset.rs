@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn tables_take_one_byte_or_two() {
-        let mut single: Vec<Option<char>> = (0..128).map(|byte| char::from_u32(byte)).collect();
+        let mut single: Vec<Option<char>> = (0..128).map(char::from_u32).collect();
         single.resize(256, None);
         let charset = Charset::Table { single, double: HashMap::from([(0xd6d0, '中')]) };
         assert_eq!(decoded(&charset, b"a\xd6\xd0b").as_deref(), Some("a中b"));

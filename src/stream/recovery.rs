@@ -4,23 +4,25 @@
 //! - The last segment ends at its first frame that is not whole. What follows is a torn tail, unless a whole frame in it
 //!   was written when the log was already fsynced past the broken one: then acknowledged bytes went bad, and nothing
 //!   is opened (see [`super::frame`]).
+//! - What is kept and was not proven to be fsynced is written once more: after a failed fsync its pages count as clean
+//!   though they never reached the disk, and an fsync of ours would not write them.
 //! - The payloads of closed segments are checked when they are read: opening costs the reading of their headers.
 
-use std::{
-    fs::File,
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::path::Path;
 
 use millrace_core::{Error, Kind as ErrorKind, Result};
 
 use super::{
     LogPosition, Mark,
+    disk::{Disk, write_all_at},
     frame::{self, Header, Kind},
     json::Shape,
     mark::{self, Carry},
     segment::{self, HEADER_LEN, Probe, SegmentHeader, SegmentInfo, SegmentReader, damage, disk_error},
 };
+
+/// Bytes that are looked at or written at once.
+const STEP: usize = 64 << 10;
 
 /// A stream as it was found, cut at its last mark.
 #[derive(Debug)]
@@ -41,10 +43,10 @@ pub(super) struct Recovered {
 
 impl Recovered {
     /// A stream that is being made.
-    pub(super) fn new(shards: u32) -> Self {
-        let born = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    pub(super) fn new(disk: &dyn Disk, shards: u32) -> Self {
+        let born_s = disk.now_us().max(0) as u64 / 1_000_000;
         let counters = vec![0; shards as usize];
-        Self { segments: vec![], mark: None, counters, shards, born_s: born.as_secs(), clock_us: 0 }
+        Self { segments: vec![], mark: None, counters, shards, born_s, clock_us: 0 }
     }
 }
 
@@ -55,14 +57,16 @@ struct Scan {
     info: SegmentInfo,
     carry: Carry,
     mark: Option<Mark>,
+    /// Up to here the log had been fsynced when its newest frame was written.
+    synced: u64,
 }
 
 /// Recovers the stream in the folder; `None` if there is none yet.
-pub(super) fn recover(folder: &Path, epoch: u64) -> Result<Option<Recovered>> {
-    let bases = segment::list(folder)?;
+pub(super) fn recover(disk: &dyn Disk, folder: &Path, epoch: u64) -> Result<Option<Recovered>> {
+    let bases = segment::list(disk, folder)?;
     let mut scans = vec![];
     for (index, &base) in bases.iter().enumerate() {
-        scans.push(Scan::read(folder, base, bases.get(index + 1).copied(), epoch)?);
+        scans.push(Scan::read(disk, folder, base, bases.get(index + 1).copied(), epoch)?);
     }
     let Some(last) = scans.last() else { return Ok(None) };
     let (shards, born_s) = (last.header.shards, last.header.born_s);
@@ -70,11 +74,11 @@ pub(super) fn recover(folder: &Path, epoch: u64) -> Result<Option<Recovered>> {
 
     let (kept, mark, cut) = find_last_mark(folder, &scans)?;
     let lost = scans.get(kept).map_or(0, |scan| scan.info.end - cut) + scans.len() as u64 - 1 - kept as u64;
-    cut_off(folder, &mut scans, kept, cut)?;
+    cut_off(disk, folder, &mut scans, kept, cut)?;
     if lost > 0 {
         tracing::info!(folder = %folder.display(), position = cut, "cut off what was not marked");
     }
-    let counters = counters_at(folder, scans.last(), cut)?;
+    let counters = counters_at(disk, folder, scans.last(), cut)?;
     let segments = scans.into_iter().map(|scan| scan.info).collect();
     Ok(Some(Recovered { segments, mark, counters, shards, born_s, clock_us }))
 }
@@ -97,32 +101,41 @@ fn find_last_mark(folder: &Path, scans: &[Scan]) -> Result<(usize, Option<Mark>,
     Err(Error::new(ErrorKind::Internal, "recovering a stream without segments"))
 }
 
-/// Durably removes the segments behind `kept` and shortens that one to `cut`.
-fn cut_off(folder: &Path, scans: &mut Vec<Scan>, kept: usize, cut: u64) -> Result<()> {
+/// Durably removes the segments behind `kept`, shortens that one to `cut`, and makes sure of what it holds.
+fn cut_off(disk: &dyn Disk, folder: &Path, scans: &mut Vec<Scan>, kept: usize, cut: u64) -> Result<()> {
+    let synced = scans.iter().map(|scan| scan.synced).max().unwrap_or_default();
     // The newest goes first, so that a crash in between leaves no gap.
     for scan in scans.drain(kept + 1..).rev() {
-        segment::remove(folder, scan.info.base)?;
-        segment::sync_folder(folder)?;
+        segment::remove(disk, folder, scan.info.base)?;
+        segment::sync_folder(disk, folder)?;
     }
     let Some(scan) = scans.last_mut() else { return Ok(()) };
     let path = segment::path(folder, scan.info.base);
-    let shorten = || -> std::io::Result<()> {
-        let file = File::options().write(true).open(&path)?;
-        file.set_len(cut - scan.info.base)?;
-        // Also where nothing was cut: a process that was killed may have written its last mark and not fsynced it.
-        file.sync_all()
-    };
-    shorten().map_err(|e| disk_error(e, "cutting the tail of", &path))?;
+    let failed = |e| disk_error(e, "cutting the tail of", &path);
+    let file = disk.open(&path, true).map_err(failed)?;
+    file.set_len(cut - scan.info.base).map_err(failed)?;
+    let mut reader = SegmentReader::open(disk, folder, scan.info.base)?;
+    let (mut offset, end) = (synced.saturating_sub(scan.info.base), cut - scan.info.base);
+    while offset < end {
+        let bytes = reader.bytes(offset, STEP.min((end - offset) as usize))?;
+        if bytes.is_empty() {
+            return Err(damage(&path, offset, "the file became shorter"));
+        }
+        write_all_at(&*file, bytes, offset).map_err(failed)?;
+        offset += bytes.len() as u64;
+    }
+    // Also where nothing was cut: a process that was killed may have written its last mark and not fsynced it.
+    file.sync_all().map_err(failed)?;
     scan.info.end = cut;
     scan.info.shapes.retain(|(position, _)| *position < cut);
     Ok(())
 }
 
 /// The sequence counters at `cut`, which is in the segment of `scan`.
-fn counters_at(folder: &Path, scan: Option<&Scan>, cut: u64) -> Result<Vec<u64>> {
+fn counters_at(disk: &dyn Disk, folder: &Path, scan: Option<&Scan>, cut: u64) -> Result<Vec<u64>> {
     let Some(scan) = scan else { return Ok(vec![]) };
     let mut counters = scan.carry.counters.clone();
-    let mut reader = SegmentReader::open(folder, scan.info.base)?;
+    let mut reader = SegmentReader::open(disk, folder, scan.info.base)?;
     let mut offset = HEADER_LEN;
     while scan.info.base + offset < cut {
         let Probe::Whole(header, next) = reader.probe(offset)? else {
@@ -140,8 +153,8 @@ fn counters_at(folder: &Path, scan: Option<&Scan>, cut: u64) -> Result<Vec<u64>>
 
 impl Scan {
     /// Reads a segment through, to where the next one begins (`end`), or, if it is the last, to where it was torn.
-    fn read(folder: &Path, base: u64, end: Option<u64>, epoch: u64) -> Result<Self> {
-        let mut reader = SegmentReader::open(folder, base)?;
+    fn read(disk: &dyn Disk, folder: &Path, base: u64, end: Option<u64>, epoch: u64) -> Result<Self> {
+        let mut reader = SegmentReader::open(disk, folder, base)?;
         let header = reader.header.clone();
         if header.epoch > epoch {
             let doing = format!(
@@ -155,7 +168,7 @@ impl Scan {
         }
         let last_arrival_us = header.created_us;
         let info = SegmentInfo { base, end: base, content: base, last_arrival_us, shapes: vec![] };
-        let mut scan = Self { header, info, carry: Carry::default(), mark: None };
+        let mut scan = Self { header, info, carry: Carry::default(), mark: None, synced: base };
         let mut offset = HEADER_LEN;
         let mut scratch = vec![];
         while end != Some(base + offset) {
@@ -205,6 +218,7 @@ impl Scan {
             }
         }
         self.info.last_arrival_us = self.info.last_arrival_us.max(header.arrival_us);
+        self.synced = self.synced.max(header.synced);
         Ok(Some(next))
     }
 
@@ -224,7 +238,6 @@ impl Scan {
 
 /// Refuses if anything behind the broken frame at `offset` proves that it had been fsynced.
 fn check_tail(reader: &mut SegmentReader, offset: u64) -> Result<()> {
-    const STEP: usize = 64 << 10;
     let broken = reader.header.base + offset;
     let file_len = reader.file_len()?;
     let magic_at = 4;

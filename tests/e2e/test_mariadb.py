@@ -119,3 +119,27 @@ def test_kill_9_loses_nothing_and_doubles_nothing(server, database, daemon):
         stop.set()
         writer.join()
     run.compare([(database, table) for table in TABLES])
+
+
+def test_a_large_table_is_read_in_parts_and_goes_on_after_a_kill(server, database, daemon):
+    server.execute(
+        database,
+        "create table big (id bigint unsigned, part int, text varchar(300), primary key (id, part))",
+        "insert into big select seq * 3, 1, repeat(md5(seq), 8) from seq_1_to_100000",
+        "insert into big select 18446744073709000000 + seq, 2, repeat(md5(seq), 8) from seq_1_to_100000",
+        "analyze table big",
+    )
+    run = daemon([f"{database}.big"], server=server, options={"full-load": {"rate-limit": "20MiB"}})
+    run.start()
+    wait_for(lambda: rows_loaded(run) > 120_000, 60, "a part of the load")
+    server.execute(database, "delete from big where id % 5 = 0", "update big set text = 'new' where id % 7 = 0")
+    run.kill()
+    run.start()
+    run.wait_states(seconds=120)
+    run.compare([(database, "big")], seconds=90)
+    assert "load goes on after its finished segments" in run.log(100_000)
+
+
+def rows_loaded(run):
+    """Rows of loads under way."""
+    return sum(value for name, value in run.metrics().items() if name[0] == "millrace_full_load_rows")

@@ -51,7 +51,7 @@ def test_a_truncate_is_applied(server, database, loaded):
         "alter table t rename column a to z",
         "alter table t change b b bigint unsigned",
         "alter table t modify a varchar(20) character set utf8mb3",
-        "alter table t drop primary key, add primary key (a)",
+        "alter table t drop primary key, modify a varchar(20) not null default 'k', add primary key (a, id)",
         "alter table t add column g int generated always as (b * 2) stored",
     ],
 )

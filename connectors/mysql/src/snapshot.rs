@@ -59,6 +59,10 @@ impl MysqlSnapshot {
             (true, true) => Self::begin_mariadb(&shared, &mut session).await?,
             (true, false) => Self::begin_mysql(&shared, &mut session).await?,
         };
+        if exact && position < shared.loads.snapshot_min() {
+            let said = "the log was read further than the snapshot goes";
+            return Err(Error::new(Kind::SnapshotStale, "taking a snapshot").with(said));
+        }
         tracing::info!(%position, exact, "snapshot was taken");
         Ok(Self { shared, position, exact, session: Arc::new(Mutex::new(session)) })
     }
@@ -127,8 +131,7 @@ impl Snapshot for MysqlSnapshot {
             Some(plan) => plan.clone(),
             None => load::divide(&mut lock, &shape, segments_wanted).await?,
         };
-        let own = shape.is_keyed().then(|| self.session.clone());
-        let session = if own.is_some() && self.exact { None } else { Some(self.session.clone()) };
+        let session = (!self.exact || !shape.is_keyed()).then(|| self.session.clone());
         Ok(Box::new(MysqlLoad::new(
             self.shared.clone(),
             self.position,

@@ -63,7 +63,7 @@ pub struct Captured {
     policies: Vec<Unfit>,
     value_bytes_max: usize,
     /// The last TABLE_MAP_EVENT, without its number, and what it came to.
-    known: Option<(Vec<u8>, Arc<Mapping>)>,
+    known: Option<(Arc<[u8]>, Arc<Mapping>)>,
     scratch: Scratch,
 }
 
@@ -104,12 +104,12 @@ impl Captured {
     }
 
     /// The mapping that these bytes came to before.
-    pub fn known(&self, map: &[u8]) -> Option<Arc<Mapping>> {
-        self.known.as_ref().filter(|(known, _)| known == map).map(|(_, mapping)| mapping.clone())
+    pub fn known(&self, map: &[u8]) -> Option<(Arc<[u8]>, Arc<Mapping>)> {
+        self.known.clone().filter(|(known, _)| **known == *map)
     }
 
     /// Compares what the log shows with the table. An error is a sentence on what is different.
-    pub fn map(&mut self, bytes: &[u8], map: &TableMap<'_>, charsets: &Charsets) -> Result<Arc<Mapping>, String> {
+    pub fn map(&mut self, bytes: &Arc<[u8]>, map: &TableMap<'_>, charsets: &Charsets) -> Result<Arc<Mapping>, String> {
         if map.columns.iter().any(|column| column.name.is_none()) {
             return Err("the log has no names of columns (binlog_row_metadata is not FULL)".into());
         }
@@ -150,7 +150,7 @@ impl Captured {
             return Err(format!("column {:?} was added", String::from_utf8_lossy(name)));
         }
         let mapping = Arc::new(mapping);
-        self.known = Some((bytes.to_vec(), mapping.clone()));
+        self.known = Some((bytes.clone(), mapping.clone()));
         Ok(mapping)
     }
 

@@ -7,13 +7,14 @@
 //! - [`reader`]: which event belongs to what, and where it stands
 
 mod captured;
-mod ddl;
-pub(crate) mod events;
+pub mod ddl;
+pub mod events;
 mod reader;
 
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -31,18 +32,33 @@ use crate::{
     wire::{Connection, code},
 };
 
-/// Where the loads of tables stand: what the log shows of a table before that need not have its shape.
+/// What loads and the log must know of each other.
 #[derive(Debug, Default)]
-pub struct LoadPositions(Mutex<HashMap<TableName, Position>>);
+pub struct LoadPositions {
+    loads: Mutex<HashMap<TableName, Position>>,
+    read: Mutex<Position>,
+}
 
 impl LoadPositions {
-    /// A load of the table begins.
+    /// A load of the table begins: what the log shows of it before that need not have its shape.
     pub fn note(&self, table: &TableName, position: Position) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(table.clone(), position);
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner).insert(table.clone(), position);
     }
 
     fn get(&self, table: &TableName) -> Option<Position> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(table).copied()
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner).get(table).copied()
+    }
+
+    /// The log takes a table up, and has read so far without it: its load must have everything before that. A transaction is
+    /// in the log a moment before a snapshot has it.
+    fn note_read(&self, position: Position) {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        *read = position;
+    }
+
+    /// What a snapshot must have at least.
+    pub fn snapshot_min(&self) -> Position {
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -67,7 +83,12 @@ pub struct MysqlLog {
     reader: Reader,
     charsets: Charsets,
     identity: Identity,
+    /// When the server last sent something; it is asked for a sign of life every ten seconds.
+    heard: tokio::time::Instant,
 }
+
+/// After so long a silence the connection is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Refuses where the other end is not `known` or does not hold `from` any more.
 pub async fn verify(
@@ -129,7 +150,7 @@ impl MysqlLog {
         session.dump(options.server_id, &file, offset).await?;
         tracing::info!(file, offset, "the log is open");
         let reader = Reader::new(tables, place, session.is_mariadb(), has_checksum, options);
-        Ok(Self { config: config.clone(), session, reader, charsets, identity })
+        Ok(Self { config: config.clone(), session, reader, charsets, identity, heard: tokio::time::Instant::now() })
     }
 
     /// Asks the catalog about a table whose shape the log shows otherwise. Safe to cancel: it is asked for again.
@@ -198,7 +219,14 @@ impl Log for MysqlLog {
         let deadline = tokio::time::Instant::now() + budget.wait;
         while !self.take(&budget).await? && !self.reader.is_ready() {
             match tokio::time::timeout_at(deadline, self.session.receive()).await {
-                Ok(received) => received?,
+                Ok(received) => {
+                    received?;
+                    self.heard = tokio::time::Instant::now();
+                }
+                Err(_) if self.heard.elapsed() > SILENCE_MAX => {
+                    let said = format!("the server was silent for {} s", SILENCE_MAX.as_secs());
+                    return Err(Error::new(Kind::Connection, "reading the binary log").with(said));
+                }
                 Err(_) => break,
             }
         }

@@ -48,8 +48,10 @@ pub struct Reader {
     tables: HashMap<TableName, Captured>,
     /// By the log's number, for the statement that is being read.
     mapped: HashMap<u64, (TableName, Arc<Mapping>)>,
+    /// The captured tables' TABLE_MAP_EVENTs of the transaction that is being read, by number.
+    maps: HashMap<u64, (TableName, Arc<[u8]>)>,
     /// A TABLE_MAP_EVENT whose table the catalog is to be asked about.
-    unresolved: Option<(TableName, u64, Vec<u8>)>,
+    unresolved: Option<(TableName, u64, Arc<[u8]>)>,
     items: Vec<Change>,
     rows: usize,
     bytes: usize,
@@ -74,6 +76,7 @@ impl Reader {
             transaction: None,
             standalone: false,
             mapped: HashMap::new(),
+            maps: HashMap::new(),
             unresolved: None,
             items: vec![],
             rows: 0,
@@ -93,9 +96,17 @@ impl Reader {
         if let Some(mut captured) = self.tables.remove(&table.name) {
             captured.close(&mut self.items);
         }
-        self.mapped.retain(|_, (name, _)| *name != table.name);
+        if adopting {
+            self.options.loads.note_read(self.place.position());
+        }
         let captured = Captured::new(table.clone(), adopting, &self.options.values, self.options.value_bytes_max);
         self.tables.insert(table.name.clone(), captured);
+        self.mapped.retain(|_, (name, _)| *name != table.name);
+        // Its rows may follow an event that came before this.
+        let map = self.maps.iter().find(|(_, (name, _))| *name == table.name);
+        if let Some((id, (name, bytes))) = map {
+            self.unresolved = Some((name.clone(), *id, bytes.clone()));
+        }
     }
 
     /// Leaves a table out from here on.
@@ -136,8 +147,8 @@ impl Reader {
             items: std::mem::take(&mut self.items),
             upto: whole.then(|| self.place.position()),
             newest_commit_us: self.newest_commit_us.take(),
-            source_end: None,
             look_again: std::mem::take(&mut self.look_again),
+            ..Changes::default()
         }
     }
 
@@ -244,6 +255,7 @@ impl Reader {
         let time_us = i64::from(header.timestamp) * 1_000_000;
         self.transaction = Some(Transaction { commit: start.position().0, time_us, ordinal: 0 });
         self.mapped.clear();
+        self.maps.clear();
     }
 
     fn end_transaction(&mut self, header: &EventHeader) -> Result<()> {
@@ -251,6 +263,7 @@ impl Reader {
             self.newest_commit_us = Some(i64::from(header.timestamp) * 1_000_000);
         }
         self.mapped.clear();
+        self.maps.clear();
         Ok(())
     }
 
@@ -345,17 +358,21 @@ impl Reader {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
         let (id, _, rest) = events::table_id(body).map_err(malformed)?;
         self.mapped.remove(&id);
+        self.maps.remove(&id);
         let (schema, table, _) = events::table_name(rest).map_err(malformed)?;
         let (Ok(schema), Ok(table)) = (std::str::from_utf8(schema), std::str::from_utf8(table)) else {
             return Ok(Taken::Done);
         };
         let name = TableName::new(schema, table);
         let Some(captured) = self.tables.get_mut(&name) else { return Ok(Taken::Done) };
-        if let Some(mapping) = captured.known(rest) {
+        if let Some((bytes, mapping)) = captured.known(rest) {
+            self.maps.insert(id, (name.clone(), bytes));
             self.mapped.insert(id, (name, mapping));
             return Ok(Taken::Done);
         }
-        self.unresolved = Some((name, id, rest.to_vec()));
+        let bytes: Arc<[u8]> = rest.into();
+        self.maps.insert(id, (name.clone(), bytes.clone()));
+        self.unresolved = Some((name, id, bytes));
         let has_catalog = captured.generated.is_some();
         if has_catalog || self.try_map(charsets)? {
             self.resolve(charsets)?;

@@ -370,6 +370,9 @@ fn decimal<'a>(bytes: &[u8], precision: u8, scale: u8, scratch: &'a mut String) 
     let mut digits = String::new();
     for count in groups.into_iter().filter(|&count| count > 0) {
         let group = reader.big(DIGIT_BYTES[count])?;
+        if group >= 10_u64.pow(count as u32) {
+            return Err(Malformed("a DECIMAL has digits that are none"));
+        }
         if exact {
             unscaled = unscaled * 10_i128.pow(count as u32) + i128::from(group);
         } else {

@@ -10,6 +10,7 @@ use super::{
     reading::exact_values,
     *,
 };
+use crate::simulation::simulate;
 
 /// Three tables; `c` waits for a load, `b` is truncated before the last transaction, some rows of `a` have values beside
 /// their columns.
@@ -151,15 +152,13 @@ async fn a_table_that_was_reloaded_meanwhile_leaves_the_interrupted_round() {
     );
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-    // trap: 6, 42 (crash)
-    #[test]
-    fn crashes_anywhere_lose_nothing(
-        faults in proptest::collection::vec(fault(), 1..4),
-        buffer_bytes in prop_oneof![Just(1u64), Just(100), Just(1 << 20)],
-        memory_bytes in prop_oneof![Just(1u64), Just(1 << 20)],
-    ) {
+// trap: 6, 42 (crash)
+#[test]
+fn crashes_anywhere_lose_nothing() {
+    let buffer_bytes = prop_oneof![Just(1u64), Just(100), Just(1 << 20)];
+    let memory_bytes = prop_oneof![Just(1u64), Just(1 << 20)];
+    let cases = (proptest::collection::vec(fault(), 1..4), buffer_bytes, memory_bytes);
+    simulate(48, cases, |(faults, buffer_bytes, memory_bytes)| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut house = House::new();
@@ -174,5 +173,6 @@ proptest! {
             delivery.flush().await.unwrap();
             verify(&house, &tables, &delivery);
         });
-    }
+        Ok(())
+    });
 }

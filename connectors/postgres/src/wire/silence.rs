@@ -19,14 +19,32 @@ const LOOK_MAX: Duration = Duration::from_secs(10);
 /// have been on its way at the first. With [`PATIENCE`] and [`LOOK_MAX`] that is after 30 to 50 s.
 const LOOKS: u32 = 2;
 
+/// What the server process of a session waits for when there is nothing to wait for: it has sent everything, or cannot
+/// get rid of it (`wait_event` of `pg_stat_activity`, whose case changed between versions).
+const IN_VAIN: &[&str] = &["clientread", "clientwrite"];
+/// The same of one that streams the log, and answers at once when it is asked to.
+const IN_VAIN_LOG: &[&str] =
+    &["clientread", "clientwrite", "walsendermain", "walsenderwritedata", "walsenderwaitforwal"];
+
 /// What is known of a session's silence.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Silence {
+    in_vain: &'static [&'static str],
     /// Looks in a row that found nothing to wait for.
     vain: u32,
 }
 
 impl Silence {
+    /// Of a session that answers statements.
+    pub fn of_statements() -> Self {
+        Self { in_vain: IN_VAIN, vain: 0 }
+    }
+
+    /// Of a session that streams the log, and was asked for an answer meanwhile.
+    pub fn of_log() -> Self {
+        Self { in_vain: IN_VAIN_LOG, vain: 0 }
+    }
+
     /// Something came.
     pub fn is_over(&mut self) {
         self.vain = 0;
@@ -34,7 +52,7 @@ impl Silence {
 
     /// To be called after each [`PATIENCE`] without a byte; an error when there is nothing to wait for.
     pub async fn look(&mut self, config: &PostgresConfig, process_id: u32) -> Result<()> {
-        let Some(why) = why_in_vain(config, process_id).await else {
+        let Some(why) = why_in_vain(config, process_id, self.in_vain).await else {
             self.vain = 0;
             return Ok(());
         };
@@ -49,10 +67,14 @@ impl Silence {
 }
 
 /// Why nothing will come from the session any more; `None` where it works, or where nobody can tell.
-fn why_in_vain(config: &PostgresConfig, process_id: u32) -> BoxFuture<'_, Option<String>> {
+fn why_in_vain<'a>(
+    config: &'a PostgresConfig,
+    process_id: u32,
+    in_vain: &'static [&'static str],
+) -> BoxFuture<'a, Option<String>> {
     // Boxed, because a session is what asks about a session; that one is bounded here, and not asked about.
     Box::pin(async move {
-        match tokio::time::timeout(LOOK_MAX, ask(config, process_id)).await {
+        match tokio::time::timeout(LOOK_MAX, ask(config, process_id, in_vain)).await {
             Ok(Ok(why)) => why,
             // cannot_connect_now: it starts, recovers from a crash, or shuts down, and all sessions are gone.
             Ok(Err(error)) if sqlstate(&error) == Some("57P03") => Some(error.to_string()),
@@ -64,7 +86,7 @@ fn why_in_vain(config: &PostgresConfig, process_id: u32) -> BoxFuture<'_, Option
     })
 }
 
-async fn ask(config: &PostgresConfig, process_id: u32) -> Result<Option<String>> {
+async fn ask(config: &PostgresConfig, process_id: u32, in_vain: &[&str]) -> Result<Option<String>> {
     let mut session = Connection::connect_unwatched(config, Mode::Plain, "millrace check").await?;
     let asking = session.process_id();
     let sql = format!(
@@ -80,8 +102,7 @@ async fn ask(config: &PostgresConfig, process_id: u32) -> Result<Option<String>>
     }
     Ok(match row.text(1) {
         None => Some("the server process is gone".into()),
-        // It has sent everything, or cannot get rid of it. A walsender without work answers at once when it is asked to.
-        Some("clientread" | "clientwrite" | "walsendermain" | "walsenderwritedata" | "walsenderwaitforwal") => {
+        Some(event) if in_vain.contains(&event) => {
             Some("the server waits for us: what it sends does not arrive, and nobody was told".into())
         }
         Some(_) => None,

@@ -313,7 +313,7 @@ impl Session {
         self.task.fail(&error);
         tokio::select! {
             () = cancel.cancelled() => {}
-            () = tokio::time::sleep(backoff.next()) => {}
+            () = tokio::time::sleep(backoff.after(&error)) => {}
         }
         Ok(())
     }
@@ -465,7 +465,7 @@ impl Session {
                     self.task.update(|record| record.errors = vec![finding])?;
                     tokio::select! {
                         () = cancel.cancelled() => return Ok(false),
-                        () = tokio::time::sleep(backoff.next()) => {}
+                        () = tokio::time::sleep(backoff.after(&error)) => {}
                     }
                 }
             }

@@ -90,7 +90,8 @@ large-transaction: setup release ## one transaction of 10 M rows in 512 MiB (MIL
 	$(RELEASE) $(PYTHON) tests/e2e/large_transaction.py
 
 .PHONY: bench
-bench: setup release ## full load and drain beside COPY and pg_recvlogical
+bench: setup release ## full load, drain, stream and freshness beside their yardsticks (BENCH="--only drain --pairs 3")
+	cargo build --locked --release --example put_records
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 	$(RELEASE) $(PYTHON) bench/bench.py $(BENCH)
 

@@ -8,6 +8,7 @@ mod catalog;
 mod check;
 mod dead_letter;
 mod events;
+mod follow;
 mod grants;
 mod operate;
 mod output;
@@ -76,6 +77,11 @@ enum Command {
         /// Of this task only
         #[arg(long)]
         task: Option<String>,
+    },
+    /// Print a line whenever more of a task's changes is durable in its stream, until the task ends
+    Follow {
+        /// The task
+        task: String,
     },
     /// Let delivery wait; capture goes on, so the source's log does not grow
     Pause {
@@ -224,6 +230,7 @@ fn dispatch(context: &Context, command: Command) -> Outcome {
         Command::Status { running } => status::status(context, running),
         Command::Tables { task } => tables::tables(context, task.as_deref()),
         Command::Events { last, task } => events::events(context, last, task.as_deref()),
+        Command::Follow { task } => follow::follow(context, task),
         Command::Pause { task } => operate::pause(context, task),
         Command::Resume { task } => operate::resume(context, task),
         Command::Stop { task } => operate::stop(context, task),

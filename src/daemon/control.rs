@@ -12,7 +12,7 @@ use millrace_core::{Finding, TableName};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream},
+    net::{UnixListener, UnixStream, unix::OwnedWriteHalf as Answers},
     sync::Semaphore,
     task::JoinSet,
 };
@@ -20,11 +20,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::tasks::Tasks;
-use crate::telemetry::{metrics::Live, report::Told};
+use crate::{
+    stream::Mark,
+    telemetry::{metrics::Live, report::Told},
+};
 
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// Connections that are answered at the same time; more of them wait.
 const CONNECTIONS_MAX: usize = 16;
+/// So many may follow streams, which keeps no other from being answered; more are refused.
+const FOLLOWERS_MAX: usize = 64;
 
 /// What an operator asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +64,35 @@ pub enum Request {
     },
     /// What only the running daemon knows.
     Live,
+    /// A line whenever the head of the task's stream moves.
+    Follow {
+        /// The task.
+        task: String,
+    },
+}
+
+/// Up to where a stream is durable and readable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The source's position, in its own notation.
+    pub position: String,
+    /// Row changes up to there, since the stream's birth.
+    pub captured: u64,
+    /// Commit time of the newest transaction (microseconds since 1970-01-01 UTC); 0 if there is none.
+    pub newest_commit_us: i64,
+    /// When it was written (microseconds since 1970-01-01 UTC).
+    pub arrival_us: i64,
+}
+
+impl From<Mark> for Head {
+    fn from(mark: Mark) -> Self {
+        Self {
+            position: mark.source.to_string(),
+            captured: mark.totals.captured,
+            newest_commit_us: mark.newest_commit_us,
+            arrival_us: mark.arrival_us,
+        }
+    }
 }
 
 /// One line of an answer.
@@ -69,6 +103,8 @@ pub enum Reply {
     Line(String),
     /// The answer to [`Request::Live`], by task.
     Live(BTreeMap<String, Live>),
+    /// Part of the answer to [`Request::Follow`].
+    Head(Head),
     /// It is done.
     Done,
     /// It failed.
@@ -100,6 +136,7 @@ pub fn bind(state_dir: &Path) -> Result<UnixListener, Box<Finding>> {
 /// Answers until cancelled; then requests under way are finished.
 pub async fn serve(listener: UnixListener, tasks: Arc<Tasks>, cancel: CancellationToken) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let seats = Arc::new(Semaphore::new(FOLLOWERS_MAX));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -112,10 +149,18 @@ pub async fn serve(listener: UnixListener, tasks: Arc<Tasks>, cancel: Cancellati
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             continue;
         };
-        let (tasks, room) = (tasks.clone(), room.clone());
+        let (tasks, room, seats, cancel) = (tasks.clone(), room.clone(), seats.clone(), cancel.clone());
         connections.spawn(async move {
-            let Ok(_place) = room.acquire().await else { return };
-            if let Err(error) = answer(socket, &tasks).await {
+            let Ok(place) = room.acquire().await else { return };
+            let done = match answer(socket, &tasks).await {
+                Ok(Some((task, socket))) => {
+                    drop(place);
+                    follow(socket, &tasks, &task, &seats, &cancel).await
+                }
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = done {
                 warn!(error = %error, "answering on the control socket failed");
             }
         });
@@ -123,11 +168,13 @@ pub async fn serve(listener: UnixListener, tasks: Arc<Tasks>, cancel: Cancellati
     while connections.join_next().await.is_some() {}
 }
 
-async fn answer(socket: UnixStream, tasks: &Tasks) -> io::Result<()> {
+/// Answers a request; gives the task and the socket back where the request is to follow it.
+async fn answer(socket: UnixStream, tasks: &Tasks) -> io::Result<Option<(String, Answers)>> {
     let (read, mut write) = socket.into_split();
     let mut line = String::new();
     BufReader::new(read.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
     let replies = match serde_json::from_str(&line) {
+        Ok(Request::Follow { task }) => return Ok(Some((task, write))),
         Ok(Request::Live) => vec![Reply::Live(tasks.live().await), Reply::Done],
         Ok(request) => match tasks.obey(&request).await {
             Ok(lines) => lines.into_iter().map(Reply::Line).chain([Reply::Done]).collect(),
@@ -139,11 +186,45 @@ async fn answer(socket: UnixStream, tasks: &Tasks) -> io::Result<()> {
         }
     };
     for reply in &replies {
-        let mut text = serde_json::to_string(reply).map_err(io::Error::other)?;
-        text.push('\n');
-        write.write_all(text.as_bytes()).await?;
+        write_line(&mut write, reply).await?;
     }
-    write.shutdown().await
+    write.shutdown().await?;
+    Ok(None)
+}
+
+/// Tells of every move of the stream's head until the task or the daemon ends, or nobody listens.
+async fn follow(
+    mut write: Answers,
+    tasks: &Tasks,
+    task: &str,
+    seats: &Semaphore,
+    cancel: &CancellationToken,
+) -> io::Result<()> {
+    let Ok(_seat) = seats.try_acquire() else {
+        let finding = Finding::error("FOLLOWERS", format!("{FOLLOWERS_MAX} follow streams already"));
+        return write_line(&mut write, &Reply::Failed(finding.fix("end one of them"))).await;
+    };
+    let mut follower = match tasks.follow(task).await {
+        Ok(follower) => follower,
+        Err(error) => return write_line(&mut write, &Reply::Failed(Finding::from(&error))).await,
+    };
+    loop {
+        let mark = tokio::select! {
+            () = cancel.cancelled() => None,
+            mark = follower.next() => mark,
+        };
+        let Some(mark) = mark else { return write_line(&mut write, &Reply::Done).await };
+        // A follower that went away is found at the next move.
+        if write_line(&mut write, &Reply::Head(Head::from(mark))).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+async fn write_line(write: &mut Answers, reply: &Reply) -> io::Result<()> {
+    let mut text = serde_json::to_string(reply).map_err(io::Error::other)?;
+    text.push('\n');
+    write.write_all(text.as_bytes()).await
 }
 
 /// Asks the daemon of a state folder; blocking, for the command line. Lines are passed on as they come.

@@ -13,7 +13,7 @@ use super::control::Request;
 use crate::{
     config::{Config, TaskConfig},
     registry,
-    replication::{self, TaskHandle, Wiring},
+    replication::{self, TaskHandle, Wiring, follow::Follower},
     state::{
         Put, StateStore,
         keys::task::{self, TaskRecord, TaskState},
@@ -229,7 +229,7 @@ impl Tasks {
             Request::Stop { .. } => handle.stop().await?,
             Request::Reload { table, .. } => handle.reload(table.as_ref()).await?,
             Request::Delete { .. } => handle.delete().await?,
-            Request::Live => vec![],
+            Request::Live | Request::Follow { .. } => vec![],
         };
         drop(held);
         let category = if matches!(request, Request::Delete { .. }) { "deletion" } else { "state change" };
@@ -241,6 +241,14 @@ impl Tasks {
         self.inner.lock().await.running.remove(task);
         let advice = format!("take task {task} out of the config now: at the next start it would begin anew");
         Ok(lines.into_iter().chain([advice]).collect())
+    }
+
+    /// Follows the head of a task's stream.
+    pub async fn follow(&self, task: &str) -> Result<Follower> {
+        let slot = self.slot(task).await?;
+        let held = slot.read().await;
+        let ended = || Error::new(Kind::Config, format!("following task {task}: it has just ended"));
+        held.as_ref().map(TaskHandle::follow).ok_or_else(ended)
     }
 
     async fn slot(&self, task: &str) -> Result<Slot> {

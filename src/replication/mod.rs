@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod fill;
+pub mod follow;
 pub mod full_load;
 mod guardian;
 mod history;
@@ -31,6 +32,7 @@ use crate::{
     state::StateStore,
     telemetry::metrics::Metrics,
 };
+use follow::{Follower, Open};
 use neighbours::Owners;
 use rules::Rules;
 
@@ -85,6 +87,7 @@ pub(crate) type Request = (Command, oneshot::Sender<Result<Vec<String>>>);
 pub struct TaskHandle {
     name: String,
     requests: mpsc::Sender<Request>,
+    open: Open,
     running: JoinHandle<()>,
 }
 
@@ -92,8 +95,9 @@ pub struct TaskHandle {
 pub fn start(wiring: Wiring) -> TaskHandle {
     let name = wiring.config.name.clone();
     let (requests, received) = mpsc::channel(16);
-    let running = tokio::spawn(task::run(wiring, received, requests.downgrade()));
-    TaskHandle { name, requests, running }
+    let open = Open::default();
+    let running = tokio::spawn(task::run(wiring, received, requests.downgrade(), open.clone()));
+    TaskHandle { name, requests, open, running }
 }
 
 impl TaskHandle {
@@ -127,6 +131,11 @@ impl TaskHandle {
     /// Removes the task: what it made at the source, its stream and its state. The lake and the catalog stay.
     pub async fn delete(&self) -> Result<Vec<String>> {
         self.ask(Command::Delete).await
+    }
+
+    /// Follows the head of its stream.
+    pub fn follow(&self) -> Follower {
+        Follower::new(self.open.subscribe())
     }
 
     /// Stops the task without marking it as stopped by an operator: SIGTERM. Finishes the append and the delivery round

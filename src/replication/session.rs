@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 use super::{
     Command, Request,
     capture::{Ask, Capture, Progress},
-    check,
+    check, follow,
     full_load::FullLoad,
     neighbours::Owners,
     parts, reload,
@@ -100,6 +100,7 @@ impl Session {
             epoch: wiring.epoch,
         };
         let stream = Arc::new(Stream::open(options)?);
+        follow::publish(&task.open, &stream);
         if stream.last_mark().is_none() && !passes_check(task).await? {
             return Ok(None);
         }

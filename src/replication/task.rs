@@ -10,7 +10,9 @@ use millrace_core::{Error, Finding, Kind, Result, TableName, error::Action};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use super::{Command, Request, Wiring, guardian, history::History, reload, rules::Rules, session, tables::Tables};
+use super::{
+    Command, Request, Wiring, follow::Open, guardian, history::History, reload, rules::Rules, session, tables::Tables,
+};
 use crate::{
     config::GuardAction,
     state::{
@@ -67,8 +69,9 @@ pub(super) async fn run(
     wiring: Wiring,
     mut requests: mpsc::Receiver<Request>,
     own_requests: mpsc::WeakSender<Request>,
+    open: Open,
 ) {
-    let task = Task::new(wiring);
+    let task = Task::new(wiring, open);
     let mut backoff = Backoff::new();
     let guard = || tokio::spawn(guardian::watch(task.clone(), own_requests.clone()));
     let mut guarding = guard();
@@ -142,13 +145,15 @@ pub(super) struct Task {
     record: Arc<Mutex<()>>,
     /// The source in its present history; `wiring.source` is the same.
     history: Arc<History>,
+    /// Where followers of its stream look.
+    pub(super) open: Open,
 }
 
 impl Task {
-    fn new(mut wiring: Wiring) -> Self {
+    fn new(mut wiring: Wiring, open: Open) -> Self {
         let history = Arc::new(History::new(wiring.source.clone(), 0));
         wiring.source = history.clone();
-        let task = Self { wiring, record: Arc::default(), history };
+        let task = Self { wiring, record: Arc::default(), history, open };
         // A state that cannot be read is found again at once, by whoever needs more of it.
         task.history.set(task.record().map_or(0, |record| record.history));
         task

@@ -22,6 +22,7 @@
 
 mod column_frame;
 mod cursor;
+mod disk;
 mod draft;
 mod frame;
 mod json;
@@ -55,9 +56,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::reader::{Reader, Wanted};
 use self::{
+    disk::{Disk, RealDisk},
     draft::Drafting,
     recovery::Recovered,
-    segment::{Disk, RealDisk},
     shard::{SHARDS_MAX, Shards},
     shared::{Job, Request, Shared, Work},
     spill::Room,
@@ -185,7 +186,7 @@ pub struct Stream {
     queue: Option<mpsc::Sender<Request>>,
     writer: Option<JoinHandle<()>>,
     /// Held against a second writer in this process or another one.
-    _lock: File,
+    lock: Option<File>,
 }
 
 impl Stream {
@@ -197,25 +198,33 @@ impl Stream {
     }
 
     fn open_on(options: StreamOptions, disk: Arc<dyn Disk>) -> Result<Self> {
+        let lock = lock_folder(&options.folder)?;
+        let (mut stream, writer, jobs) = Self::prepare(options, disk)?;
+        stream.lock = Some(lock);
+        let writer = thread::Builder::new()
+            .name("stream-writer".into())
+            .spawn(move || writer.run(jobs))
+            .map_err(|e| Error::new(ErrorKind::Internal, "starting the thread that writes the stream").with(e))?;
+        stream.writer = Some(writer);
+        Ok(stream)
+    }
+
+    /// Everything but the lock, and the thread that the writer is to run on.
+    fn prepare(options: StreamOptions, disk: Arc<dyn Disk>) -> Result<(Self, Writer, mpsc::Receiver<Request>)> {
         let folder = options.folder.clone();
-        let lock = lock_folder(&folder)?;
-        let recovered = match recovery::recover(&folder, options.epoch)? {
+        let recovered = match recovery::recover(&*disk, &folder, options.epoch)? {
             Some(recovered) => recovered,
-            None => Recovered::new(options.shards),
+            None => Recovered::new(&*disk, options.shards),
         };
         let Some(shards) = Shards::new(recovered.shards) else {
             let doing = format!("opening the stream in {} with {} shards", folder.display(), recovered.shards);
             return Err(Error::new(ErrorKind::Config, doing).fix(format!("a stream has 1 to {SHARDS_MAX} shards")));
         };
         let drafting = Drafting { shards, compress: options.compress };
-        let shared = Shared::new(options, drafting, &recovered);
-        let writer = Writer::new(shared.clone(), disk, &recovered)?;
+        let shared = Shared::new(options, disk, drafting, &recovered);
+        let writer = Writer::new(shared.clone(), &recovered)?;
         let (queue, jobs) = mpsc::channel(QUEUE_JOBS_MAX);
-        let writer = thread::Builder::new()
-            .name("stream-writer".into())
-            .spawn(move || writer.run(jobs))
-            .map_err(|e| Error::new(ErrorKind::Internal, "starting the thread that writes the stream").with(e))?;
-        Ok(Self { shared, queue: Some(queue), writer: Some(writer), _lock: lock })
+        Ok((Self { shared, queue: Some(queue), writer: None, lock: None }, writer, jobs))
     }
 
     /// The last durable mark; `None` if there never was one.
@@ -318,7 +327,7 @@ fn lock_folder(folder: &Path) -> Result<File> {
     fs::create_dir_all(folder).map_err(|e| segment::disk_error(e, "making the folder", folder))?;
     for parent in missing.iter().filter_map(|folder| folder.parent()) {
         // The parent of a relative folder's first part is "".
-        segment::sync_folder(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
+        segment::sync_folder(&RealDisk, if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
     }
     let lock = File::open(folder).map_err(|e| segment::disk_error(e, "opening the folder", folder))?;
     let doing = || format!("locking the stream's folder {}", folder.display());

@@ -131,7 +131,7 @@ impl Reader {
 
     /// A segment that retention took meanwhile is not a damaged one.
     fn open_segment(&self, base: u64) -> Result<SegmentReader> {
-        SegmentReader::open(&self.shared.options.folder, base).map_err(|error| {
+        SegmentReader::open(&*self.shared.disk, &self.shared.options.folder, base).map_err(|error| {
             let is_gone = self.shared.segments().first().is_none_or(|oldest| base < oldest.base);
             let doing = "reading a range of the stream that retention took meanwhile";
             if is_gone { Error::new(ErrorKind::Internal, doing).with(error) } else { error }

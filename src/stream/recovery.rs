@@ -6,16 +6,13 @@
 //!   is opened (see [`super::frame`]).
 //! - The payloads of closed segments are checked when they are read: opening costs the reading of their headers.
 
-use std::{
-    fs::File,
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::path::Path;
 
 use millrace_core::{Error, Kind as ErrorKind, Result};
 
 use super::{
     LogPosition, Mark,
+    disk::Disk,
     frame::{self, Header, Kind},
     json::Shape,
     mark::{self, Carry},
@@ -41,10 +38,10 @@ pub(super) struct Recovered {
 
 impl Recovered {
     /// A stream that is being made.
-    pub(super) fn new(shards: u32) -> Self {
-        let born = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    pub(super) fn new(disk: &dyn Disk, shards: u32) -> Self {
+        let born_s = disk.now_us().max(0) as u64 / 1_000_000;
         let counters = vec![0; shards as usize];
-        Self { segments: vec![], mark: None, counters, shards, born_s: born.as_secs(), clock_us: 0 }
+        Self { segments: vec![], mark: None, counters, shards, born_s, clock_us: 0 }
     }
 }
 
@@ -58,11 +55,11 @@ struct Scan {
 }
 
 /// Recovers the stream in the folder; `None` if there is none yet.
-pub(super) fn recover(folder: &Path, epoch: u64) -> Result<Option<Recovered>> {
-    let bases = segment::list(folder)?;
+pub(super) fn recover(disk: &dyn Disk, folder: &Path, epoch: u64) -> Result<Option<Recovered>> {
+    let bases = segment::list(disk, folder)?;
     let mut scans = vec![];
     for (index, &base) in bases.iter().enumerate() {
-        scans.push(Scan::read(folder, base, bases.get(index + 1).copied(), epoch)?);
+        scans.push(Scan::read(disk, folder, base, bases.get(index + 1).copied(), epoch)?);
     }
     let Some(last) = scans.last() else { return Ok(None) };
     let (shards, born_s) = (last.header.shards, last.header.born_s);
@@ -70,11 +67,11 @@ pub(super) fn recover(folder: &Path, epoch: u64) -> Result<Option<Recovered>> {
 
     let (kept, mark, cut) = find_last_mark(folder, &scans)?;
     let lost = scans.get(kept).map_or(0, |scan| scan.info.end - cut) + scans.len() as u64 - 1 - kept as u64;
-    cut_off(folder, &mut scans, kept, cut)?;
+    cut_off(disk, folder, &mut scans, kept, cut)?;
     if lost > 0 {
         tracing::info!(folder = %folder.display(), position = cut, "cut off what was not marked");
     }
-    let counters = counters_at(folder, scans.last(), cut)?;
+    let counters = counters_at(disk, folder, scans.last(), cut)?;
     let segments = scans.into_iter().map(|scan| scan.info).collect();
     Ok(Some(Recovered { segments, mark, counters, shards, born_s, clock_us }))
 }
@@ -98,16 +95,16 @@ fn find_last_mark(folder: &Path, scans: &[Scan]) -> Result<(usize, Option<Mark>,
 }
 
 /// Durably removes the segments behind `kept` and shortens that one to `cut`.
-fn cut_off(folder: &Path, scans: &mut Vec<Scan>, kept: usize, cut: u64) -> Result<()> {
+fn cut_off(disk: &dyn Disk, folder: &Path, scans: &mut Vec<Scan>, kept: usize, cut: u64) -> Result<()> {
     // The newest goes first, so that a crash in between leaves no gap.
     for scan in scans.drain(kept + 1..).rev() {
-        segment::remove(folder, scan.info.base)?;
-        segment::sync_folder(folder)?;
+        segment::remove(disk, folder, scan.info.base)?;
+        segment::sync_folder(disk, folder)?;
     }
     let Some(scan) = scans.last_mut() else { return Ok(()) };
     let path = segment::path(folder, scan.info.base);
     let shorten = || -> std::io::Result<()> {
-        let file = File::options().write(true).open(&path)?;
+        let file = disk.open(&path, true)?;
         file.set_len(cut - scan.info.base)?;
         // Also where nothing was cut: a process that was killed may have written its last mark and not fsynced it.
         file.sync_all()
@@ -119,10 +116,10 @@ fn cut_off(folder: &Path, scans: &mut Vec<Scan>, kept: usize, cut: u64) -> Resul
 }
 
 /// The sequence counters at `cut`, which is in the segment of `scan`.
-fn counters_at(folder: &Path, scan: Option<&Scan>, cut: u64) -> Result<Vec<u64>> {
+fn counters_at(disk: &dyn Disk, folder: &Path, scan: Option<&Scan>, cut: u64) -> Result<Vec<u64>> {
     let Some(scan) = scan else { return Ok(vec![]) };
     let mut counters = scan.carry.counters.clone();
-    let mut reader = SegmentReader::open(folder, scan.info.base)?;
+    let mut reader = SegmentReader::open(disk, folder, scan.info.base)?;
     let mut offset = HEADER_LEN;
     while scan.info.base + offset < cut {
         let Probe::Whole(header, next) = reader.probe(offset)? else {
@@ -140,8 +137,8 @@ fn counters_at(folder: &Path, scan: Option<&Scan>, cut: u64) -> Result<Vec<u64>>
 
 impl Scan {
     /// Reads a segment through, to where the next one begins (`end`), or, if it is the last, to where it was torn.
-    fn read(folder: &Path, base: u64, end: Option<u64>, epoch: u64) -> Result<Self> {
-        let mut reader = SegmentReader::open(folder, base)?;
+    fn read(disk: &dyn Disk, folder: &Path, base: u64, end: Option<u64>, epoch: u64) -> Result<Self> {
+        let mut reader = SegmentReader::open(disk, folder, base)?;
         let header = reader.header.clone();
         if header.epoch > epoch {
             let doing = format!(

@@ -44,10 +44,10 @@ pub(super) fn retain(shared: &Shared) -> Result<()> {
         bases.extend(segments.drain(..due).map(|segment| segment.base));
     }
     for &base in &bases {
-        segment::remove(folder, base)?;
+        segment::remove(&*shared.disk, folder, base)?;
     }
     if let Some(&position) = bases.last() {
-        segment::sync_folder(folder)?;
+        segment::sync_folder(&*shared.disk, folder)?;
         tracing::info!(folder = %folder.display(), segments = bases.len(), position, "removed delivered segments");
         shared.space_freed();
     }

@@ -18,9 +18,7 @@
 //! zeros, takes no space, and is cut off when the segment is closed or found after a crash.
 
 use std::{
-    fs::{self, File},
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -28,6 +26,7 @@ use millrace_core::{Error, Kind as ErrorKind, Result, error::Context};
 
 use super::{
     cursor::Cursor,
+    disk::{Disk, DiskFile, read_up_to, write_all_at},
     frame::{self, Encoding, Header, Kind, Parsed},
     json::Shape,
     mark::Carry,
@@ -42,25 +41,6 @@ const SUFFIX: &str = ".log";
 const TEMPORARY_SUFFIX: &str = ".new";
 /// Bytes read at once while frames are small.
 const WINDOW_BYTES: usize = 256 << 10;
-
-/// How bytes reach the disk; tests put failing ones in its place.
-pub(super) trait Disk: std::fmt::Debug + Send + Sync {
-    /// Writes all bytes at the place in the file.
-    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        file.write_all_at(bytes, offset)
-    }
-
-    /// Makes what was written durable.
-    fn sync(&self, file: &File) -> io::Result<()> {
-        file.sync_data()
-    }
-}
-
-/// The real one.
-#[derive(Debug)]
-pub(super) struct RealDisk;
-
-impl Disk for RealDisk {}
 
 /// Gives an error of the disk its kind. A full disk is one that can be survived; any other trouble is not.
 pub(super) fn disk_error(error: io::Error, doing: &str, path: &Path) -> Error {
@@ -80,8 +60,8 @@ pub(super) fn damage(path: &Path, offset: u64, what: &str) -> Error {
 }
 
 /// Makes changes of names in the folder durable.
-pub(super) fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| disk_error(e, "syncing the folder", folder))
+pub(super) fn sync_folder(disk: &dyn Disk, folder: &Path) -> Result<()> {
+    disk.sync_folder(folder).map_err(|e| disk_error(e, "syncing the folder", folder))
 }
 
 /// Where the segment that begins at `base` is.
@@ -90,14 +70,12 @@ pub(super) fn path(folder: &Path, base: u64) -> PathBuf {
 }
 
 /// The beginnings of all segments, rising. What a crash left under a temporary name is removed.
-pub(super) fn list(folder: &Path) -> Result<Vec<u64>> {
-    let reading = |e| disk_error(e, "listing", folder);
+pub(super) fn list(disk: &dyn Disk, folder: &Path) -> Result<Vec<u64>> {
     let mut bases = vec![];
-    for entry in fs::read_dir(folder).map_err(reading)? {
-        let path = entry.map_err(reading)?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+    for name in disk.list(folder).map_err(|e| disk_error(e, "listing", folder))? {
         if name.ends_with(TEMPORARY_SUFFIX) {
-            fs::remove_file(&path).map_err(|e| disk_error(e, "removing", &path))?;
+            let path = folder.join(&name);
+            disk.remove(&path).map_err(|e| disk_error(e, "removing", &path))?;
         }
         let hex = name.strip_suffix(SUFFIX).filter(|hex| hex.len() == 16);
         if let Some(base) = hex.and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
@@ -157,12 +135,12 @@ impl SegmentHeader {
 /// Makes a segment durable, replacing an empty one at the same place, and gives it open for writing with the number
 /// of bytes in it. `bytes_wanted` is the length it is given at once.
 pub(super) fn create(
+    disk: &dyn Disk,
     folder: &Path,
     header: &SegmentHeader,
     carry: &Carry,
     bytes_wanted: u64,
-    disk: &dyn Disk,
-) -> Result<(File, u64)> {
+) -> Result<(Box<dyn DiskFile>, u64)> {
     let mut bytes = vec![];
     header.encode(&mut bytes);
     let mut payload = vec![];
@@ -187,16 +165,16 @@ pub(super) fn create(
 
     let final_path = path(folder, header.base);
     let temporary = final_path.with_extension(&TEMPORARY_SUFFIX[1..]);
-    let write = || -> io::Result<File> {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary)?;
-        disk.write(&file, &bytes, 0)?;
+    let write = || -> io::Result<Box<dyn DiskFile>> {
+        let file = disk.create(&temporary)?;
+        write_all_at(&*file, &bytes, 0)?;
         file.set_len(bytes_wanted.max(bytes.len() as u64))?;
-        disk.sync(&file)?;
-        fs::rename(&temporary, &final_path)?;
+        file.sync_data()?;
+        disk.rename(&temporary, &final_path)?;
         Ok(file)
     };
     let file = write().map_err(|e| disk_error(e, "making the segment", &final_path))?;
-    sync_folder(folder)?;
+    sync_folder(disk, folder)?;
     Ok((file, bytes.len() as u64))
 }
 
@@ -229,7 +207,7 @@ pub(super) enum Probe {
 /// Reads the frames of one segment. Offsets are relative to the file.
 #[derive(Debug)]
 pub(super) struct SegmentReader {
-    file: File,
+    file: Box<dyn DiskFile>,
     pub(super) path: PathBuf,
     pub(super) header: SegmentHeader,
     buffer: Vec<u8>,
@@ -238,11 +216,12 @@ pub(super) struct SegmentReader {
 
 impl SegmentReader {
     /// Opens the segment at `base` and checks its header.
-    pub(super) fn open(folder: &Path, base: u64) -> Result<Self> {
+    pub(super) fn open(disk: &dyn Disk, folder: &Path, base: u64) -> Result<Self> {
         let path = path(folder, base);
-        let file = File::open(&path).map_err(|e| disk_error(e, "opening", &path))?;
+        let file = disk.open(&path, false).map_err(|e| disk_error(e, "opening", &path))?;
         let mut head = [0u8; HEADER_LEN as usize];
-        file.read_exact_at(&mut head, 0).map_err(|e| disk_error(e, "reading the header of", &path))?;
+        // Of a file that is too short for it nothing can be made either.
+        read_up_to(&*file, &mut head, 0).map_err(|e| disk_error(e, "reading the header of", &path))?;
         let header = match SegmentHeader::parse(&head) {
             Some((_, Some(header))) if header.base == base => header,
             Some((version, None)) => {
@@ -257,7 +236,7 @@ impl SegmentReader {
 
     /// Bytes in the file, zeros that were never written included.
     pub(super) fn file_len(&self) -> Result<u64> {
-        self.file.metadata().map(|m| m.len()).map_err(|e| disk_error(e, "reading the length of", &self.path))
+        self.file.len().map_err(|e| disk_error(e, "reading the length of", &self.path))
     }
 
     /// The frame header at `offset`.
@@ -295,7 +274,7 @@ impl SegmentReader {
             let wanted = (len.max(WINDOW_BYTES) as u64).min(left) as usize;
             self.buffer.resize(wanted, 0);
             self.buffer_at = offset;
-            let read = read_up_to(&self.file, &mut self.buffer, offset);
+            let read = read_up_to(&*self.file, &mut self.buffer, offset);
             let read = read.map_err(|e| disk_error(e, "reading", &self.path))?;
             self.buffer.truncate(read);
         }
@@ -305,23 +284,10 @@ impl SegmentReader {
     }
 }
 
-fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
 /// Removes a segment; the caller syncs the folder.
-pub(super) fn remove(folder: &Path, base: u64) -> Result<()> {
+pub(super) fn remove(disk: &dyn Disk, folder: &Path, base: u64) -> Result<()> {
     let path = path(folder, base);
-    match fs::remove_file(&path) {
+    match disk.remove(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         removed => removed.context(ErrorKind::Storage, || format!("removing {}", path.display())),
     }
@@ -329,20 +295,22 @@ pub(super) fn remove(folder: &Path, base: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
+    use super::{super::disk::RealDisk, *};
 
     #[test]
     fn a_segment_can_be_read_back_and_its_header_is_checked() {
         let folder = tempfile::tempdir().unwrap();
         let header = SegmentHeader { shards: 3, epoch: 7, base: 0x1234, created_us: 5, born_s: 6 };
         let carry = Carry { mark: None, counters: vec![1, 2, 3] };
-        let (file, len) = create(folder.path(), &header, &carry, 4096, &RealDisk).unwrap();
-        assert_eq!(file.metadata().unwrap().len(), 4096);
+        let (file, len) = create(&RealDisk, folder.path(), &header, &carry, 4096).unwrap();
+        assert_eq!(file.len().unwrap(), 4096);
         fs::write(folder.path().join("0000000000009999.new"), b"left by a crash").unwrap();
-        assert_eq!(list(folder.path()).unwrap(), [0x1234]);
+        assert_eq!(list(&RealDisk, folder.path()).unwrap(), [0x1234]);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 
-        let mut reader = SegmentReader::open(folder.path(), 0x1234).unwrap();
+        let mut reader = SegmentReader::open(&RealDisk, folder.path(), 0x1234).unwrap();
         assert_eq!(reader.header, header);
         let Probe::Whole(frame, end) = reader.probe(HEADER_LEN).unwrap() else { panic!("no carry frame") };
         assert_eq!((frame.kind, end), (Kind::Carry, len));
@@ -358,7 +326,7 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[offset] = if offset == 8 { 2 } else { 0xff };
             fs::write(&path, &bytes).unwrap();
-            let error = SegmentReader::open(folder.path(), 0x1234).unwrap_err();
+            let error = SegmentReader::open(&RealDisk, folder.path(), 0x1234).unwrap_err();
             assert_eq!(error.kind, ErrorKind::Storage);
             assert!(error.to_string().contains(expected), "{error}");
             fs::write(&path, whole).unwrap();

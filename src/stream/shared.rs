@@ -6,7 +6,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result};
@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     LogPosition, Mark, StreamOptions,
+    disk::Disk,
     draft::{Drafting, Drafts},
     recovery::Recovered,
     segment::SegmentInfo,
@@ -60,6 +61,7 @@ pub(super) enum Work {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) options: StreamOptions,
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) drafting: Drafting,
     /// When the stream was made (seconds since 1970-01-01 UTC).
     pub(super) born_s: u64,
@@ -131,9 +133,15 @@ impl Drop for Ticket<'_> {
 }
 
 impl Shared {
-    pub(super) fn new(options: StreamOptions, drafting: Drafting, recovered: &Recovered) -> Arc<Self> {
+    pub(super) fn new(
+        options: StreamOptions,
+        disk: Arc<dyn Disk>,
+        drafting: Drafting,
+        recovered: &Recovered,
+    ) -> Arc<Self> {
         Arc::new(Self {
             options,
+            disk,
             drafting,
             born_s: recovered.born_s,
             segments: Mutex::new(recovered.segments.clone()),
@@ -203,8 +211,7 @@ impl Shared {
 
     /// Microseconds since 1970-01-01 UTC; stands still while the system's clock is behind.
     pub(super) fn now_us(&self) -> i64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let now = i64::try_from(since.as_micros()).unwrap_or(i64::MAX);
+        let now = self.disk.now_us();
         self.clock_us.fetch_max(now, Ordering::Relaxed).max(now)
     }
 

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::{
+    disk::DiskFile,
     frame::Header,
     segment::{Probe, SegmentReader},
     *,
@@ -122,7 +123,7 @@ fn all(range: std::ops::Range<i64>) -> Vec<i64> {
 }
 
 fn segment_paths(folder: &Path) -> Vec<PathBuf> {
-    segment::list(folder).unwrap().into_iter().map(|base| segment::path(folder, base)).collect()
+    segment::list(&RealDisk, folder).unwrap().into_iter().map(|base| segment::path(folder, base)).collect()
 }
 
 /// A copy of a stream's folder, as a crash would leave it.
@@ -138,7 +139,7 @@ fn copy(options: &StreamOptions, to: &Path) -> StreamOptions {
 
 /// Offsets, headers and ends of all frames of a segment that was not damaged.
 fn frames(folder: &Path, base: u64) -> Vec<(u64, Header, u64)> {
-    let mut reader = SegmentReader::open(folder, base).unwrap();
+    let mut reader = SegmentReader::open(&RealDisk, folder, base).unwrap();
     let mut offset = segment::HEADER_LEN;
     let mut frames = vec![];
     while let Probe::Whole(header, next) = reader.probe(offset).unwrap() {
@@ -332,8 +333,8 @@ async fn a_position_never_goes_back_and_bad_batches_are_refused() {
 #[tokio::test]
 async fn appends_in_flight_keep_their_order_and_share_fsyncs() {
     let folder = TempDir::new().unwrap();
-    let disk = Arc::new(FaultyDisk::default());
-    let stream = Stream::open_on(options(folder.path()), disk.clone()).unwrap();
+    let disk = FaultyDisk::default();
+    let stream = Stream::open_on(options(folder.path()), Arc::new(disk.clone())).unwrap();
     disk.syncs.store(0, Ordering::SeqCst);
     // Every third one is large enough to be encoded on another thread.
     let size = |n: i64| if n % 3 == 0 { 20_000 } else { 2 };
@@ -495,7 +496,7 @@ async fn damage_in_a_closed_segment_is_told() {
     let mark = stream.last_mark().unwrap();
     drop(stream);
     let path = segment_paths(&options.folder).remove(1);
-    let base = segment::list(&options.folder).unwrap()[1];
+    let base = segment::list(&RealDisk, &options.folder).unwrap()[1];
     let rows_frame = frames(&options.folder, base).into_iter().find(|f| f.1.kind == frame::Kind::Rows).unwrap();
     let whole = fs::read(&path).unwrap();
 
@@ -663,9 +664,12 @@ async fn what_is_spilled_counts_in_the_bound_and_leaves_the_log_its_share() {
     assert_eq!(ids(&stream).last(), Some(&(next * 10 + 9)));
 }
 
-/// A disk that counts its fsyncs and fails when it is told to.
+/// A disk that counts its fsyncs of data and fails when it is told to.
+#[derive(Debug, Clone, Default)]
+struct FaultyDisk(Arc<Faults>);
+
 #[derive(Debug, Default)]
-struct FaultyDisk {
+struct Faults {
     syncs: AtomicU32,
     /// Writes fail with this error number after as many bytes; 0 for never.
     write_error: AtomicU32,
@@ -674,23 +678,89 @@ struct FaultyDisk {
     sync_error: AtomicU32,
 }
 
+#[derive(Debug)]
+struct FaultyFile {
+    faults: Arc<Faults>,
+    file: Box<dyn DiskFile>,
+}
+
+impl std::ops::Deref for FaultyDisk {
+    type Target = Faults;
+
+    fn deref(&self) -> &Faults {
+        &self.0
+    }
+}
+
+impl FaultyDisk {
+    fn watch(&self, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
+        Box::new(FaultyFile { faults: self.0.clone(), file })
+    }
+}
+
 impl Disk for FaultyDisk {
-    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let error = self.write_error.load(Ordering::SeqCst);
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(folder)
+    }
+
+    fn open(&self, path: &Path, writes: bool) -> io::Result<Box<dyn DiskFile>> {
+        RealDisk.open(path, writes).map(|file| self.watch(file))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        RealDisk.create(path).map(|file| self.watch(file))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        RealDisk.sync_folder(folder)
+    }
+
+    fn now_us(&self) -> i64 {
+        RealDisk.now_us()
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let error = self.faults.write_error.load(Ordering::SeqCst);
         if error == 0 {
-            return file.write_all_at(bytes, offset);
+            return self.file.write_at(bytes, offset);
         }
-        let left = self.bytes_left.load(Ordering::SeqCst) as usize;
-        file.write_all_at(&bytes[..left.min(bytes.len())], offset)?;
+        let left = self.faults.bytes_left.load(Ordering::SeqCst) as usize;
+        self.file.write_at(&bytes[..left.min(bytes.len())], offset)?;
         Err(io::Error::from_raw_os_error(error as i32))
     }
 
-    fn sync(&self, file: &File) -> io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::SeqCst);
-        match self.sync_error.load(Ordering::SeqCst) {
-            0 => file.sync_data(),
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.faults.syncs.fetch_add(1, Ordering::SeqCst);
+        match self.faults.sync_error.load(Ordering::SeqCst) {
+            0 => self.file.sync_data(),
             error => Err(io::Error::from_raw_os_error(error as i32)),
         }
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all()
     }
 }
 
@@ -701,9 +771,9 @@ const IO_ERROR: u32 = 5;
 #[tokio::test]
 async fn a_full_disk_takes_back_what_it_could_not_hold() {
     let folder = TempDir::new().unwrap();
-    let disk = Arc::new(FaultyDisk::default());
+    let disk = FaultyDisk::default();
     let options = options(folder.path());
-    let stream = Stream::open_on(options.clone(), disk.clone()).unwrap();
+    let stream = Stream::open_on(options.clone(), Arc::new(disk.clone())).unwrap();
     stream.append(rows(1, 0..10)).await.unwrap();
     let mark = stream.last_mark();
     for left in [0, 1, 70, 300, 5000] {
@@ -742,8 +812,8 @@ async fn a_full_disk_takes_back_what_it_could_not_hold() {
 #[tokio::test]
 async fn a_full_disk_inside_a_huge_transaction_needs_the_stream_opened_again() {
     let folder = TempDir::new().unwrap();
-    let disk = Arc::new(FaultyDisk::default());
-    let stream = Stream::open_on(options(folder.path()), disk.clone()).unwrap();
+    let disk = FaultyDisk::default();
+    let stream = Stream::open_on(options(folder.path()), Arc::new(disk.clone())).unwrap();
     stream.append(rows(1, 0..10)).await.unwrap();
     stream.append(unmarked(rows(2, 10..20))).await.unwrap();
     disk.write_error.store(NO_SPACE, Ordering::SeqCst);
@@ -760,9 +830,9 @@ async fn a_full_disk_inside_a_huge_transaction_needs_the_stream_opened_again() {
 #[tokio::test]
 async fn a_failed_fsync_is_final_and_its_pages_are_not_believed() {
     let folder = TempDir::new().unwrap();
-    let disk = Arc::new(FaultyDisk::default());
+    let disk = FaultyDisk::default();
     for error in [IO_ERROR, NO_SPACE] {
-        let stream = Stream::open_on(options(folder.path()), disk.clone()).unwrap();
+        let stream = Stream::open_on(options(folder.path()), Arc::new(disk.clone())).unwrap();
         let before = ids(&stream).len() as i64;
         stream.append(rows(error as u128 * 10, before..before + 10)).await.unwrap();
         let mark = stream.last_mark();
@@ -783,8 +853,8 @@ async fn a_failed_fsync_is_final_and_its_pages_are_not_believed() {
 #[tokio::test]
 async fn any_other_failed_write_is_final() {
     let folder = TempDir::new().unwrap();
-    let disk = Arc::new(FaultyDisk::default());
-    let stream = Stream::open_on(options(folder.path()), disk.clone()).unwrap();
+    let disk = FaultyDisk::default();
+    let stream = Stream::open_on(options(folder.path()), Arc::new(disk.clone())).unwrap();
     stream.append(rows(1, 0..10)).await.unwrap();
     disk.bytes_left.store(100, Ordering::SeqCst);
     disk.write_error.store(IO_ERROR, Ordering::SeqCst);
@@ -812,8 +882,8 @@ async fn rows_of_one_key_meet_in_one_shard_and_its_counter_never_repeats() {
     let shards = Shards::new(5).unwrap();
     let expected = shards.of_rows(&batch(&table("orders", 1), 1, 0..40));
     let mut counters = [0u64; 5];
-    for base in segment::list(&options.folder).unwrap() {
-        let mut reader = SegmentReader::open(&options.folder, base).unwrap();
+    for base in segment::list(&RealDisk, &options.folder).unwrap() {
+        let mut reader = SegmentReader::open(&RealDisk, &options.folder, base).unwrap();
         assert_eq!(reader.header.shards, 5);
         for (_, header, end) in frames(&options.folder, base) {
             if header.kind == frame::Kind::Rows {
@@ -878,7 +948,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 /// Whatever was not fsynced may be cut anywhere and overwritten; what was stays.
 fn crash(folder: &Path, durable: u64, tail: &[u8], keep: prop::sample::Index) {
-    let base = segment::list(folder).unwrap().pop().unwrap();
+    let base = segment::list(&RealDisk, folder).unwrap().pop().unwrap();
     let content = frames(folder, base)[0].2;
     let path = segment::path(folder, base);
     let mut bytes = fs::read(&path).unwrap();
@@ -949,7 +1019,7 @@ async fn a_kill_at_a_failpoint_leaves_what_its_name_says() {
         let armed = AtomicU32::new(0);
         let content = stream.usage().bytes;
         fail::cfg_callback(name, move || {
-            let base = segment::list(&from.folder).unwrap_or_default();
+            let base = segment::list(&RealDisk, &from.folder).unwrap_or_default();
             let has_more = base == [0] && frames(&from.folder, 0).last().is_some_and(|frame| frame.2 > content);
             if has_more && armed.fetch_add(1, Ordering::SeqCst) == 0 {
                 copy(&from, &to);

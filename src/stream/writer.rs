@@ -10,10 +10,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
     path::PathBuf,
     sync::{Arc, PoisonError},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result, TableName};
@@ -21,12 +21,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     LogPosition, Mark, Totals,
+    disk::{DiskFile, write_all_at},
     draft::{Draft, Drafts},
     frame::{Encoding, Header, Kind, Run},
     json::Shape,
     mark::{self, Carry},
     recovery::{self, Recovered},
-    segment::{self, Disk, SegmentHeader, SegmentInfo, disk_error},
+    segment::{self, SegmentHeader, SegmentInfo, disk_error},
     shared::{Answer, Failure, Job, Request, Shared, Work},
 };
 
@@ -36,6 +37,8 @@ const IDLE_MARK_US: i64 = 10_000_000;
 const BUFFER_BYTES: usize = 4 << 20;
 /// As many appends share one fsync at most.
 const GROUP_JOBS_MAX: usize = 1024;
+/// An fsync is put off no longer for callers that are about to come.
+const GATHER_MAX: Duration = Duration::from_millis(1);
 /// Room that is reckoned for the frames around an append's own bytes: mark, shapes, header of a new segment.
 const OVERHEAD_BYTES: u64 = 4096;
 /// A segment is closed when a 24th of the retention has passed, within these bounds, so that little is kept longer than
@@ -64,8 +67,7 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    disk: Arc<dyn Disk>,
-    file: File,
+    file: Box<dyn DiskFile>,
     path: PathBuf,
     segment: SegmentInfo,
     created_us: i64,
@@ -80,11 +82,15 @@ pub(super) struct Writer {
     /// Appends that wait for the fsync, with the position that was marked.
     waiting: Vec<(oneshot::Sender<Answer>, Option<Position>)>,
     has_new_mark: bool,
+    /// Appends that shared the last fsync.
+    group_jobs: usize,
+    /// How long the last fsync took.
+    sync_time: Duration,
 }
 
 impl Writer {
     /// Begins a new segment behind what was recovered, so that ours is the epoch that any other daemon finds there.
-    pub(super) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, recovered: &Recovered) -> Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, recovered: &Recovered) -> Result<Self> {
         // An empty segment is replaced by ours at the same place, which keeps restarts from piling up files.
         let last = recovered.segments.last();
         let base = last.map_or(0, |last| if last.end == last.content { last.base } else { last.end });
@@ -97,13 +103,12 @@ impl Writer {
             is_unmarked: false,
             shape_count: 0,
         };
-        let (file, segment) = begin_segment(&shared, &*disk, base, &state)?;
+        let (file, segment) = begin_segment(&shared, base, &state)?;
         let mut segments = shared.segments();
         segments.retain(|old| old.base < base);
         segments.push(segment.clone());
         drop(segments);
         Ok(Self {
-            disk,
             file,
             path: segment::path(&shared.options.folder, base),
             created_us: segment.last_arrival_us,
@@ -115,6 +120,8 @@ impl Writer {
             shape_numbers: HashMap::new(),
             waiting: vec![],
             has_new_mark: false,
+            group_jobs: 0,
+            sync_time: Duration::ZERO,
             shared,
         })
     }
@@ -122,13 +129,29 @@ impl Writer {
     /// Until the stream is dropped.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(first) = queue.blocking_recv() {
-            self.serve(first);
-            while self.buffer.len() < BUFFER_BYTES && self.waiting.len() < GROUP_JOBS_MAX {
-                let Ok(request) = queue.try_recv() else { break };
-                self.serve(request);
-            }
-            self.commit_or_fail();
+            self.serve_group(first, &mut queue);
         }
+    }
+
+    /// A request and those that wait behind it share one fsync. Callers that were answered together come again together,
+    /// but not all at the same moment: where fewer are here than last time, the fsync is put off for a part of its own
+    /// length, so that it serves them all.
+    pub(super) fn serve_group(&mut self, first: Request, queue: &mut mpsc::Receiver<Request>) {
+        self.serve(first);
+        let mut waits_since = None;
+        while self.buffer.len() < BUFFER_BYTES && self.waiting.len() < GROUP_JOBS_MAX {
+            if let Ok(request) = queue.try_recv() {
+                self.serve(request);
+                continue;
+            }
+            let since = *waits_since.get_or_insert_with(Instant::now);
+            if self.waiting.len() >= self.group_jobs || since.elapsed() >= (self.sync_time / 2).min(GATHER_MAX) {
+                break;
+            }
+            thread::yield_now();
+        }
+        self.group_jobs = self.waiting.len();
+        self.commit_or_fail();
     }
 
     fn serve(&mut self, request: Request) {
@@ -152,10 +175,11 @@ impl Writer {
         let shared = self.shared.clone();
         let _held = shared.folder.lock().unwrap_or_else(PoisonError::into_inner);
         let options = &shared.options;
-        let recovered = recovery::recover(&options.folder, options.epoch)?;
-        let recovered = recovered.unwrap_or_else(|| Recovered::new(self.shared.drafting.shards.count()));
+        let recovered = recovery::recover(&*shared.disk, &options.folder, options.epoch)?;
+        let shards = shared.drafting.shards.count();
+        let recovered = recovered.unwrap_or_else(|| Recovered::new(&*shared.disk, shards));
         self.shared.segments().clone_from(&recovered.segments);
-        *self = Self::new(self.shared.clone(), self.disk.clone(), &recovered)?;
+        *self = Self::new(self.shared.clone(), &recovered)?;
         self.shared.durable.send_replace(recovered.mark);
         Ok(())
     }
@@ -347,7 +371,7 @@ impl Writer {
             return Ok(());
         }
         let offset = self.segment.end - self.segment.base;
-        self.disk.write(&self.file, &self.buffer, offset).map_err(|e| disk_error(e, "writing", &self.path))?;
+        write_all_at(&*self.file, &self.buffer, offset).map_err(|e| disk_error(e, "writing", &self.path))?;
         self.segment.end += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
@@ -363,12 +387,14 @@ impl Writer {
     fn commit(&mut self, always: bool) -> Result<()> {
         self.write_buffer()?;
         if self.has_new_mark || always {
+            let began = Instant::now();
             // A full disk that only shows here is no different from any other failed fsync.
-            self.disk
-                .sync(&self.file)
+            self.file
+                .sync_data()
                 .map_err(|e| Error::new(ErrorKind::Storage, format!("fsyncing {}", self.path.display())).with(e))?;
             fail::fail_point!("stream-after-fsync");
             self.synced = self.segment.end;
+            self.sync_time = began.elapsed();
         }
         if let Some(segment) = self.shared.segments().last_mut() {
             segment.end = self.segment.end;
@@ -435,7 +461,7 @@ impl Writer {
         self.commit(true)?;
         let close = self.file.set_len(self.segment.end - self.segment.base).and_then(|()| self.file.sync_all());
         close.map_err(|e| Error::new(ErrorKind::Storage, format!("closing {}", self.path.display())).with(e))?;
-        let (file, segment) = begin_segment(&self.shared, &*self.disk, self.segment.end, &self.state)?;
+        let (file, segment) = begin_segment(&self.shared, self.segment.end, &self.state)?;
         self.file = file;
         self.path = segment::path(&self.shared.options.folder, segment.base);
         self.created_us = segment.last_arrival_us;
@@ -502,7 +528,7 @@ impl State {
 }
 
 /// Makes the segment that begins at `base`, which carries on from `state`.
-fn begin_segment(shared: &Shared, disk: &dyn Disk, base: u64, state: &State) -> Result<(File, SegmentInfo)> {
+fn begin_segment(shared: &Shared, base: u64, state: &State) -> Result<(Box<dyn DiskFile>, SegmentInfo)> {
     let header = SegmentHeader {
         shards: shared.drafting.shards.count(),
         epoch: shared.options.epoch,
@@ -512,7 +538,7 @@ fn begin_segment(shared: &Shared, disk: &dyn Disk, base: u64, state: &State) -> 
     };
     let carry = Carry { mark: state.mark.clone(), counters: state.counters.clone() };
     let bytes_wanted = shared.options.segment_bytes.min(PREALLOCATE_BYTES_MAX);
-    let (file, len) = segment::create(&shared.options.folder, &header, &carry, bytes_wanted, disk)?;
+    let (file, len) = segment::create(&*shared.disk, &shared.options.folder, &header, &carry, bytes_wanted)?;
     let end = base + len;
     Ok((file, SegmentInfo { base, end, content: end, last_arrival_us: header.created_us, shapes: vec![] }))
 }

@@ -2,10 +2,12 @@
 
 import json
 import signal
+import subprocess
 import time
 
 import duckdb
 import pytest
+from daemon import binary
 from servers import wait_for
 
 
@@ -198,6 +200,7 @@ def test_unknown_names_are_answered(running):
         ("tables", "nobody"),
         ("catalog", "files", "public.nothing"),
         ("delete", "nobody"),
+        ("follow", "nobody"),
     ):
         done = running.command(*arguments)
         assert done.returncode not in (0, 101), f"{arguments}: {done.stdout}{done.stderr}"
@@ -252,3 +255,30 @@ def test_readyz_names_a_task_that_cannot_work(daemon, sql, server):
     finally:
         server.start()
     wait_for(lambda: running.http("/readyz")[0] == 200, 60, "ready again")
+
+
+def test_follow_tells_what_is_durable(running, sql):
+    """A line per move of the stream's head, over a restart of the task too; it ends with the daemon."""
+    running.compare(ALL)
+    follower = subprocess.Popen(
+        [binary(), "follow", "shop", "--json", "--config", running.config_file],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=running.environment,
+    )
+    try:
+        base = json.loads(follower.stdout.readline())["captured"]
+        sql("update a set v = 'followed' where id <= 3", "insert into c values ('followed')")
+        head = next(head for head in map(json.loads, follower.stdout) if head["captured"] >= base + 4)
+        assert head["captured"] == base + 4
+        assert 0 < head["newest_commit_us"] <= head["arrival_us"]
+        running.run("stop", "shop")
+        running.run("resume", "shop")
+        sql("insert into c values ('followed again')")
+        assert any(head["captured"] == base + 5 for head in map(json.loads, follower.stdout))
+        running.terminate()
+        assert follower.wait(20) == 0
+    finally:
+        follower.kill()
+        follower.wait()
+        follower.stdout.close()

@@ -519,6 +519,8 @@ impl Session {
         if let Err(error) = looked {
             error!(task = self.task.name(), error = %error, "keeping the status failed");
         }
+        let target = self.delivery.last_error().map(|error| Finding { severity: Severity::Warning, ..error });
+        let _ = self.task.update(|record| record.target = target);
         if !count.is_multiple_of(LOOKS_PER_POSITION) {
             return;
         }

@@ -138,7 +138,25 @@ def restart(server, limit):
     server.start()
 
 
+def test_a_shutdown_of_the_server_does_not_wait_for_us(server, sql, daemon):
+    """A server that shuts down waits until each reader has confirmed all of its log, also what is of no table of ours."""
+    sql("create table t (id int primary key)", "create table other (id int)")
+    running = daemon(["public.t"]).start_and_load()
+    sql("insert into t values (1)")
+    running.wait_confirmed()
+    for _ in range(3):
+        sql("insert into other select generate_series(1, 1000)")
+        began = time.monotonic()
+        server.stop()
+        took = time.monotonic() - began
+        server.start()
+        assert took < 2, f"the shutdown took {took:.1f} s"
+    sql("insert into t values (2)")
+    running.compare([("public", "t")], seconds=90)
+
+
 @pytest.mark.trap("10", crash=True)
+@pytest.mark.fault("24", "failover with the slot on the new primary", promise="continues")
 def test_a_failover_is_followed(primary):
     """The slot was carried over with the data: the task goes on by itself on the new timeline, and remembers it."""
     primary.execute("shop", "create table t (id int primary key, v text)", "insert into t values (1, 'loaded')")
@@ -169,6 +187,7 @@ def test_a_failover_is_followed(primary):
 
 @pytest.mark.trap("10")
 @pytest.mark.parametrize("remade", [False, True], ids=["missing", "made-again"])
+@pytest.mark.fault("24", "failover without the slot", promise="stops safely")
 def test_a_failover_without_the_slot_is_refused(primary, remade):
     """The new primary has everything but our slot, or one that somebody made after the promotion: the changes in between
     are in no log that we can read. Nothing is skipped; the reload brings them."""
@@ -251,6 +270,7 @@ def timeline(running):
 
 @pytest.mark.trap("10", crash=True)
 @pytest.mark.parametrize("promoted", [False, True], ids=["same-timeline", "new-timeline"])
+@pytest.mark.fault("25", "the source comes back from an older backup", promise="stops safely")
 def test_a_restored_backup_is_refused_and_reloaded(primary, promoted):
     """The source went back in time, behind what we have: stopped; the reload that it names brings the restored state,
     although the positions of the source begin below those that we have."""
@@ -303,6 +323,7 @@ def needs(major, what):
 
 
 @pytest.mark.trap("10")
+@pytest.mark.fault("24", "failover with a failover slot (PostgreSQL 17)", promise="continues")
 def test_a_failover_slot_is_there_after_the_failover():
     """The server itself keeps the slot on the standby, and never lets us be ahead of it."""
     needs(17, "a failover slot")
@@ -446,6 +467,7 @@ def test_another_server_and_another_database_are_refused(primary):
 
 
 @pytest.mark.trap("9")
+@pytest.mark.fault("26", "the server invalidates the slot", promise="stops safely")
 def test_a_lost_slot_stops_the_task_and_is_reloaded_on_request(primary):
     """The default: nothing is skipped, and the command that the error names works."""
     primary.execute(
@@ -479,6 +501,7 @@ def test_a_lost_slot_stops_the_task_and_is_reloaded_on_request(primary):
 
 @pytest.mark.trap("9", "40", crash=True)
 @pytest.mark.parametrize("crash_at", [None, "remake-before-slot", "remake-after-slot", "remake-after-mark"])
+@pytest.mark.fault("26", "the slot is lost and the config says to load anew", promise="continues")
 def test_on_slot_lost_reload(primary, crash_at):
     """A slot that the server gave up, with and without a crash on the way: a new slot, all tables anew, an event."""
     primary.execute("shop", "create table t (id int primary key, v text)", "create table u (id int primary key)")
@@ -603,6 +626,7 @@ def codes(running):
 
 
 @pytest.mark.trap("7")
+@pytest.mark.fault("33", "another database of the server is busy, ours is quiet", promise="continues")
 def test_a_quiet_database_in_a_busy_server_lets_the_log_go(daemon, sql, server, database):
     """Only other databases write: without a heartbeat both positions of the slot advance all the same."""
     sql("create table t (id int primary key)")

@@ -445,7 +445,7 @@ impl Session {
 
     /// Loads what waits, and then what comes to wait. True when nothing is captured and everything is loaded.
     async fn load_loop(&self, cancel: &CancellationToken) -> Result<bool> {
-        let mut backoff = Backoff::new();
+        let (mut backoff, mut told) = (Backoff::new(), None);
         loop {
             if self.tables.to_load().is_empty() {
                 if !self.task.wiring.config.mode.captures() {
@@ -470,6 +470,9 @@ impl Session {
                 Ok(()) => {
                     backoff = Backoff::new();
                     self.store_progress()?;
+                    if let Some(told) = told.take() {
+                        self.task.update(|record| record.errors.retain(|error| *error != told))?;
+                    }
                 }
                 Err(error) if matches!(error.kind.action(), Action::StopTask | Action::Exit) => return Err(error),
                 Err(error) => {
@@ -477,7 +480,11 @@ impl Session {
                     warn!(task = self.task.name(), error = %error, "full load is tried again");
                     self.task.wiring.metrics.count_error(self.task.name(), error.kind.code());
                     let finding = Finding { severity: Severity::Warning, ..Finding::from(&error) };
-                    self.task.update(|record| record.errors = vec![finding])?;
+                    let before = told.replace(finding.clone());
+                    self.task.update(|record| {
+                        record.errors.retain(|error| Some(error) != before.as_ref());
+                        record.errors.push(finding);
+                    })?;
                     tokio::select! {
                         () = cancel.cancelled() => return Ok(false),
                         () = tokio::time::sleep(backoff.after(&error)) => {}

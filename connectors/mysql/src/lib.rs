@@ -132,7 +132,9 @@ impl Source for MysqlSource {
     }
 
     async fn lookup(&self, table: &Table, keys: &Columns, columns: &[usize]) -> Result<Lookup> {
-        lookup::read(&mut self.connect().await?, table, keys, columns, &self.shared.options).await
+        let mut session = self.connect().await?;
+        lookup::wait_until_visible(&mut session, self.shared.loads.handed_out()).await?;
+        lookup::read(&mut session, table, keys, columns, &self.shared.options).await
     }
 
     async fn snapshot(&self, _: &[TableName], exact: bool) -> Result<Box<dyn Snapshot>> {

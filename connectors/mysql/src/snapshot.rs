@@ -47,6 +47,26 @@ pub async fn begin(session: &mut Connection) -> Result<()> {
     session.execute(if session.is_mariadb() { BEGIN_MARIADB } else { BEGIN }).await
 }
 
+/// Opens a transaction in a snapshot of now, at a server that tells the snapshot's place in its log: file and byte.
+pub async fn begin_with_place(session: &mut Connection) -> Result<(String, u64)> {
+    begin(session).await?;
+    let rows = session.query("SHOW STATUS LIKE 'binlog_snapshot_%'").await?;
+    let value = |name: &str| {
+        let row = rows
+            .iter()
+            .find(|row| row.first().and_then(Option::as_deref).is_some_and(|own| own.eq_ignore_ascii_case(name)));
+        row.and_then(|row| row.get(1)?.clone()).filter(|value| !value.is_empty())
+    };
+    let (file, offset) = (value("binlog_snapshot_file"), value("binlog_snapshot_position"));
+    let (Some(file), Some(offset)) = (file, offset) else {
+        return Err(Error::new(Kind::SourceSetup, "taking a snapshot")
+            .with("the server does not tell the snapshot's place in its binary log")
+            .fix("set log_bin in the server's configuration"));
+    };
+    let offset = offset.parse().context(Kind::Protocol, || "taking a snapshot")?;
+    Ok((file, offset))
+}
+
 impl MysqlSnapshot {
     /// Takes a snapshot; `exact` as in [`millrace_core::source::Source::snapshot`].
     pub async fn take(shared: Arc<Shared>, exact: bool) -> Result<Self> {
@@ -68,21 +88,7 @@ impl MysqlSnapshot {
     }
 
     async fn begin_mariadb(shared: &Shared, session: &mut Connection) -> Result<Position> {
-        begin(session).await?;
-        let rows = session.query("SHOW STATUS LIKE 'binlog_snapshot_%'").await?;
-        let value = |name: &str| {
-            let row = rows
-                .iter()
-                .find(|row| row.first().and_then(Option::as_deref).is_some_and(|own| own.eq_ignore_ascii_case(name)));
-            row.and_then(|row| row.get(1)?.clone()).filter(|value| !value.is_empty())
-        };
-        let (file, offset) = (value("binlog_snapshot_file"), value("binlog_snapshot_position"));
-        let (Some(file), Some(offset)) = (file, offset) else {
-            return Err(Error::new(Kind::SourceSetup, "taking a snapshot")
-                .with("the server does not tell the snapshot's place in its binary log")
-                .fix("set log_bin in the server's configuration"));
-        };
-        let offset = offset.parse().context(Kind::Protocol, || "taking a snapshot")?;
+        let (file, offset) = begin_with_place(session).await?;
         Ok(server::place(&shared.config, &file, offset).await?.position())
     }
 

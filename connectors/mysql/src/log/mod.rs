@@ -37,6 +37,7 @@ use crate::{
 pub struct LoadPositions {
     loads: Mutex<HashMap<TableName, Position>>,
     read: Mutex<Position>,
+    handed_out: Mutex<Position>,
 }
 
 impl LoadPositions {
@@ -54,6 +55,16 @@ impl LoadPositions {
     fn note_read(&self, position: Position) {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         *read = position;
+    }
+
+    /// The log has handed out everything before this, and a lookup must see it.
+    fn note_handed_out(&self, position: Position) {
+        *self.handed_out.lock().unwrap_or_else(PoisonError::into_inner) = position;
+    }
+
+    /// What a lookup must see at least.
+    pub fn handed_out(&self) -> Position {
+        *self.handed_out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a snapshot must have at least.

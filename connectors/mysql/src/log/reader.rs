@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use millrace_core::{Change, Changes, Ddl, Error, Kind, Order, Result, Table, TableName, source::Budget};
+use millrace_core::{Change, Changes, Ddl, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
 
 use super::{
     LogOptions,
@@ -42,6 +42,8 @@ pub struct Reader {
     place: Place,
     /// A new file was named, and its head has not come.
     between_files: bool,
+    /// Where the last transaction ended. A snapshot's place stays behind where files follow each other without any.
+    committed: Position,
     transaction: Option<Transaction>,
     /// The transaction ends with its only statement.
     standalone: bool,
@@ -73,6 +75,7 @@ impl Reader {
             has_checksum,
             place,
             between_files: false,
+            committed: Position::default(),
             transaction: None,
             standalone: false,
             mapped: HashMap::new(),
@@ -97,7 +100,8 @@ impl Reader {
             captured.close(&mut self.items);
         }
         if adopting {
-            self.options.loads.note_read(self.place.position());
+            let read = if self.transaction.is_some() { self.place.position() } else { self.committed };
+            self.options.loads.note_read(read);
         }
         let captured = Captured::new(table.clone(), adopting, &self.options.values, self.options.value_bytes_max);
         self.tables.insert(table.name.clone(), captured);
@@ -142,6 +146,7 @@ impl Reader {
     pub fn hand_out(&mut self) -> Changes {
         self.tables.values_mut().for_each(|captured| captured.close(&mut self.items));
         (self.rows, self.bytes) = (0, 0);
+        self.options.loads.note_handed_out(self.committed);
         let whole = self.transaction.is_none() && self.unresolved.is_none() && !self.between_files;
         Changes {
             items: std::mem::take(&mut self.items),
@@ -260,6 +265,7 @@ impl Reader {
 
     fn end_transaction(&mut self, header: &EventHeader) -> Result<()> {
         if self.transaction.take().is_some() {
+            self.committed = self.place.position();
             self.newest_commit_us = Some(i64::from(header.timestamp) * 1_000_000);
         }
         self.mapped.clear();

@@ -144,7 +144,7 @@ impl Connection {
     pub async fn send(&mut self, body: &[u8]) -> Result<()> {
         let mut packet = (body.len() as u32).to_le_bytes().get(..3).unwrap_or_default().to_vec();
         packet.push(self.inbox.sequence());
-        self.inbox.expect(self.inbox.sequence().wrapping_add(1));
+        self.inbox.number_from(self.inbox.sequence().wrapping_add(1));
         packet.extend_from_slice(body);
         let sending = || "sending to the server";
         self.stream.write_all(&packet).await.context(Kind::Connection, sending)?;
@@ -186,7 +186,7 @@ impl Connection {
         }
         let mut body = vec![0x03];
         body.extend(sql.as_bytes());
-        self.inbox.expect(0);
+        self.inbox.number_from(0);
         self.send(&body).await
     }
 
@@ -259,7 +259,7 @@ impl Connection {
 
     /// Turns the session into one that sends the binary log: every packet from now on is an event.
     pub async fn dump(&mut self, server_id: u32, file: &str, position: u32) -> Result<()> {
-        self.inbox.expect(0);
+        self.inbox.number_from(0);
         self.unsettled = true;
         self.send(&binlog_dump::command(server_id, file, position)).await
     }

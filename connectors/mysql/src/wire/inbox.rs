@@ -44,7 +44,7 @@ impl Default for Inbox {
 
 impl Inbox {
     /// The next packet has this number.
-    pub fn expect(&mut self, sequence: u8) {
+    pub fn number_from(&mut self, sequence: u8) {
         self.sequence = sequence;
     }
 

@@ -74,10 +74,10 @@ def memory_group(mebibytes):
     return pytest.skip("no memory control group can be made here")
 
 
-@pytest.mark.fault("16", "a limit of 256 MiB and a transaction of 160 MB", promise="continues")
+@pytest.mark.fault("16", "a limit of 512 MiB and a transaction of 160 MB", promise="continues")
 def test_little_memory(bank, daemon, fault, server, database):
     server.execute("postgres", f"alter database \"{database}\" set logical_decoding_work_mem = '1MB'", user="postgres")
-    folder, under = memory_group(256)
+    folder, under = memory_group(512)
     running = daemon(verify.PATTERNS, buffer=QUICK)
     try:
         running.start(under=under)

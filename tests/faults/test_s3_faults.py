@@ -51,9 +51,7 @@ def test_errors_of_s3(bank, daemon, fault, s3, faulty):
     running.start_and_load()
     faulty.fault = sometimes
     bank.start(writers=2)
-    running.run("reload", "shop", "bank.letter")
     time.sleep(5)
-    running.wait_states(seconds=90)
     faulty.heal()
     with fault.recovering():
         arrival(running, bank)

@@ -60,7 +60,7 @@ ROWS = [
     Row("38", "values that no target can hold", RECORDS),
     Row("39", "large values that an update does not send", CONTINUES),
     Row("40", "S3 answers with 500, 503, slow-down, or not at all", CONTINUES),
-    Row("41", "a multipart upload dies half-way", CONTINUES, "objects are one PUT each: there are no multipart uploads"),
+    Row("41", "a multipart upload dies half-way", CONTINUES, "objects are one PUT each, there are no parts"),
     Row("42", "S3 stored the object, and the answer was lost", CONTINUES),
     Row("43", "S3 credentials expire or are changed", CONTINUES),
     Row(
@@ -69,7 +69,12 @@ ROWS = [
         STOPS,
         "not applicable: the target is files and a catalog of our own; there is no table to alter",
     ),
-    Row("45", "two writers of one catalog entry; the catalog is away", CONTINUES, "the catalog is in the state: it cannot be away by itself"),
+    Row(
+        "45",
+        "two writers of one catalog entry; the catalog is away",
+        CONTINUES,
+        "the catalog is in the state: it cannot be away by itself",
+    ),
     Row("46", "two daemons for one task", STOPS),
     Row("47", "SIGTERM under load, and a second one", CONTINUES),
     Row("48", "SIGHUP with a broken config", CONTINUES),

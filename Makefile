@@ -73,6 +73,18 @@ crash: binary release ## SIGKILL at every failpoint and 50 times at random (MILL
 outage: binary ## the target unreachable for a minute
 	$(DEBUG) $(PYTHON) tests/e2e/outage.py
 
+.PHONY: kills
+kills: setup release ## 200 random kills (MILLRACE_KILLS) under load: rows compared, recovery times
+	$(RELEASE) $(PYTHON) tests/faults/kills.py $(if $(RECORD),--json docs/kills.json)
+
+.PHONY: soak
+soak: setup release ## MINUTES of transfers under random faults, everything watched; RECORD=1 writes docs/soak.md
+	MINUTES=$(or $(MINUTES),120) $(RELEASE) $(PYTHON) tests/faults/soak.py $(if $(RECORD),--record)
+
+.PHONY: idle
+idle: setup release ## what an idle daemon with one task costs, and how soon it streams
+	$(RELEASE) $(PYTHON) tests/e2e/idle.py $(if $(RECORD),--json docs/idle.json)
+
 .PHONY: check-errors
 check-errors: binary ## the usual first mistakes, each answered with its remedy
 	$(DEBUG) $(PYTHON) tests/e2e/check_errors.py

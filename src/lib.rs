@@ -127,6 +127,8 @@ pub mod delivery;
 pub mod failpoints;
 pub mod registry;
 pub mod replication;
+#[cfg(test)]
+mod simulation;
 pub mod state;
 pub mod stream;
 pub mod telemetry;

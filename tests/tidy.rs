@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 7] = [
     &["replication", "analytics", "jobs"],
     &["delivery"],
     &["stream", "catalog"],
-    &["state", "config", "telemetry", "registry"],
+    &["state", "config", "telemetry", "registry", "simulation"],
     &[],
 ];
 /// Lines of a file, its tests left out.

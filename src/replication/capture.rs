@@ -231,6 +231,7 @@ impl Capture<'_> {
         }
         piece.append.changes.upto = changes.upto;
         piece.append.changes.newest_commit_us = changes.newest_commit_us;
+        piece.append.changes.awaited = changes.awaited;
         appends.push_back(self.append(piece));
         Ok(())
     }

@@ -56,7 +56,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_PER_POSITION: u64 = 5;
 /// Held while a task claims its tables in the catalog.
 static CLAIMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// What is not delivered by then waits in the stream for the next start.
+const DRAIN_MAX: Duration = Duration::from_secs(20);
+/// How long the loops may take to end what they are at: a target that hangs answers after minutes. With the drain before
+/// it, a SIGTERM takes less than 30 s.
+const END_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the loops until one of them cannot go on, everything is loaded, or somebody asks for their end.
 pub(super) async fn run(task: &Task, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
@@ -183,12 +187,22 @@ impl Session {
                 source_ended.notified().await;
                 self.delivery.flush().await
             });
-            if let Ok(Err(error)) = drained.await {
-                warn!(task = self.task.name(), error = %error, "draining failed; the rest is delivered after a restart");
+            match drained.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    warn!(task = self.task.name(), error = %error, "draining failed; the rest is delivered after a restart");
+                }
+                Err(_) => {
+                    warn!(task = self.task.name(), "draining took too long; the rest is delivered after a restart")
+                }
             }
         }
         delivering.cancel();
-        while loops.join_next().await.is_some() {}
+        let ended = tokio::time::timeout(END_MAX, async { while loops.join_next().await.is_some() {} });
+        if ended.await.is_err() {
+            warn!(task = self.task.name(), "an upload or a load takes too long; it is given up and done anew");
+            loops.shutdown().await;
+        }
         self.look(0).await;
         outcome
     }

@@ -238,9 +238,9 @@ impl Stream {
     }
 
     /// Writes the changes, and a mark where `changes.upto` is given, and waits for the fsync that covers them.
-    /// `None` where no mark was written: inside a huge transaction, or for a position without changes less than 10 s
-    /// after the last mark (what such an append counted goes into the next mark). Appends of one stream are made one
-    /// after the other; while one waits for its fsync the next may already be encoded.
+    /// `None` where no mark was written: inside a huge transaction, or for a position without changes that nobody awaits
+    /// less than 10 s after the last mark (what such an append counted goes into the next mark). Appends of one stream
+    /// are made one after the other; while one waits for its fsync the next may already be encoded.
     ///
     /// After an error the log stands at [`Self::last_mark`], and the source must be read again from there; all appends
     /// that were in flight fail with it. [`millrace_core::Kind::DiskFull`] may be followed by another try; where
@@ -251,9 +251,9 @@ impl Stream {
         let ticket = self.shared.enter()?;
         let Append { changes, captured, filtered } = append;
         let (reply, answer) = oneshot::channel();
-        let (upto, newest_commit_us) = (changes.upto, changes.newest_commit_us);
+        let (upto, awaited, newest_commit_us) = (changes.upto, changes.awaited, changes.newest_commit_us);
         let work = draft(&self.shared, changes);
-        let job = Job { work, captured, filtered, upto, newest_commit_us, reply };
+        let job = Job { work, captured, filtered, upto, awaited, newest_commit_us, reply };
         let sent = match &self.queue {
             Some(queue) => queue.send(Request::Append(job)).await.is_ok(),
             None => false,

@@ -4,6 +4,8 @@
 //! - The last segment ends at its first frame that is not whole. What follows is a torn tail, unless a whole frame in it
 //!   was written when the log was already fsynced past the broken one: then acknowledged bytes went bad, and nothing
 //!   is opened (see [`super::frame`]).
+//! - What is kept and was not proven to be fsynced is written once more: after a failed fsync its pages count as clean
+//!   though they never reached the disk, and an fsync of ours would not write them.
 //! - The payloads of closed segments are checked when they are read: opening costs the reading of their headers.
 
 use std::path::Path;
@@ -12,12 +14,15 @@ use millrace_core::{Error, Kind as ErrorKind, Result};
 
 use super::{
     LogPosition, Mark,
-    disk::Disk,
+    disk::{Disk, write_all_at},
     frame::{self, Header, Kind},
     json::Shape,
     mark::{self, Carry},
     segment::{self, HEADER_LEN, Probe, SegmentHeader, SegmentInfo, SegmentReader, damage, disk_error},
 };
+
+/// Bytes that are looked at or written at once.
+const STEP: usize = 64 << 10;
 
 /// A stream as it was found, cut at its last mark.
 #[derive(Debug)]
@@ -52,6 +57,8 @@ struct Scan {
     info: SegmentInfo,
     carry: Carry,
     mark: Option<Mark>,
+    /// Up to here the log had been fsynced when its newest frame was written.
+    synced: u64,
 }
 
 /// Recovers the stream in the folder; `None` if there is none yet.
@@ -94,8 +101,9 @@ fn find_last_mark(folder: &Path, scans: &[Scan]) -> Result<(usize, Option<Mark>,
     Err(Error::new(ErrorKind::Internal, "recovering a stream without segments"))
 }
 
-/// Durably removes the segments behind `kept` and shortens that one to `cut`.
+/// Durably removes the segments behind `kept`, shortens that one to `cut`, and makes sure of what it holds.
 fn cut_off(disk: &dyn Disk, folder: &Path, scans: &mut Vec<Scan>, kept: usize, cut: u64) -> Result<()> {
+    let synced = scans.iter().map(|scan| scan.synced).max().unwrap_or_default();
     // The newest goes first, so that a crash in between leaves no gap.
     for scan in scans.drain(kept + 1..).rev() {
         segment::remove(disk, folder, scan.info.base)?;
@@ -103,13 +111,21 @@ fn cut_off(disk: &dyn Disk, folder: &Path, scans: &mut Vec<Scan>, kept: usize, c
     }
     let Some(scan) = scans.last_mut() else { return Ok(()) };
     let path = segment::path(folder, scan.info.base);
-    let shorten = || -> std::io::Result<()> {
-        let file = disk.open(&path, true)?;
-        file.set_len(cut - scan.info.base)?;
-        // Also where nothing was cut: a process that was killed may have written its last mark and not fsynced it.
-        file.sync_all()
-    };
-    shorten().map_err(|e| disk_error(e, "cutting the tail of", &path))?;
+    let failed = |e| disk_error(e, "cutting the tail of", &path);
+    let file = disk.open(&path, true).map_err(failed)?;
+    file.set_len(cut - scan.info.base).map_err(failed)?;
+    let mut reader = SegmentReader::open(disk, folder, scan.info.base)?;
+    let (mut offset, end) = (synced.saturating_sub(scan.info.base), cut - scan.info.base);
+    while offset < end {
+        let bytes = reader.bytes(offset, STEP.min((end - offset) as usize))?;
+        if bytes.is_empty() {
+            return Err(damage(&path, offset, "the file became shorter"));
+        }
+        write_all_at(&*file, bytes, offset).map_err(failed)?;
+        offset += bytes.len() as u64;
+    }
+    // Also where nothing was cut: a process that was killed may have written its last mark and not fsynced it.
+    file.sync_all().map_err(failed)?;
     scan.info.end = cut;
     scan.info.shapes.retain(|(position, _)| *position < cut);
     Ok(())
@@ -152,7 +168,7 @@ impl Scan {
         }
         let last_arrival_us = header.created_us;
         let info = SegmentInfo { base, end: base, content: base, last_arrival_us, shapes: vec![] };
-        let mut scan = Self { header, info, carry: Carry::default(), mark: None };
+        let mut scan = Self { header, info, carry: Carry::default(), mark: None, synced: base };
         let mut offset = HEADER_LEN;
         let mut scratch = vec![];
         while end != Some(base + offset) {
@@ -202,6 +218,7 @@ impl Scan {
             }
         }
         self.info.last_arrival_us = self.info.last_arrival_us.max(header.arrival_us);
+        self.synced = self.synced.max(header.synced);
         Ok(Some(next))
     }
 
@@ -221,7 +238,6 @@ impl Scan {
 
 /// Refuses if anything behind the broken frame at `offset` proves that it had been fsynced.
 fn check_tail(reader: &mut SegmentReader, offset: u64) -> Result<()> {
-    const STEP: usize = 64 << 10;
     let broken = reader.header.base + offset;
     let file_len = reader.file_len()?;
     let magic_at = 4;

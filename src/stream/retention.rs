@@ -25,9 +25,8 @@ pub(super) fn retain(shared: &Shared) -> Result<()> {
     let folder = &shared.options.folder;
     let pin = shared.pin.load(Ordering::Acquire);
     let now_us = shared.now_us();
-    let mut bases = vec![];
-    {
-        let mut segments = shared.segments();
+    let due: Vec<SegmentInfo> = {
+        let segments = shared.segments();
         let closed = segments.len().saturating_sub(1);
         let is_due = |last_arrival_us: i64| {
             Duration::from_micros(now_us.saturating_sub(last_arrival_us).max(0) as u64) >= shared.options.retention
@@ -39,17 +38,27 @@ pub(super) fn retain(shared: &Shared) -> Result<()> {
             left -= segment.end - segment.base;
             goes
         };
-        let due = segments.iter().take(closed).take_while(goes).count();
+        segments.iter().take(closed).take_while(goes).cloned().collect()
+    };
+    let Some(position) = due.last().map(|last| last.base) else { return Ok(()) };
+    let count = due.len();
+    for segment in due {
         // Out of sight first: a reader that begins now is told that the range is gone.
-        bases.extend(segments.drain(..due).map(|segment| segment.base));
+        shared.segments().remove(0);
+        if let Err(error) = take(shared, &segment) {
+            shared.segments().insert(0, segment);
+            return Err(error);
+        }
     }
-    for &base in &bases {
-        segment::remove(&*shared.disk, folder, base)?;
-    }
-    if let Some(&position) = bases.last() {
-        segment::sync_folder(&*shared.disk, folder)?;
-        tracing::info!(folder = %folder.display(), segments = bases.len(), position, "removed delivered segments");
-        shared.space_freed();
-    }
+    segment::sync_folder(&*shared.disk, folder)?;
+    tracing::info!(folder = %folder.display(), segments = count, position, "removed delivered segments");
+    shared.space_freed();
     Ok(())
+}
+
+/// Not before those ahead of it are durably gone: one that came back with this one missing would leave a gap.
+fn take(shared: &Shared, segment: &SegmentInfo) -> Result<()> {
+    let folder = &shared.options.folder;
+    segment::sync_folder(&*shared.disk, folder)?;
+    segment::remove(&*shared.disk, folder, segment.base)
 }

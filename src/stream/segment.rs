@@ -59,9 +59,11 @@ pub(super) fn damage(path: &Path, offset: u64, what: &str) -> Error {
     )
 }
 
-/// Makes changes of names in the folder durable.
+/// Makes changes of names in the folder durable. A full disk that only shows here is no better than any other failure:
+/// a new segment may have got its name, so nothing may be written behind the old one any more.
 pub(super) fn sync_folder(disk: &dyn Disk, folder: &Path) -> Result<()> {
-    disk.sync_folder(folder).map_err(|e| disk_error(e, "syncing the folder", folder))
+    let doing = || format!("syncing the folder {}", folder.display());
+    disk.sync_folder(folder).context(ErrorKind::Storage, doing)
 }
 
 /// Where the segment that begins at `base` is.

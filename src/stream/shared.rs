@@ -35,6 +35,7 @@ pub(super) struct Job {
     pub(super) captured: u64,
     pub(super) filtered: BTreeMap<String, u64>,
     pub(super) upto: Option<Position>,
+    pub(super) awaited: bool,
     pub(super) newest_commit_us: Option<i64>,
     pub(super) reply: oneshot::Sender<Answer>,
 }

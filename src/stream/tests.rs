@@ -1,5 +1,8 @@
 //! The stream as a whole: what is read back, what a crash may leave, what a failing disk does.
 
+mod simulated;
+mod simulation;
+
 use std::{
     fs, io,
     os::unix::fs::FileExt,
@@ -305,6 +308,21 @@ async fn idle_positions_are_marked_now_and_then() {
     assert_eq!((totals.captured, totals.filtered.get("condition"), totals.rows), (5, Some(&4), 1));
     assert!(stream.append(Append::default()).await.unwrap().is_none());
     assert!(stream.append(position_only(2)).await.unwrap().is_none(), "a position that is behind is nothing new");
+}
+
+#[tokio::test]
+async fn an_idle_position_that_is_awaited_is_marked_at_once() {
+    let folder = TempDir::new().unwrap();
+    let stream = Stream::open(options(folder.path())).unwrap();
+    stream.append(position_only(5)).await.unwrap();
+    let awaited = |position| {
+        let mut append = position_only(position);
+        append.changes.awaited = true;
+        append
+    };
+    assert_eq!(stream.append(awaited(6)).await.unwrap().map(|durable| durable.get()), Some(Position(6)));
+    assert!(stream.append(awaited(6)).await.unwrap().is_none(), "it is marked already");
+    assert_eq!(stream.last_mark().unwrap().source, Position(6));
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ impl Writer {
             }
         };
         let counts = Counts { captured: job.captured, filtered: job.filtered, newest_commit_us: job.newest_commit_us };
-        let staged = self.stage(&drafts, job.upto, counts);
+        let staged = self.stage(&drafts, job.upto, job.awaited, counts);
         self.shared.give_buffer(drafts.bytes);
         match staged {
             Ok(marked) => self.waiting.push((job.reply, marked)),
@@ -238,9 +238,15 @@ impl Writer {
 
     /// Puts an append behind what is written; gives the position that it marks. What it counts is added behind its
     /// frames, so that it is not counted where they could not be written.
-    fn stage(&mut self, drafts: &Drafts, upto: Option<Position>, counts: Counts) -> Result<Option<Position>> {
+    fn stage(
+        &mut self,
+        drafts: &Drafts,
+        upto: Option<Position>,
+        awaited: bool,
+        counts: Counts,
+    ) -> Result<Option<Position>> {
         let has_frames = !drafts.frames.is_empty();
-        let marked = upto.filter(|upto| has_frames || self.is_worth_a_mark(*upto));
+        let marked = upto.filter(|upto| has_frames || self.is_worth_a_mark(*upto, awaited));
         if has_frames || marked.is_some() {
             self.wait_for_space(drafts.bytes.len() as u64 + OVERHEAD_BYTES)?;
             self.roll_if_due(drafts.frames.first().map_or(0, |first| first.stored.len() as u64))?;
@@ -261,9 +267,10 @@ impl Writer {
     }
 
     /// Whether a position without changes is marked.
-    fn is_worth_a_mark(&self, upto: Position) -> bool {
+    fn is_worth_a_mark(&self, upto: Position, awaited: bool) -> bool {
         let Some(mark) = &self.state.mark else { return true };
-        self.state.is_unmarked || upto > mark.source && self.shared.now_us() - mark.arrival_us >= IDLE_MARK_US
+        let due = awaited || self.shared.now_us() - mark.arrival_us >= IDLE_MARK_US;
+        self.state.is_unmarked || upto > mark.source && due
     }
 
     fn position(&self) -> u64 {

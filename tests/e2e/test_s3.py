@@ -1,5 +1,7 @@
 """The same over S3: moto, path style, conditional PUTs."""
 
+import time
+
 import pytest
 from conftest import SEED
 from servers import CarelessS3, MotoS3, Proxy
@@ -82,3 +84,54 @@ def test_wrong_credentials_and_bucket(sql, daemon, s3):
     place = {**target(s3, "x/"), "bucket": "no-such-bucket"}
     done = daemon(["public.t"], target=place, environment=ENVIRONMENT).command("check")
     assert done.returncode == 3 and "no-such-bucket" in done.stdout + done.stderr
+
+
+def test_sigterm_under_load_delivers_what_was_captured(server, database, daemon, s3):
+    """Over a slow target, and within the 30 s that a supervisor grants."""
+    shop = Shop(server, database, SEED, scale=60)
+    shop.create()
+    with Proxy(s3.port) as proxy:
+        place = target(s3, "three/", proxy.port)
+        running = daemon(PATTERNS, target=place, s3=s3, environment=ENVIRONMENT, buffer={"interval": "5m"})
+        running.start_and_load()
+        shop.sensor_open.set()
+        shop.start(writers=2, pause=0.01)
+        time.sleep(3)
+        proxy.latency = 0.05
+        began = time.monotonic()
+        assert running.terminate() == 0
+        assert time.monotonic() - began < 30
+        shop.stop()
+        confirmed = running.confirmed_lsn()
+        through = [table["complete_through"] for table in running.catalog_tables("shop")]
+        assert all(position(text) >= confirmed for text in through), (through, hex(confirmed))
+        # What was written meanwhile is delivered by the next end alone: the buffers wait for minutes.
+        proxy.heal()
+        running.start()
+        running.wait_confirmed()
+        assert running.terminate() == 0
+        running.compare(TABLES, seconds=5)
+
+
+def test_sigterm_while_the_target_hangs(sql, daemon, s3):
+    """What cannot be delivered waits in the stream."""
+    sql("create table t (id int primary key, v text)", "insert into t values (1, 'x')")
+    with Proxy(s3.port) as proxy:
+        running = daemon(["public.t"], target=target(s3, "four/", proxy.port), s3=s3, environment=ENVIRONMENT)
+        running.start_and_load()
+        proxy.hang()
+        sql("insert into t select i, 'hanging' from generate_series(2, 5000) i")
+        running.wait_confirmed()
+        began = time.monotonic()
+        assert running.terminate() == 0
+        assert time.monotonic() - began < 30
+        assert "draining took too long" in running.log()
+        proxy.heal()
+        running.start()
+        running.compare([("public", "t")])
+
+
+def position(text):
+    """A position of the catalog as a number: PostgreSQL's `X/Y`."""
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)

@@ -138,6 +138,23 @@ def restart(server, limit):
     server.start()
 
 
+def test_a_shutdown_of_the_server_does_not_wait_for_us(server, sql, daemon):
+    """A server that shuts down waits until each reader has confirmed all of its log, also what is of no table of ours."""
+    sql("create table t (id int primary key)", "create table other (id int)")
+    running = daemon(["public.t"]).start_and_load()
+    sql("insert into t values (1)")
+    running.wait_confirmed()
+    for _ in range(3):
+        sql("insert into other select generate_series(1, 1000)")
+        began = time.monotonic()
+        server.stop()
+        took = time.monotonic() - began
+        server.start()
+        assert took < 2, f"the shutdown took {took:.1f} s"
+    sql("insert into t values (2)")
+    running.compare([("public", "t")], seconds=90)
+
+
 @pytest.mark.trap("10", crash=True)
 def test_a_failover_is_followed(primary):
     """The slot was carried over with the data: the task goes on by itself on the new timeline, and remembers it."""

@@ -84,8 +84,10 @@ def noise(rng, bytes_min, bytes_max):
 class Shop:
     """The workload over one database. `scale` is the number of customers at the start."""
 
-    def __init__(self, server, database, seed, scale=300, large=(10_000, 40_000)):
+    def __init__(self, server, database, seed, scale=300, large=(10_000, 40_000), kinds=None):
         self.server, self.database, self.seed, self.scale, self.large = server, database, seed, scale, large
+        # What the writers do, each with its weight.
+        self.kinds = kinds or KINDS
         self.stopping, self.threads, self.failures = threading.Event(), [], []
         self.attempted, self.acknowledged = {}, {}
         # Rows of `sensor` before its load would be in both the audit and the load; writers begin with it when told.
@@ -202,7 +204,7 @@ class Shop:
     def _write(self, number, pause):
         rng = random.Random(f"{self.seed}/{number}")
         acknowledged = self.acknowledged.setdefault(number, [])
-        kinds = [kind for kind, weight in KINDS for _ in range(weight)]
+        kinds = [kind for kind, weight in self.kinds for _ in range(weight)]
         connection = None
         seq = 0
         while not self.stopping.is_set():

@@ -175,6 +175,8 @@ pub struct Changes {
     pub source_end: Option<Position>,
     /// The log showed something that only a new look at the tables explains, such as a partition that was not there.
     pub look_again: bool,
+    /// The source waits to hear that everything before `upto` is durable, as a server does before it shuts down.
+    pub awaited: bool,
 }
 
 impl Changes {

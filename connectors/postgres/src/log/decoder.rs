@@ -62,6 +62,8 @@ pub struct Decoder {
     fence: Arc<VisibilityFence>,
     /// A partitioned table's shape was shown again: its partitions may have changed.
     look_again: bool,
+    /// The server asked how far we are, while no transaction was open.
+    awaited: bool,
     /// Transactions with an origin are left out.
     pub own_changes_only: bool,
 }
@@ -109,6 +111,7 @@ impl Decoder {
             values,
             fence,
             look_again: false,
+            awaited: false,
             own_changes_only: false,
         }
     }
@@ -127,6 +130,7 @@ impl Decoder {
                 self.source_end = self.source_end.max(keepalive.wal_end);
                 if self.transaction.is_none() {
                     self.upto = self.upto.max(keepalive.wal_end);
+                    self.awaited |= keepalive.reply_requested;
                 }
                 Ok(if keepalive.reply_requested { Applied::ReplyRequested } else { Applied::Done })
             }
@@ -143,9 +147,9 @@ impl Decoder {
         self.transaction.is_some()
     }
 
-    /// Whether there is something to hand out.
+    /// Whether there is something to hand out, if only how far we are.
     pub fn has_changes(&self) -> bool {
-        !self.items.is_empty() || !self.dirty.is_empty()
+        !self.items.is_empty() || !self.dirty.is_empty() || self.awaited
     }
 
     /// Whether the budget is used up: at the end of a transaction, or by one transaction alone.
@@ -173,6 +177,7 @@ impl Decoder {
             newest_commit_us: self.newest_commit_us.take(),
             source_end: Some(Position(u128::from(self.source_end))),
             look_again: std::mem::take(&mut self.look_again),
+            awaited: std::mem::take(&mut self.awaited),
         }
     }
 

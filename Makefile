@@ -11,7 +11,8 @@ RELEASE = MILLRACE_BIN=$(TARGET)/release/millrace
 TOOLS = $(or $(MILLRACE_TEST_TOOLS),/var/tmp/millrace-test-tools-$(shell id -u))
 # Three servers and daemons side by side keep two cores busy.
 WORKERS ?= 3
-PYTEST = $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 300 -n $(WORKERS) --dist worksteal tests/e2e
+PYTEST_ALL = $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 300 -n $(WORKERS) --dist worksteal
+PYTEST = $(PYTEST_ALL) tests/e2e
 
 .PHONY: help
 help: ## what there is
@@ -27,7 +28,7 @@ demo: setup ## a shop, live changes, a kill -9, and every row compared at the en
 	@$(DEBUG) $(PYTHON) demo/demo.py
 
 .PHONY: test
-test: lint unit e2e ## format, lints, unit tests, end to end against PostgreSQL 15 with a few kills
+test: lint unit e2e faults-quick ## format, lints, unit tests, end to end against PostgreSQL 15, a minute of faults
 
 .PHONY: lint
 lint: setup ## format, clippy, licences
@@ -52,6 +53,14 @@ binary: setup
 .PHONY: e2e
 e2e: binary ## the real binary against real servers
 	$(DEBUG) $(PYTEST)
+
+.PHONY: faults
+faults: binary ## everything broken on purpose, the table of docs/reliability.md written (FAULTS="--only 10,11")
+	$(DEBUG) WORKERS=$(WORKERS) $(PYTHON) tests/faults/faults.py $(FAULTS)
+
+.PHONY: faults-quick
+faults-quick: binary
+	$(DEBUG) $(PYTEST_ALL) -m quick tests/faults
 
 .PHONY: traps
 traps: binary ## every trap of docs/traps.md sprung, and the page written
@@ -112,14 +121,14 @@ setup-all:
 	@tests/setup.sh 15 17 18 >/dev/null
 
 .PHONY: test-all
-test-all: setup-all test ## everything: PostgreSQL 15, 17, 18, all kills, outage, mistakes, memory, longer fuzzing
+test-all: setup-all test ## everything: PostgreSQL 15, 17, 18, all faults and kills, outage, mistakes, memory, longer fuzzing
 	MILLRACE_TEST_PG=17 $(DEBUG) $(PYTEST)
 	MILLRACE_TEST_PG=18 $(DEBUG) $(PYTEST)
 	for version in 17 18; do \
 		MILLRACE_PG_BIN=$(TOOLS)/postgresql-$$version/bin cargo test --locked -p millrace-postgres --features failpoints; \
 	done
 	PROPTEST_CASES=20000 cargo test --locked --workspace --features failpoints
-	$(MAKE) fuzz crash outage check-errors memory large-transaction
+	$(MAKE) faults fuzz crash outage check-errors memory large-transaction
 
 .PHONY: audit
 audit: ## licences, sources, and advisories where they can be fetched

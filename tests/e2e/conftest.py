@@ -24,6 +24,9 @@ def pytest_configure(config):
     os.environ["MILLRACE_TEST_SEED"] = str(SEED)
     # Read by traps.py, which writes docs/traps.md and the scorecard from them.
     config.addinivalue_line("markers", "trap(*numbers, crash=False): the test springs these traps of docs/traps.md")
+    # Read by ../faults/faults.py, which writes the table of docs/reliability.md.
+    config.addinivalue_line("markers", "fault(numbers, what, promise=…, quick=False): the test springs these faults")
+    config.addinivalue_line("markers", "quick: a test of tests/faults that belongs to `make test`")
     config.addinivalue_line("markers", "scorecard(item): the test shows this item of `make scorecard`")
 
 

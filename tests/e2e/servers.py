@@ -21,6 +21,7 @@ import time
 import urllib.parse
 
 import psycopg
+from proxy import Proxy  # noqa: F401: for whoever has a server behind it
 
 TOOLS = os.environ.get("MILLRACE_TEST_TOOLS", f"/var/tmp/millrace-test-tools-{os.getuid()}")
 
@@ -363,87 +364,3 @@ class CarelessS3:
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
-
-
-class Proxy:
-    """A TCP proxy to a local port. `cut()` resets what is open and refuses what is new, `hang()` stops moving bytes
-    without closing anything, `latency` delays each piece by so many seconds, `heal()` ends all of it."""
-
-    def __init__(self, port):
-        self.target, self.latency = port, 0.0
-
-    def __enter__(self):
-        self.open, self.flowing, self.refusing = set(), threading.Event(), False
-        self.flowing.set()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def _accept(self):
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            if self.refusing:
-                reset(client)
-                continue
-            try:
-                server = socket.create_connection(("127.0.0.1", self.target), 5)
-                server.settimeout(None)
-            except OSError:
-                reset(client)
-                continue
-            self.open |= {client, server}
-            for here, there in ((client, server), (server, client)):
-                threading.Thread(target=self._move, args=(here, there), daemon=True).start()
-
-    def _move(self, here, there):
-        try:
-            while piece := here.recv(65536):
-                self.flowing.wait()
-                if self.latency:
-                    time.sleep(self.latency)
-                there.sendall(piece)
-        except OSError:
-            pass
-        for end in (here, there):
-            self.open.discard(end)
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    def cut(self):
-        """Resets every connection and refuses new ones."""
-        self.refusing = True
-        for end in list(self.open):
-            reset(end)
-        self.open.clear()
-
-    def hang(self):
-        """Bytes no longer arrive; nobody is told."""
-        self.flowing.clear()
-
-    def heal(self):
-        """Everything works again."""
-        self.refusing = False
-        self.latency = 0.0
-        self.flowing.set()
-
-    def __exit__(self, *_):
-        self.listener.close()
-        self.cut()
-        self.flowing.set()
-
-
-def reset(end):
-    """Closes with RST, as a machine that went away would."""
-    try:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-        # A thread that blocks in recv keeps the descriptor alive, so wake it first.
-        end.shutdown(socket.SHUT_RD)
-        end.close()
-    except OSError:
-        pass

@@ -46,6 +46,7 @@ def test_one_thing_wrong(daemon, change, word):
     assert len(said.strip().splitlines()) <= 12
 
 
+@pytest.mark.fault("48", "SIGHUP with a broken config", promise="continues")
 def test_a_broken_file_changes_nothing_at_sighup(daemon, sql):
     sql("create table t (id int primary key, v text)")
     running = daemon(["public.t"]).start_and_load()

@@ -7,11 +7,13 @@ from crash import FEW, FLOW_POINTS, Session, crash_in_flow, crash_in_load, kill_
 
 @pytest.mark.trap("40", crash=True)
 @pytest.mark.parametrize("point", [point for point in FEW if point not in FLOW_POINTS])
+@pytest.mark.fault("1, 6", "SIGKILL at the failpoints of a load and its commit", promise="continues")
 def test_killed_at_a_failpoint_of_the_load(server, point):
     assert crash_in_load(server, point, SEED) > 0
 
 
 @pytest.mark.trap("3", "6", "40", crash=True)
+@pytest.mark.fault("2, 4, 5", "SIGKILL at the failpoints of the flow, and at random moments", promise="continues")
 def test_killed_while_changes_flow(server):
     with Session(server, "crash_flow_few", SEED) as session:
         session.work()

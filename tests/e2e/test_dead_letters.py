@@ -24,6 +24,7 @@ POISON = [
 
 
 @pytest.mark.trap("18", "19", "21")
+@pytest.mark.fault("38", "values that no target can hold", promise="records")
 def test_poison_in_a_load_and_in_changes(daemon, sql):
     for number, (kind, literal, _) in enumerate(POISON):
         sql(
@@ -64,6 +65,7 @@ def test_poison_in_a_load_and_in_changes(daemon, sql):
     running.compare([("public", f"t{number}") for number in range(len(POISON))])
 
 
+@pytest.mark.fault("38", "the same across kills", promise="records")
 def test_dead_letters_survive_kills_and_are_not_doubled(daemon, sql):
     sql("create table t (id int primary key, d date)")
     running = daemon(["public.t"], options={"values": {"unfit": "dead-letter"}}).start_and_load()

@@ -221,6 +221,7 @@ def test_prepared_transactions_come_at_their_commit(running, sql, server, databa
 
 @pytest.mark.trap("23", crash=True)
 @pytest.mark.trap("6", crash=True)
+@pytest.mark.fault("32", "a large transaction is open across a SIGKILL", promise="continues")
 def test_killed_while_a_transaction_is_open(running, sql, server, database):
     """Its rows were not confirmed, so they come again; the files of before are gone."""
     with server.connect(database) as open_one:
@@ -244,6 +245,7 @@ def test_killed_while_a_transaction_is_open(running, sql, server, database):
 @pytest.mark.trap("23", crash=True)
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("point", ["pg-spill-after-write", "pg-spill-before-replay", "pg-spill-inside-replay"])
+@pytest.mark.fault("31", "SIGKILL while a large transaction is spilled and replayed", promise="continues")
 def test_killed_at_a_failpoint(prepared, daemon, sql, point, times):
     running = daemon(["public.*"], buffer={"interval": "300ms"}).start_and_load()
     running.kill()
@@ -261,6 +263,7 @@ def test_killed_at_a_failpoint(prepared, daemon, sql, point, times):
 
 
 @pytest.mark.trap("23")
+@pytest.mark.fault("31", "a transaction larger than the stream's bound", promise="continues")
 def test_larger_than_the_disk_bound(prepared, daemon, sql):
     """A transaction above the stream's bound passes; while it is open, the others go on."""
     running = daemon(

@@ -181,6 +181,7 @@ def test_a_table_that_is_made_while_the_task_runs(daemon, sql):
 
 @pytest.mark.trap("17", crash=True)
 @pytest.mark.parametrize("down", [False, True], ids=["running", "down"])
+@pytest.mark.fault("36", "a table is dropped and made again", promise="continues")
 def test_a_table_that_is_made_anew_under_its_name(daemon, sql, down):
     """Another table with the old one's name: never mixed with the old one's rows."""
     sql("create table t (id int primary key, v text)", "create table other (id int primary key)")

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 
+import psycopg
 import pytest
 from conftest import SEED
 from daemon import Daemon
@@ -155,7 +156,34 @@ def test_a_shutdown_of_the_server_does_not_wait_for_us(server, sql, daemon):
     running.compare([("public", "t")], seconds=90)
 
 
+def test_reading_unchanged_values_is_cheap_for_the_server(server, sql, daemon):
+    """Nothing that is read anew is compiled: the server took half a second each time for a few rows of its catalog."""
+    try:
+        sql("load 'auto_explain'", user="postgres")
+    except psycopg.errors.UndefinedFile:
+        pytest.skip("this server has no auto_explain")
+    sql("create table t (id int primary key, n int, large text)", "alter table t alter large set storage external")
+    sql("insert into t select i, 0, repeat(md5(i::text), 200) from generate_series(1, 50) i")
+    settings = {"session_preload_libraries": "auto_explain", "auto_explain.log_min_duration": 0}
+    settings["auto_explain.log_analyze"] = "on"
+    try:
+        for key, value in settings.items():
+            sql(f"alter role cdc set {key} = '{value}'", user="postgres")
+        running = daemon(["public.t"]).start_and_load()
+        for n in range(1, 4):
+            sql(f"update t set n = {n}")
+            running.wait_confirmed()
+        running.compare([("public", "t")])
+    finally:
+        sql("alter role cdc reset all", user="postgres")
+    with open(f"{server.folder}/log", errors="replace") as log:
+        plans = [plan for plan in log.read().split("LOG:") if "FROM (VALUES" in plan or "pg_catalog.pg_type" in plan]
+    assert any("FROM (VALUES" in plan for plan in plans), "no value was read anew"
+    assert not any("JIT:" in plan for plan in plans), next(plan for plan in plans if "JIT:" in plan)
+
+
 @pytest.mark.trap("10", crash=True)
+@pytest.mark.fault("24", "failover with the slot on the new primary", promise="continues")
 def test_a_failover_is_followed(primary):
     """The slot was carried over with the data: the task goes on by itself on the new timeline, and remembers it."""
     primary.execute("shop", "create table t (id int primary key, v text)", "insert into t values (1, 'loaded')")
@@ -186,6 +214,7 @@ def test_a_failover_is_followed(primary):
 
 @pytest.mark.trap("10")
 @pytest.mark.parametrize("remade", [False, True], ids=["missing", "made-again"])
+@pytest.mark.fault("24", "failover without the slot", promise="stops safely")
 def test_a_failover_without_the_slot_is_refused(primary, remade):
     """The new primary has everything but our slot, or one that somebody made after the promotion: the changes in between
     are in no log that we can read. Nothing is skipped; the reload brings them."""
@@ -268,6 +297,7 @@ def timeline(running):
 
 @pytest.mark.trap("10", crash=True)
 @pytest.mark.parametrize("promoted", [False, True], ids=["same-timeline", "new-timeline"])
+@pytest.mark.fault("25", "the source comes back from an older backup", promise="stops safely")
 def test_a_restored_backup_is_refused_and_reloaded(primary, promoted):
     """The source went back in time, behind what we have: stopped; the reload that it names brings the restored state,
     although the positions of the source begin below those that we have."""
@@ -320,6 +350,7 @@ def needs(major, what):
 
 
 @pytest.mark.trap("10")
+@pytest.mark.fault("24", "failover with a failover slot (PostgreSQL 17)", promise="continues")
 def test_a_failover_slot_is_there_after_the_failover():
     """The server itself keeps the slot on the standby, and never lets us be ahead of it."""
     needs(17, "a failover slot")
@@ -463,6 +494,7 @@ def test_another_server_and_another_database_are_refused(primary):
 
 
 @pytest.mark.trap("9")
+@pytest.mark.fault("26", "the server invalidates the slot", promise="stops safely")
 def test_a_lost_slot_stops_the_task_and_is_reloaded_on_request(primary):
     """The default: nothing is skipped, and the command that the error names works."""
     primary.execute(
@@ -496,6 +528,7 @@ def test_a_lost_slot_stops_the_task_and_is_reloaded_on_request(primary):
 
 @pytest.mark.trap("9", "40", crash=True)
 @pytest.mark.parametrize("crash_at", [None, "remake-before-slot", "remake-after-slot", "remake-after-mark"])
+@pytest.mark.fault("26", "the slot is lost and the config says to load anew", promise="continues")
 def test_on_slot_lost_reload(primary, crash_at):
     """A slot that the server gave up, with and without a crash on the way: a new slot, all tables anew, an event."""
     primary.execute("shop", "create table t (id int primary key, v text)", "create table u (id int primary key)")
@@ -620,6 +653,7 @@ def codes(running):
 
 
 @pytest.mark.trap("7")
+@pytest.mark.fault("33", "another database of the server is busy, ours is quiet", promise="continues")
 def test_a_quiet_database_in_a_busy_server_lets_the_log_go(daemon, sql, server, database):
     """Only other databases write: without a heartbeat both positions of the slot advance all the same."""
     sql("create table t (id int primary key)")

@@ -71,6 +71,7 @@ def test_retention_lets_delivered_segments_go_and_no_others(daemon, sql, s3):
 
 
 @pytest.mark.trap("7", "46")
+@pytest.mark.fault("12", "the stream is at its own bound while the target is away", promise="continues")
 def test_at_the_disk_bound_the_reader_waits(daemon, sql, s3):
     """The stream's bound is real: the reader slows down, the source keeps its log, nothing is lost."""
     sql("create table t (id bigint primary key, v text)")
@@ -120,6 +121,7 @@ def test_at_the_disk_bound_the_daemon_still_obeys(daemon, sql, s3, signal):
 
 
 @pytest.mark.trap("45")
+@pytest.mark.fault("50", "yesterday's state folder is put back", promise="stops safely")
 def test_a_state_folder_from_yesterday_is_refused(daemon, sql):
     """A restored backup is behind what was confirmed: what lies between is gone, and that is said, not skipped."""
     import shutil
@@ -145,6 +147,7 @@ def test_a_state_folder_from_yesterday_is_refused(daemon, sql):
 
 
 @pytest.mark.trap("9", crash=True)
+@pytest.mark.fault("27", "the slot is dropped and made again under its name", promise="stops safely")
 def test_a_slot_that_was_made_again_is_refused(daemon, sql, server):
     """Dropped and re-created under the same name: silent loss elsewhere."""
     sql("create table t (id int primary key)")
@@ -204,6 +207,7 @@ def end_of_frames(segment):
 
 
 @pytest.mark.trap("45", crash=True)
+@pytest.mark.fault("8", "garbage behind the last whole frame", promise="continues")
 def test_a_torn_tail_is_cut(daemon, sql):
     sql("create table t (id int primary key, v text)")
     running = daemon(["public.t"], buffer={"interval": "2s"}).start_and_load()

@@ -78,6 +78,7 @@ def test_a_row_right_behind_a_commit_survives_the_restart(daemon, sql):
 
 
 @pytest.mark.trap("2", crash=True)
+@pytest.mark.fault("30", "a COPY of one log position, killed in the middle", promise="continues")
 def test_a_copy_in_one_transaction_arrives_whole_and_once(daemon, sql, server, database, killed):
     """A thousand rows of one commit, more than a batch holds: nobody ever sees a part of them."""
     sql("create table t (id int, v text)")
@@ -114,6 +115,7 @@ def test_a_key_change_that_ends_a_transaction_is_whole(daemon, sql, killed, poin
 
 
 @pytest.mark.trap("5", crash=True)
+@pytest.mark.fault("32", "transactions end in another order than they begin", promise="continues")
 def test_the_transaction_that_begins_first_and_commits_last(daemon, server, database, sql):
     """The slot is confirmed beyond its first rows while it is open, and the daemon dies; all of it arrives."""
     sql("create table t (id int primary key, v text)")
@@ -142,6 +144,7 @@ def test_the_transaction_that_begins_first_and_commits_last(daemon, server, data
 
 
 @pytest.mark.trap("6", crash=True)
+@pytest.mark.fault("4, 5", "SIGKILL between commit, checkpoint and confirmation", promise="continues")
 def test_killed_between_the_target_and_the_source(daemon, sql, killed):
     """Every place between a row's first frame and its confirmation; the table has no key, so a second copy would show."""
     sql("create table t (id int, v text)")
@@ -295,6 +298,7 @@ def test_somebody_alters_our_publication(daemon, sql, killed_first):
 
 @pytest.mark.trap("39", crash=True)
 @pytest.mark.parametrize("point", [None, "pg-load-inside-segment", "load-before-commit"])
+@pytest.mark.fault("6", "rows change while a killed load reads their part", promise="continues")
 def test_rows_change_while_their_part_is_read(daemon, sql, point):
     """Changed, deleted, re-keyed, inserted before and behind the place of the reader; nothing comes back, nothing twice."""
     sql(
@@ -328,6 +332,7 @@ def test_rows_change_while_their_part_is_read(daemon, sql, point):
 @pytest.mark.parametrize(
     "point", ["pg-before-slot", "load-between-segment-and-record", "load-after-commit", "delivery-after-intent"]
 )
+@pytest.mark.fault("6", "SIGKILL at each step from the slot to the first change", promise="continues")
 def test_killed_between_the_slot_and_the_first_change(daemon, sql, point):
     """A first start that dies at each step of the way into CDC while rows change; with and without a key."""
     sql(
@@ -453,6 +458,7 @@ def test_every_pair_of_changes_within_one_batch(daemon, sql, killed, point):
 
 
 @pytest.mark.trap("44", crash=True)
+@pytest.mark.fault("46", "two daemons with different state folders on one slot", promise="stops safely")
 def test_two_daemons_on_one_slot(daemon, sql):
     """One of them has another state folder and knows nothing of the first: it takes nothing from it, alive or killed."""
     sql("create table t (id int primary key)", "create table u (id int primary key)", "insert into t values (1)")

@@ -45,7 +45,7 @@ class Soak:
 
     def __init__(self, server, s3, source_proxy, target_proxy, seed, out):
         self.server, self.s3, self.source, self.target, self.out = server, s3, source_proxy, target_proxy, out
-        self.rng = random.Random(f"{seed}/faults")
+        self.seed, self.rng = seed, random.Random(f"{seed}/faults")
         self.stopping, self.quiet = threading.Event(), threading.Event()
         self.faults, self.samples, self.problems, self.added = [], [], [], []
         self.unaccounted = {"looks": 0, "not zero": 0}
@@ -247,7 +247,7 @@ class Soak:
 
     def through(self, proxy, how, seconds):
         if how == "slow":
-            proxy.latency = self.rng.choice([0.01, 0.05, 0.2])
+            proxy.round_trip = self.rng.choice([0.01, 0.05, 0.2])
         else:
             getattr(proxy, how)()
         time.sleep(self.rng.uniform(1, seconds))
@@ -430,7 +430,6 @@ def main():
     say(f"seed {arguments.seed}, {arguments.minutes:.0f} minutes, record in {out}")
     with Postgres() as server, MotoS3() as s3, Proxy(server.port) as source, Proxy(s3.port) as target:
         soak = Soak(server, s3, source, target, arguments.seed, out)
-        soak.seed = arguments.seed
         signal.signal(signal.SIGTERM, lambda *_: soak.stopping.set())
         try:
             soak.run(arguments.minutes)

@@ -125,6 +125,15 @@ def publish(record, samples, folder):
         file.write(page(found) + kills(folder) + idle(folder))
 
 
+def compared(record):
+    """What the comparison at the end found."""
+    if not record["finished"]:
+        return "It is under way, or was stopped before its end: the rows of source and lake were not compared yet."
+    rows, tables = sum(table["rows"] for table in record["tables"]), len(record["tables"])
+    found = "see the problems below" if record["problems"] else "identical; nothing lost, nothing twice"
+    return f"At the end {rows} rows in {tables} tables were compared: {found}."
+
+
 def page(record):
     """docs/soak.md."""
     mib = lambda value: f"{value / 2**20:.0f} MiB"  # noqa: E731
@@ -154,9 +163,7 @@ def page(record):
         f"at most {mib(peak['retained'])}; there was one slot at every look.",
         f"- SIGTERM under load, {len(record['sigterm_seconds'])} times, some of them while the target hung: at most "
         f"{max(record['sigterm_seconds'], default=0):.1f} s.",
-        f"- At the end {sum(table['rows'] for table in record['tables'])} rows in {len(record['tables'])} tables were "
-        "compared: "
-        + ("identical; nothing lost, nothing twice." if not record["problems"] else "see the problems below."),
+        "- " + compared(record),
         "",
         "![memory, stream and retained log over time](soak.svg)",
         "",

@@ -1,0 +1,86 @@
+"""The faults that a replication daemon must survive: number, fault, and what is promised of it. The numbers are the
+names that the marks of the tests use. What no test springs says here why."""
+
+import dataclasses
+
+CONTINUES, STOPS, RECORDS = "continues", "stops safely", "records"
+NOT_YET = "no test yet"
+PROMISES = (CONTINUES, STOPS, RECORDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One fault."""
+
+    number: str
+    what: str
+    promise: str
+    # Why there is no test, or what the tests leave out.
+    left_out: str = ""
+
+
+ROWS = [
+    Row("1", "SIGKILL during a full load", CONTINUES),
+    Row("2", "SIGKILL while changes flow", CONTINUES),
+    Row("3", "SIGKILL at each fsync, rename and send", CONTINUES, NOT_YET),
+    Row("4", "SIGKILL between the stream's fsync and the confirmation to the source", CONTINUES),
+    Row("5", "SIGKILL between the commit at the target and the checkpoint", CONTINUES),
+    Row("6", "SIGKILL where the load hands over to the changes", CONTINUES),
+    Row("7", "the machine dies: unsynced bytes vanish", CONTINUES, "simulated, not with a real machine"),
+    Row("8", "the last record of a segment is torn, cut short or zeroed", CONTINUES),
+    Row("9", "a bit flips in the middle of a segment or of the state", STOPS, NOT_YET),
+    Row("10", "fsync fails once with EIO", STOPS, NOT_YET),
+    Row("11", "short writes and interrupted calls", CONTINUES, NOT_YET),
+    Row("12", "the disk of the buffer is full", CONTINUES),
+    Row("13", "the disk of the state is full", STOPS, NOT_YET),
+    Row("14", "the disk is remounted read-only, or writing is not permitted", STOPS, NOT_YET),
+    Row("15", "no file descriptors are left", CONTINUES, NOT_YET),
+    Row("16", "little memory and a huge transaction", CONTINUES, NOT_YET),
+    Row("17", "the clock jumps an hour forward and back", CONTINUES, NOT_YET),
+    Row("18", "the process pauses for long, then goes on", CONTINUES, NOT_YET),
+    Row("19", "the source resets the connection", CONTINUES, NOT_YET),
+    Row("20", "the source hangs without a reset", CONTINUES, NOT_YET),
+    Row("21", "the target's connection is half open during a commit", CONTINUES),
+    Row("22", "the network flaps, loses and crawls", CONTINUES, NOT_YET),
+    Row("23", "the source stops at once and starts again", CONTINUES),
+    Row("24", "the source fails over to a standby", CONTINUES),
+    Row("25", "the source comes back from an older backup", STOPS),
+    Row("26", "the server invalidates the slot", STOPS),
+    Row("27", "the slot is dropped and made again under its name", STOPS),
+    Row("28", "the binary log is purged", STOPS, "MySQL and MariaDB are not there yet"),
+    Row("29", "the history of a change stream is lost", STOPS, "MongoDB is not there yet"),
+    Row("30", "many rows of one log position, and a SIGKILL among them", CONTINUES),
+    Row("31", "a transaction of millions of rows", CONTINUES),
+    Row("32", "long and short transactions across a restart", CONTINUES),
+    Row("33", "captured tables are idle and the database is busy", CONTINUES),
+    Row("34", "a column is added, dropped or renamed in the middle of the log", CONTINUES),
+    Row("35", "a type is widened or narrowed, the primary key changes", CONTINUES),
+    Row("36", "TRUNCATE; a table is dropped and made again", CONTINUES),
+    Row("37", "one table fails, the others flow", CONTINUES, NOT_YET),
+    Row("38", "values that no target can hold", RECORDS),
+    Row("39", "large values that an update does not send", CONTINUES),
+    Row("40", "S3 answers with 500, 503, slow-down, or not at all", CONTINUES),
+    Row("41", "a multipart upload dies half-way", CONTINUES, NOT_YET),
+    Row("42", "S3 stored the object, and the answer was lost", CONTINUES, NOT_YET),
+    Row("43", "S3 credentials expire or are changed", CONTINUES, NOT_YET),
+    Row(
+        "44",
+        "somebody changes the target's schema by hand",
+        STOPS,
+        "not applicable: the target is files and a catalog of our own; there is no table to alter",
+    ),
+    Row("45", "two writers of one catalog entry; the catalog is away", CONTINUES),
+    Row("46", "two daemons for one task", STOPS),
+    Row("47", "SIGTERM under load, and a second one", CONTINUES, NOT_YET),
+    Row("48", "SIGHUP with a broken config", CONTINUES),
+    Row("49", "a newer program's state meets an older program", STOPS, NOT_YET),
+    Row("50", "the state folder of yesterday is put back", STOPS),
+    Row(
+        "51",
+        "an HTTP target accepts, and answers with an error",
+        CONTINUES,
+        "not applicable: there are no HTTP targets yet",
+    ),
+    Row("52", "shards are split and merged under load", CONTINUES, "not applicable: shards cannot be split yet"),
+]
+NUMBERS = {row.number: row for row in ROWS}

@@ -1,0 +1,309 @@
+"""The check that all faults share, and the small workload that it needs: a bank.
+
+`Bank` moves money between accounts. Every transaction changes two accounts (the sum of all stays), counts up a version
+in each, notes itself in a ledger, and often writes a text that does not compress; what the server acknowledged is
+remembered. `check` ends the writers, commits a marker, waits for it and compares:
+
+1. everything acknowledged is in the lake, nothing else is, nothing is there twice; source and lake are equal row by row
+   (compare.py), every listed file opens and has the rows and bytes that the catalog says;
+2. the versions of an account in the files are without gap and without twin: no change in between was lost;
+3. the sum is constant after every single commit, not only at the end;
+4. the folder holds no object that the catalog does not list, but for what is staged;
+5. `millrace_unaccounted_rows` is 0, and the source has one slot and the publications of one task;
+6. descriptors and memory of the process are what they were (`Baseline`).
+
+The large workload of tests/e2e/workload.py goes through `check_shop`, in the same way.
+"""
+
+import dataclasses
+import glob
+import os
+import random
+import threading
+import time
+
+import duckdb
+import psycopg
+from compare import data_files
+from servers import wait_for
+from workload import ACCOUNTS as SHOP_ACCOUNTS
+from workload import CENTS as SHOP_CENTS
+from workload import TABLES as SHOP_TABLES
+from workload import noise
+
+ACCOUNTS, CENTS = 20, 10_000
+PATTERNS = ["bank.*"]
+TABLES = [("bank", table) for table in ("account", "ledger", "letter", "visit")]
+SCHEMA = """
+create schema bank;
+create table bank.account (id int primary key, cents bigint not null, version bigint not null default 0);
+create table bank.ledger (writer int, seq bigint, primary key (writer, seq));
+create table bank.letter (id bigint primary key, body text not null);
+create table bank.visit (writer int, seq bigint, at timestamptz default clock_timestamp());
+"""
+
+
+class Bank:
+    """Writers of transfers; `server` is what the writers connect to, without any proxy."""
+
+    def __init__(self, server, database, seed, letter_bytes=(200, 2000)):
+        self.server, self.database, self.seed, self.letter_bytes = server, database, seed, letter_bytes
+        self.stopping, self.threads, self.failures = threading.Event(), [], []
+        self.attempted, self.acknowledged = {}, {}
+        self.next_writer = 1
+        with server.connect(database) as connection:
+            connection.execute(SCHEMA)
+            connection.execute(
+                "insert into bank.account select i, %s from generate_series(1, %s) i", (CENTS, ACCOUNTS)
+            )
+            connection.execute("insert into bank.letter select -i, md5(i::text) from generate_series(1, 200) i")
+
+    def add_letters(self, rows, bytes_each=1000):
+        """Many rows in one transaction, of text that does not compress much."""
+        self.server.execute(
+            self.database,
+            "insert into bank.letter select 1000000000 + (select count(*) from bank.letter) + i, (select "
+            f"string_agg(md5(random()::text || i || j), '') from generate_series(1, {bytes_each // 32}) j) "
+            f"from generate_series(1, {rows}) i",
+        )
+
+    def start(self, writers=2, pause=0.01):
+        """Starts writers; `pause` is between two transactions of one writer, in seconds."""
+        for _ in range(writers):
+            number, self.next_writer = self.next_writer, self.next_writer + 1
+            thread = threading.Thread(target=self._write, args=(number, pause), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def stop(self):
+        """Ends all writers and raises what one of them met."""
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(60)
+        self.threads = []
+        self.stopping.clear()
+        if self.failures:
+            raise self.failures[0]
+
+    def run(self, seconds, **options):
+        """Starts writers and stops them after so many seconds."""
+        self.start(**options)
+        time.sleep(seconds)
+        self.stop()
+
+    def commits(self):
+        """How many were acknowledged."""
+        return sum(map(len, self.acknowledged.values()))
+
+    def mark(self):
+        """Commits a row that is behind everything acknowledged so far."""
+        acknowledged = self.acknowledged.setdefault(0, [])
+        seq = len(acknowledged)
+        self.server.execute(self.database, f"insert into bank.ledger values (0, {seq})")
+        acknowledged.append(seq)
+        self.attempted[0] = seq + 1
+        return (0, seq)
+
+    def _write(self, number, pause):
+        rng = random.Random(f"{self.seed}/{number}")
+        acknowledged, connection, seq = self.acknowledged.setdefault(number, []), None, 0
+        while not self.stopping.is_set():
+            self.attempted[number] = seq + 1
+            try:
+                connection = connection or self.server.connect(self.database)
+                self._transfer(connection, rng, number, seq)
+                if rng.random() < 0.05:
+                    connection.rollback()
+                else:
+                    connection.commit()
+                    acknowledged.append(seq)
+            except psycopg.errors.DeadlockDetected:
+                connection.rollback()
+            except psycopg.OperationalError:
+                # The server was taken away; the commit may or may not have happened.
+                connection = None
+                time.sleep(0.2)
+            except Exception as error:  # noqa: BLE001: told by `stop`
+                self.failures.append(error)
+                return
+            seq += 1
+            time.sleep(pause)
+        if connection:
+            connection.close()
+
+    def _transfer(self, connection, rng, number, seq):
+        one, two = rng.sample(range(1, ACCOUNTS + 1), 2)
+        cents = rng.randint(1, 500)
+        for id, change in sorted([(one, -cents), (two, cents)]):
+            connection.execute(
+                "update bank.account set cents = cents + %s, version = version + 1 where id = %s", (change, id)
+            )
+        connection.execute("insert into bank.ledger values (%s, %s)", (number, seq))
+        if rng.random() < 0.5:
+            connection.execute(
+                "insert into bank.letter values (%s, %s)", (number * 10**7 + seq, noise(rng, *self.letter_bytes))
+            )
+        if rng.random() < 0.3:
+            connection.execute("insert into bank.visit (writer, seq) values (%s, %s)", (number, seq))
+
+    def problems(self, running):
+        """What is wrong with ledger, versions and sums of the lake."""
+        duck = duckdb.connect()
+        running.lake.relation(duck, data_files(running.lake.files("bank", "ledger")), "ledger")
+        found = check_ledger(self, duck.execute("select writer, seq from ledger").fetchall())
+        running.lake.relation(duck, data_files(running.lake.files("bank", "account")), "account")
+        return found + steps(duck) + sums(duck, "account", "id", "cents", ACCOUNTS * CENTS)
+
+
+def check_ledger(bank, pairs):
+    """What is lost, never written, or there twice."""
+    found = []
+    present = set(pairs)
+    lost = [(writer, seq) for writer, seqs in bank.acknowledged.items() for seq in seqs if (writer, seq) not in present]
+    phantom = [pair for pair in present if pair[1] >= bank.attempted.get(pair[0], 0)]
+    if lost:
+        found.append(f"acknowledged and lost: {lost[:5]} ({len(lost)})")
+    if phantom:
+        found.append(f"never written: {phantom[:5]} ({len(phantom)})")
+    if len(pairs) != len(present):
+        found.append(f"{len(pairs) - len(present)} ledger rows are there twice")
+    return found
+
+
+def steps(duck):
+    """Versions of an account that are not one more than the one before."""
+    wrong = duck.execute(
+        "select id, before, version from "
+        "(select id, version, lag(version) over (partition by id order by change_order) before from account) "
+        "where before is not null and version <> before + 1"
+    ).fetchall()
+    return [f"gaps or twins in versions (id, before, after): {wrong[:5]} ({len(wrong)})"] if wrong else []
+
+
+def sums(duck, table, key, amount, total):
+    """Commits after which the sum of all accounts is another one. `change_order` begins with the commit, in 32 digits;
+    loaded rows have the load's position."""
+    wrong = duck.execute(
+        f"with step as (select left(change_order, 32) as place, {amount} - "
+        f"coalesce(lag({amount}) over (partition by {key} order by change_order), 0) as change from {table} "
+        "where \"Op\" <> 'D'), "
+        "total as (select place, sum(sum(change)) over (order by place) as total from step group by place) "
+        f"select place, total from total where total <> {total} order by place"
+    ).fetchall()
+    return [f"the sum is wrong behind {len(wrong)} commits, first (commit, sum): {wrong[:3]}"] if wrong else []
+
+
+def orphans(running):
+    """Objects in a local lake that the catalog does not list; what is staged is left out. A table of the catalog stands
+    for the folder of its files."""
+    listed = set()
+    for record in rows(running.json("catalog", "databases")):
+        schema = record if isinstance(record, str) else record["name"]
+        for table in running.catalog_tables(schema):
+            listed |= {running.lake.local(file["path"]) for file in running.lake.files(schema, table["name"])}
+    there = {
+        path
+        for path in glob.glob(f"{running.lake_folder}/**/*", recursive=True)
+        if os.path.isfile(path) and "/_staging/" not in path
+    }
+    return sorted(there - listed)
+
+
+def rows(value):
+    """A command's rows, whether it prints an array or an object that holds it."""
+    return value if isinstance(value, list) else next(iter(value.values()))
+
+
+@dataclasses.dataclass
+class Baseline:
+    """A process as it was before the fault."""
+
+    descriptors: int
+    rss: int
+
+    # Connections that come and go, files of a round under way.
+    DESCRIPTORS_MORE = 16
+    RSS_MORE = 96 << 20
+
+    @classmethod
+    def of(cls, running):
+        return cls(len(os.listdir(f"/proc/{running.process.pid}/fd")), running.rss())
+
+    def problems(self, running):
+        now = Baseline.of(running)
+        found = []
+        if now.descriptors > self.descriptors + self.DESCRIPTORS_MORE:
+            found.append(f"{now.descriptors} descriptors are open, {self.descriptors} were")
+        if now.rss > self.rss + self.RSS_MORE:
+            found.append(f"{now.rss >> 20} MiB resident, {self.rss >> 20} were")
+        return found
+
+
+def source_problems(running):
+    """Whatever is at the source besides one slot and the task's publications."""
+    slots = running.server.execute(
+        running.database,
+        "select slot_name from pg_replication_slots where slot_name like 'millrace%' and not temporary "
+        "and database = current_database()",
+    )
+    publications = running.server.execute(
+        running.database, "select pubname from pg_publication where pubname like 'millrace%' order by 1"
+    )
+    found = [f"slots: {slots}"] if len(slots) != 1 else []
+    # One for tables with all their changes, and one for those that can only be published for inserts.
+    if not 1 <= len(publications) <= 2:
+        found.append(f"publications: {publications}")
+    return found
+
+
+def check(running, bank, seconds=90, baseline=None):
+    """All of it; starts the daemon if it does not run. Gives how many rows were compared."""
+    if running.ended():
+        running.start()
+    bank.stop()
+    bank.mark()
+    results = running.compare(TABLES, seconds=seconds)
+    found = bank.problems(running) + finish(running, baseline)
+    assert not found, "\n".join(found) + f"\n{running.log()}"
+    return sum(result.lake_rows for result in results)
+
+
+def check_shop(running, shop, seconds=120, baseline=None):
+    """The same for the shop of tests/e2e/workload.py, whose writers must have begun behind the load's beginning."""
+    if running.ended():
+        running.start()
+    shop.stop()
+    shop.mark()
+    results = running.compare(SHOP_TABLES, seconds=seconds)
+    duck = duckdb.connect()
+    running.lake.relation(duck, data_files(running.lake.files("shop", "ledger")), "ledger")
+    found = shop.check_ledger(duck.execute("select writer, seq from ledger").fetchall())
+    running.lake.relation(duck, data_files(running.lake.files("shop", "account")), "account")
+    found += sums(duck, "account", "id", "cents", SHOP_ACCOUNTS * SHOP_CENTS) + finish(running, baseline)
+    assert not found, "\n".join(found) + f"\n{running.log()}"
+    return sum(result.lake_rows for result in results)
+
+
+def finish(running, baseline=None):
+    """What is left of the check when rows and sums are right."""
+    wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 20, "unaccounted = 0")
+    found = source_problems(running) + (baseline.problems(running) if baseline else [])
+    if running.s3 is None:
+        left = orphans(running)
+        found += [f"in the folder and not in the catalog: {left[:5]} ({len(left)})"] if left else []
+    return found
+
+
+def arrival(running, bank, seconds=60):
+    """Waits until a row that is written now is in the catalog."""
+    wanted = bank.mark()
+
+    def there():
+        duck = duckdb.connect()
+        try:
+            running.lake.relation(duck, data_files(running.lake.files("bank", "ledger")), "ledger")
+        except Exception:  # noqa: BLE001: nobody answers yet, or there is no file yet
+            return False
+        return duck.execute("select count(*) from ledger where (writer, seq) = (?, ?)", wanted).fetchone()[0] == 1
+
+    wait_for(there, seconds, "the first row that was changed afterwards in the catalog", every=0.05)

@@ -1012,13 +1012,11 @@ async fn run_steps(steps: Vec<Step>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn nothing_acknowledged_is_ever_lost_and_nothing_else_appears(steps in prop::collection::vec(any_step(), 1..40)) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run_steps(steps))?;
-    }
+#[test]
+fn nothing_acknowledged_is_ever_lost_and_nothing_else_appears() {
+    crate::simulation::simulate(64, prop::collection::vec(any_step(), 1..40), |steps| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run_steps(steps))
+    });
 }
 
 /// What a kill at a failpoint leaves: a copy of the folder is taken there.

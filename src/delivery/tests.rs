@@ -3,6 +3,7 @@
 mod crash;
 mod fakes;
 mod reading;
+mod simulation;
 
 use std::{sync::Arc, time::Duration};
 

@@ -32,6 +32,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -187,7 +188,7 @@ impl PostgresLog {
         tracing::info!(slot = names.slot, position = %from, "the log is open");
         Ok(Self {
             config: config.clone(),
-            pace: Pace::new(stream.reader.gains_from_bursts(), Instant::now()),
+            pace: Pace::new(stream.reader.is_unix(), Instant::now()),
             reader: stream.reader,
             status: StatusSender::spawn(stream.writer, start, interval),
             decoder,
@@ -343,7 +344,11 @@ impl PostgresLog {
                 return Ok(false);
             }
             self.reader.leave_alone();
-            tokio::time::sleep(sleep).await;
+            if sleep < pace::SLEEP_MIN {
+                thread::sleep(sleep);
+            } else {
+                tokio::time::sleep(sleep).await;
+            }
             return Ok(true);
         }
         if ready {

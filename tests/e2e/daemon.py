@@ -129,15 +129,16 @@ class Daemon:
 
     # -- the process
 
-    def start(self, crash_at=None, ready=True, **environment):
-        """Starts `millrace run`; with `ready`, waits until it answers."""
+    def start(self, crash_at=None, ready=True, under=(), **environment):
+        """Starts `millrace run`; with `ready`, waits until it answers. `under` is a command that ends by executing the
+        one that is appended to it, so that the process stays our child."""
         assert self.process is None or self.process.poll() is not None, "it runs already"
         self.runs += 1
         self.log_file = f"{self.folder}/run-{self.runs}.log"
         extra = {"MILLRACE_CRASH_AT": crash_at} if crash_at else {}
         with open(self.log_file, "wb") as log:
             self.process = subprocess.Popen(
-                [binary(), "run", "--config", self.config_file],
+                [*under, binary(), "run", "--config", self.config_file],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

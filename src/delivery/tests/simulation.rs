@@ -105,6 +105,8 @@ impl Simulation {
     }
 
     async fn collect(&mut self) {
+        // No upload takes longer than the grace period: one that arrived behind it would stay, listed nowhere.
+        self.house.target.arrive();
         let grace = std::mem::replace(&mut self.house.options.grace, Duration::ZERO);
         self.house.delivery().collect_garbage().await.unwrap();
         self.house.options.grace = grace;

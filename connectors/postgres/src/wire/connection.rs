@@ -60,6 +60,8 @@ pub struct Connection {
     /// How to reach the server by another session, once this one is up.
     config: Option<Box<PostgresConfig>>,
     silence: Silence,
+    /// There is nothing to wait for any more: not for the answer to a ROLLBACK either.
+    is_lost: bool,
 }
 
 /// What a statement's answer consists of, message by message.
@@ -106,6 +108,7 @@ impl Connection {
             unsettled: false,
             config: None,
             silence: Silence::of_statements(),
+            is_lost: false,
         };
         let options = options(mode);
         let mut parameters = vec![
@@ -248,6 +251,9 @@ impl Connection {
 
     /// Waits for bytes and reads them; an error when there is nothing to wait for any more. Safe to cancel.
     pub(super) async fn fill(&mut self) -> Result<usize> {
+        if self.is_lost {
+            return Err(Error::new(Kind::Connection, "reading from the server").with("the connection is lost"));
+        }
         loop {
             let filled = match &self.config {
                 Some(_) => tokio::time::timeout(silence::PATIENCE, self.inbox.fill(&mut self.socket)).await,
@@ -258,7 +264,11 @@ impl Connection {
                     self.silence.is_over();
                     return filled.context(Kind::Connection, || "reading from the server");
                 }
-                (Err(_), Some(config)) => self.silence.look(config, self.process_id).await?,
+                (Err(_), Some(config)) => {
+                    let looked = self.silence.look(config, self.process_id).await;
+                    self.is_lost = looked.is_err();
+                    looked?;
+                }
                 (Err(_), None) => {}
             }
         }

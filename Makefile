@@ -44,7 +44,13 @@ unit: setup ## Rust's tests, each fuzz target for ten seconds
 .PHONY: fuzz
 fuzz: ## ten minutes for each fuzz target (MILLRACE_FUZZ_SECONDS)
 	MILLRACE_FUZZ_SECONDS=$(or $(MILLRACE_FUZZ_SECONDS),600) cargo test --locked -p millrace-postgres --test fuzz
+	MILLRACE_FUZZ_SECONDS=$(or $(MILLRACE_FUZZ_SECONDS),600) cargo test --locked -p millrace-mysql --test fuzz
 	MILLRACE_FUZZ_SECONDS=$(or $(MILLRACE_FUZZ_SECONDS),600) cargo test --locked -p millrace-postgres --lib log::fuzz
+
+.PHONY: simulate
+simulate: ## the log and delivery over parts that fail, two minutes each (MILLRACE_SIMULATION_SECONDS, _SEED)
+	MILLRACE_SIMULATION_SECONDS=$(or $(MILLRACE_SIMULATION_SECONDS),120) \
+		cargo test --locked --lib simulation:: -- --nocapture --test-threads 1
 
 .PHONY: binary
 binary: setup
@@ -127,8 +133,8 @@ test-all: setup-all test ## everything: PostgreSQL 15, 17, 18, all faults and ki
 	for version in 17 18; do \
 		MILLRACE_PG_BIN=$(TOOLS)/postgresql-$$version/bin cargo test --locked -p millrace-postgres --features failpoints; \
 	done
-	PROPTEST_CASES=20000 cargo test --locked --workspace --features failpoints
-	$(MAKE) faults fuzz crash outage check-errors memory large-transaction
+	PROPTEST_CASES=2000 cargo test --locked --workspace --features failpoints
+	$(MAKE) simulate faults fuzz crash outage check-errors memory large-transaction
 
 .PHONY: audit
 audit: ## licences, sources, and advisories where they can be fetched

@@ -1,5 +1,6 @@
-"""`make bench`: what Millrace reaches beside the source's own programs, in pairs in the same run. Never a timed test: it
-prints ratios and what they are measured against, and writes bench/results.json, bench/results.md and docs/performance.svg.
+"""`make bench`: what Millrace reaches beside the source's own programs, in pairs in the same run. Never a timed test:
+it prints ratios and what they are measured against, and writes bench/results.json, bench/results.md and
+docs/performance.svg.
 
     bench.py [--only load,stream,drain,freshness] [--pairs 5] [--rows 6001215] [--changes 2000000]
              [--over tcp,unix,1ms,30ms] [--no-peers] [--no-catalog] [--folder bench]

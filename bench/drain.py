@@ -14,8 +14,8 @@ from daemon import Daemon
 from servers import Postgres, client_program, stop_process, wait_for
 
 CHANGES = """create table orders (
-  id bigint primary key, customer bigint, status text, total numeric(12,2), placed timestamptz, ship_on date, priority int,
-  clerk text, comment text)"""
+  id bigint primary key, customer bigint, status text, total numeric(12,2), placed timestamptz, ship_on date,
+  priority int, clerk text, comment text)"""
 SERVER = {"shared_buffers": "512MB", "max_slot_wal_keep_size": -1, "max_wal_size": "16GB", "checkpoint_timeout": "1h"}
 # How the server is reached, and the round trip in seconds.
 WAYS = {"tcp": 0.0, "unix": 0.0, "1ms": 0.001, "30ms": 0.03}
@@ -198,6 +198,11 @@ def way_to(server, way):
             yield "127.0.0.1", proxy.port
 
 
+def told(half):
+    """One half of a pair in words."""
+    return f"{half['wall_s']:.2f} s = {half['ratio']:.2f} times, {half['cpu_s_per_million']:.2f} CPU s/M"
+
+
 def bench_way(backlog, way, pairs):
     """The pairs of one way to the server."""
     with way_to(backlog.server, way) as (host, port):
@@ -208,10 +213,8 @@ def bench_way(backlog, way, pairs):
             parquet, stream = found[-1]
             say(
                 f"drain {number + 1}/{pairs}, {backlog.server.major} over {way}: pg_recvlogical "
-                f"{parquet['yardstick_s']:.2f} s, into Parquet {parquet['wall_s']:.2f} s = {parquet['ratio']:.2f} times, "
-                f"{parquet['cpu_s_per_million']:.2f} CPU s/M, {parquet['peak_mib']:.0f} MiB; into the stream "
-                f"{stream['wall_s']:.2f} s = {stream['ratio']:.2f} times, {stream['cpu_s_per_million']:.2f} CPU s/M; decoding "
-                f"alone {parquet['decode_only_s']:.2f} s"
+                f"{parquet['yardstick_s']:.2f} s, into Parquet {told(parquet)}, {parquet['peak_mib']:.0f} MiB; "
+                f"into the stream {told(stream)}; decoding alone {parquet['decode_only_s']:.2f} s"
             )
     where = f"PostgreSQL {backlog.server.major}, {WAY_NAMES[way]}"
     suffix = f"{backlog.server.major}-{way}"

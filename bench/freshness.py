@@ -1,10 +1,10 @@
-"""Freshness: from just before a commit is sent to the source until it is readable in the stream, and until the catalog lists
-it, with the daemon's defaults.
+"""Freshness: from just before a commit is sent to the source until it is readable in the stream, and until the catalog
+lists it, with the daemon's defaults.
 
-One client inserts rows, each in a transaction of its own, at a steady rate, and notes the clock before each. Readable in the
-stream: `millrace follow` says that the stream's durable head covers the row; so the source's fsync, the stream's fsync and
-a message over a local socket are included. Listed in the catalog: the state's records, read every 10 ms, count the row
-as delivered. The yardstick is `pg_recvlogical` with `test_decoding` into a pipe: no disk but the source's.
+One client inserts rows, each in a transaction of its own, at a steady rate, and notes the clock before each. Readable in
+the stream: `millrace follow` says that the stream's durable head covers the row; so the source's fsync, the stream's
+fsync and a message over a local socket are included. Listed in the catalog: the state's records, read every 10 ms, count
+the row as delivered. The yardstick is `pg_recvlogical` with `test_decoding` into a pipe: no disk but the source's.
 
     freshness.py PORT DATABASE RATE COUNT      writes, and prints the clocks (seconds, monotonic) as JSON
 """
@@ -23,7 +23,8 @@ from servers import Postgres, client_program, stop_process
 
 import psycopg
 
-TABLE = "create table ticks (id bigint generated always as identity primary key, at timestamptz default now(), note text)"
+TABLE = """create table ticks (
+  id bigint generated always as identity primary key, at timestamptz default now(), note text)"""
 # Commits per second, and how many are measured.
 RATES = {20: 300, 1000: 10_000}
 INTERVALS = {"1s": 300, "5s": 400, "60s": 2500}
@@ -161,9 +162,9 @@ def bench_stream(server, database, pairs):
                 pair = {**measure_stream(server, database, daemon, rate, count), **yardstick}
                 found[rate].append(pair)
                 say(
-                    f"freshness {number + 1}/{pairs} at {rate}/s ({pair['commits_per_s']:.0f}/s reached): readable p50 "
-                    f"{pair['p50_ms']:.2f} ms, p99 {pair['p99_ms']:.2f} ms, max {pair['max_ms']:.1f} ms; pg_recvlogical p50 "
-                    f"{pair['yardstick_p50_ms']:.2f} ms, p99 {pair['yardstick_p99_ms']:.2f} ms"
+                    f"freshness {number + 1}/{pairs} at {rate}/s ({pair['commits_per_s']:.0f}/s reached): readable "
+                    f"p50 {pair['p50_ms']:.2f} ms, p99 {pair['p99_ms']:.2f} ms, max {pair['max_ms']:.1f} ms; "
+                    f"pg_recvlogical p50 {pair['yardstick_p50_ms']:.2f} ms, p99 {pair['yardstick_p99_ms']:.2f} ms"
                 )
     return {
         f"freshness-stream-{rate}": result(
@@ -186,8 +187,8 @@ def bench_catalog(server, database, pairs):
             for number in range(1 if interval == "60s" else pairs):
                 rows.append(measure_catalog(server, database, daemon, count))
                 say(
-                    f"freshness {number + 1}/{pairs}, interval {interval}: in the catalog p50 {rows[-1]['p50_ms']:.0f} ms, "
-                    f"p99 {rows[-1]['p99_ms']:.0f} ms"
+                    f"freshness {number + 1}/{pairs}, interval {interval}: in the catalog "
+                    f"p50 {rows[-1]['p50_ms']:.0f} ms, p99 {rows[-1]['p99_ms']:.0f} ms"
                 )
         results[f"freshness-catalog-{interval}"] = result(
             f"commit to listed in the catalog, interval {interval}, 20 commits/s",

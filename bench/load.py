@@ -1,9 +1,10 @@
-"""Full load of TPC-H's `lineitem` to local Parquet (snappy, fsynced), beside `COPY lineitem TO STDOUT (FORMAT binary)` to
-/dev/null and beside connectorx."""
+"""Full load of TPC-H's `lineitem` to local Parquet (snappy, fsynced), beside `COPY lineitem TO STDOUT (FORMAT binary)`
+to /dev/null and beside connectorx."""
 
 import os
 import subprocess
 import sys
+import time
 
 from measure import records, result, run_measured, say, server_cpu, wait_quickly
 from peers import time_connectorx
@@ -11,14 +12,12 @@ from peers import time_connectorx
 from daemon import Daemon
 from servers import Postgres, client_program
 
-import time
-
 LINEITEM = """create table lineitem (
   l_orderkey bigint not null, l_partkey bigint not null, l_suppkey bigint not null, l_linenumber int not null,
   l_quantity numeric(15,2) not null, l_extendedprice numeric(15,2) not null, l_discount numeric(15,2) not null,
   l_tax numeric(15,2) not null, l_returnflag char(1) not null, l_linestatus char(1) not null, l_shipdate date not null,
-  l_commitdate date not null, l_receiptdate date not null, l_shipinstruct char(25) not null, l_shipmode char(10) not null,
-  l_comment varchar(44) not null)"""
+  l_commitdate date not null, l_receiptdate date not null, l_shipinstruct char(25) not null,
+  l_shipmode char(10) not null, l_comment varchar(44) not null)"""
 BARS = {1: ("<=", 1.0), 2: ("<=", 0.8)}
 
 

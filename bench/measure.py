@@ -1,6 +1,7 @@
 """What the jobs share: CPU seconds, peaks of memory, the daemon's records, and pairs put into results."""
 
 import json
+import operator
 import os
 import socket
 import sqlite3
@@ -26,7 +27,8 @@ def result(title, yardstick, pairs, bars, note="", peer=False):
     """What a job found: a dict per pair, and the bars by the name of a figure, as (`<=` or `>=`, number)."""
     names = sorted({name for pair in pairs for name in pair})
     medians = {name: statistics.median(p[name] for p in pairs if p.get(name) is not None) for name in names}
-    reached = {name: (medians[name] <= bar if sign == "<=" else medians[name] >= bar) for name, (sign, bar) in bars.items()}
+    compare = {"<=": operator.le, ">=": operator.ge}
+    reached = {name: compare[sign](medians[name], bar) for name, (sign, bar) in bars.items()}
     return {
         "title": title,
         "yardstick": yardstick,
@@ -117,7 +119,7 @@ def wait_quickly(daemon, condition, seconds, what, every=0.01):
 
 
 def heads(daemon, patience=30):
-    """What `millrace follow TASK --json` prints, read from the control socket: (seconds of the monotonic clock, head)."""
+    """What `millrace follow TASK --json` prints, read from the control socket: (monotonic seconds, head)."""
     deadline = time.monotonic() + patience
     while True:
         follower = socket.socket(socket.AF_UNIX)

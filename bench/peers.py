@@ -2,7 +2,8 @@
 
     peers.py connectorx URL TABLE FILE
 
-It is run as a process of its own, so that its memory and CPU are measured. Unlike the daemon's, its file is not fsynced.
+It is run as a process of its own, so that its memory and CPU are measured. Unlike the daemon's, its file is not
+fsynced.
 """
 
 import os

@@ -67,10 +67,12 @@ def write(folder):
     about = results["machine"]
     with open(os.path.join(folder, "results.md"), "w") as file:
         file.write(
-            f"# What `make bench` measured\n\n{about['cores']} shared cores ({about['cpu']}), {about['memory_gib']} GiB, Linux "
-            f"{about['kernel']}. Medians of the pairs; the bar stands in brackets, with **not reached** where it is not. "
+            f"# What `make bench` measured\n\n{about['cores']} shared cores ({about['cpu']}), {about['memory_gib']} GiB, "
+            f"Linux {about['kernel']}. Medians of the pairs; the bar stands in brackets, with **not reached** where it "
+            "is not. "
             "Walls of the daemon count from the start of its process. How to read it, what bounds each figure and how "
-            "it was measured: [docs/performance.md](../docs/performance.md); every pair: [results.json](results.json).\n\n"
+            "it was measured: [docs/performance.md](../docs/performance.md); every pair: "
+            "[results.json](results.json).\n\n"
             f"{text}\n"
         )
     with open(PLOT, "w") as file:
@@ -94,14 +96,14 @@ def figure(job, name):
 
 def table(jobs):
     """The table of all jobs."""
-    head = ["job", "yardstick", "yardstick's", "Millrace's", "ratio", "CPU s per M", "peak memory", "pairs", "load average"]
+    head = ["job", "yardstick", "yardstick's", "Millrace's", "ratio", "CPU s per M", "peak memory", "pairs"]
+    head += ["load average"]
     rows = [head, ["---"] * len(head)]
     for job in jobs.values():
         medians = job["medians"]
         if "p50_ms" in medians:
-            yardstick = ", ".join(
-                f"{name} {figure(job, f'yardstick_{name}_ms')}" for name in ("p50", "p99") if f"yardstick_{name}_ms" in medians
-            )
+            there = [name for name in ("p50", "p99") if f"yardstick_{name}_ms" in medians]
+            yardstick = ", ".join(f"{name} {figure(job, f'yardstick_{name}_ms')}" for name in there)
             ours = ", ".join(f"{name} {figure(job, f'{name}_ms')}" for name in ("p50", "p99"))
         elif "mib_per_s" in medians:
             yardstick, ours = figure(job, "yardstick_records_per_s"), figure(job, "records_per_s")
@@ -175,8 +177,9 @@ def plot(jobs):
         for title, value, bar, text in rows_of(jobs, "freshness-stream", name, " ms")
     ]
     at_most, at_least = "the line: at most so much", "the line: at least so much"
+    loads = rows_of(jobs, "load-", among=("load-1", "load-2"))
     panels = [
-        ("Full load: wall time by that of COPY binary to nowhere", rows_of(jobs, "load-", among=("load-1", "load-2")), at_most),
+        ("Full load: wall time by that of COPY binary to nowhere", loads, at_most),
         ("Full load: connectorx's wall time by ours", rows_of(jobs, "load-connectorx"), at_least),
         ("Drain of a backlog: rate by that of pg_recvlogical", rows_of(jobs, "drain-"), at_least),
         ("Stream: records/s by those of pwrite and fdatasync", rows_of(jobs, "stream-"), at_least),

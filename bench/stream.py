@@ -1,6 +1,6 @@
-"""The stream's durable throughput, PutRecords' shapes: 500 records of 1 KiB per append, and single records from 64 callers,
-every append fsynced, beside a bare loop of `pwrite` and `fdatasync` of the same bytes. `examples/put_records.rs` drives
-the stream as the daemon does; there is no Kinesis surface in front of it yet."""
+"""The stream's durable throughput, PutRecords' shapes: 500 records of 1 KiB per append, and single records from 64
+callers, every append fsynced, beside a bare loop of `pwrite` and `fdatasync` of the same bytes.
+`examples/put_records.rs` drives the stream as the daemon does; there is no Kinesis surface in front of it yet."""
 
 import json
 import os

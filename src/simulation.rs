@@ -31,19 +31,19 @@ pub fn simulate<S: Strategy>(cases: u64, strategy: S, test: impl Fn(S::Value) ->
         (None, Some(time)) => begun.elapsed() < time,
         (None, None) => done < cases,
     } {
-        run_case(first.wrapping_add(done), &strategy, &test);
         done += 1;
+        run_case(done, first.wrapping_add(done - 1), &strategy, &test);
     }
     println!("{done} cases from seed {first} in {:.1} s", begun.elapsed().as_secs_f64());
 }
 
-fn run_case<S: Strategy>(seed: u64, strategy: &S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+fn run_case<S: Strategy>(number: u64, seed: u64, strategy: &S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let config = Config { cases: 1, failure_persistence: None, ..Config::default() };
     let config = Config { max_shrink_iters: u32::MAX - 1, max_shrink_time: SHRINK_MS_MAX, ..config };
     if let Err(failure) = TestRunner::new_with_rng(config, rng).run(strategy, test) {
-        panic!("{failure}\nto have it again: MILLRACE_SIMULATION_SEED={seed}");
+        panic!("{failure}\ncase {number}; to have it again: MILLRACE_SIMULATION_SEED={seed}");
     }
 }

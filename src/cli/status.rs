@@ -117,7 +117,7 @@ fn look(config: &Config, task: &TaskConfig, state: &dyn StateStore, live: Live) 
         log_position: checkpoint.through.to_string(),
     });
     let stream_bytes_max = task.stream.disk_bytes_max.or_else(|| disk_bound(config));
-    let findings = record.errors.iter().chain(unless_told(&record));
+    let findings = record.errors.iter().chain(unless_told(&record)).chain(&record.target);
     let errors = findings.map(|finding| Told::of_task(config, &task.name, finding)).collect();
     let retained = record.retained.unwrap_or_default();
     let known = |bytes: u64| (!retained.status.is_empty()).then_some(bytes);

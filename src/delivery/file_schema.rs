@@ -103,16 +103,34 @@ fn is_free_text(column: &Column) -> bool {
     }
 }
 
-/// Loaded rows as a batch of that schema.
-pub fn load_batch(schema: &Arc<Schema>, columns: Columns, position: Position) -> Result<RecordBatch> {
-    let rows = columns.rows();
-    let order = Order { commit: position.0, ordinal: 0 }.to_string();
-    let own = Own {
-        op: repeated(Op::Load.letter(), rows)?,
-        commit_timestamp: Arc::new(TimestampMicrosecondArray::new_null(rows).with_timezone("UTC")),
-        change_order: repeated(&order, rows)?,
-    };
-    assemble(schema, columns, own)
+/// Makes batches of the rows of one load. Our own columns are the same in all its rows, so they are built once.
+pub struct LoadedRows {
+    /// The load's, as text.
+    order: String,
+    /// As many rows of our own columns as the largest batch had.
+    own: Option<Own>,
+}
+
+impl LoadedRows {
+    /// For the rows of a load at that position.
+    pub fn new(position: Position) -> Self {
+        Self { order: Order { commit: position.0, ordinal: 0 }.to_string(), own: None }
+    }
+
+    /// Loaded rows as a batch of that schema.
+    pub fn batch(&mut self, schema: &Arc<Schema>, columns: Columns) -> Result<RecordBatch> {
+        let rows = columns.rows();
+        let own = match self.own.take() {
+            Some(own) if own.op.len() >= rows => own,
+            _ => Own {
+                op: repeated(Op::Load.letter(), rows)?,
+                commit_timestamp: Arc::new(TimestampMicrosecondArray::new_null(rows).with_timezone("UTC")),
+                change_order: repeated(&self.order, rows)?,
+            },
+        };
+        let own = self.own.insert(own);
+        assemble(schema, columns, own.first(rows))
+    }
 }
 
 /// The memory of a written batch, for rows of the table.
@@ -146,6 +164,16 @@ struct Own {
     op: ArrayRef,
     commit_timestamp: ArrayRef,
     change_order: ArrayRef,
+}
+
+impl Own {
+    fn first(&self, rows: usize) -> Self {
+        Self {
+            op: self.op.slice(0, rows),
+            commit_timestamp: self.commit_timestamp.slice(0, rows),
+            change_order: self.change_order.slice(0, rows),
+        }
+    }
 }
 
 fn building() -> &'static str {
@@ -287,11 +315,11 @@ mod tests {
         let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
         let expected = ["Op", "id", "note", "mode", "id__exact", "note__exact", "commit_timestamp", "change_order"];
         assert_eq!(names, expected);
-        let batch = load_batch(&schema, columns.clone(), Position(1)).unwrap();
+        let batch = LoadedRows::new(Position(1)).batch(&schema, columns.clone()).unwrap();
         assert_eq!(batch.column(4).null_count(), 3);
         let exact: Vec<Option<&str>> = batch.column(5).as_string::<i32>().iter().collect();
         assert_eq!(exact, [None, None, Some("as it was")]);
-        let lost = load_batch(&arrow_schema(&table, &Companions::from([1])), columns, Position(1));
+        let lost = LoadedRows::new(Position(1)).batch(&arrow_schema(&table, &Companions::from([1])), columns);
         assert_eq!(lost.unwrap_err().kind, Kind::Internal);
     }
 
@@ -307,18 +335,16 @@ mod tests {
 
     #[test]
     fn loaded_rows_carry_the_loads_position() {
-        let table = sample();
-        let batch = load_batch(&arrow_schema(&table, &Companions::new()), rows(3), Position(0xabc)).unwrap();
-        assert_eq!(batch.column(0).as_string::<i32>().iter().collect::<Vec<_>>(), [Some("I"); 3]);
-        assert_eq!(batch.column(4).null_count(), 3);
+        let (schema, mut loaded) = (arrow_schema(&sample(), &Companions::new()), LoadedRows::new(Position(0xabc)));
         let order = Order { commit: 0xabc, ordinal: 0 }.to_string();
-        assert_eq!(batch.column(5).as_string::<i32>().value(2), order);
-    }
-
-    #[test]
-    fn no_rows_make_an_empty_batch() {
-        let table = sample();
-        assert_eq!(load_batch(&arrow_schema(&table, &Companions::new()), rows(0), Position(1)).unwrap().num_rows(), 0);
+        for count in [0, 3, 2, 5] {
+            let batch = loaded.batch(&schema, rows(count)).unwrap();
+            let count = batch.num_rows();
+            assert_eq!(batch.column(0).as_string::<i32>().iter().collect::<Vec<_>>(), vec![Some("I"); count]);
+            assert_eq!(batch.column(4).null_count(), count);
+            let orders: Vec<_> = batch.column(5).as_string::<i32>().iter().collect();
+            assert_eq!(orders, vec![Some(order.as_str()); count]);
+        }
     }
 
     proptest! {

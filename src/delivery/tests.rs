@@ -3,6 +3,7 @@
 mod crash;
 mod fakes;
 mod reading;
+mod simulation;
 
 use std::{sync::Arc, time::Duration};
 
@@ -630,7 +631,7 @@ impl House {
             layout::load_key(&table.name, number),
             Default::default(),
         );
-        let batch = file_schema::load_batch(&spec.schema, columns, at).unwrap();
+        let batch = file_schema::LoadedRows::new(at).batch(&spec.schema, columns).unwrap();
         let mut writer = self.target.stage(spec).unwrap();
         writer.write(&batch).unwrap();
         let published = self.target.publish(writer.finish().unwrap()).await.unwrap();

@@ -401,6 +401,7 @@ impl Encoder {
         let target = self.mapped.target.clone();
         self.companions.retain(|id| target.columns.iter().any(|column| column.id == *id));
         let mut schema = file_schema::arrow_schema(&target, &self.companions);
+        let mut rows = file_schema::LoadedRows::new(self.position);
         let mut writer: Option<Box<dyn ObjectWriter>> = None;
         let mut written = Written { files: vec![], rejects: vec![], exact: BTreeSet::new() };
         while let Some(loaded) = batches.blocking_recv() {
@@ -420,7 +421,7 @@ impl Encoder {
                 self.companions.extend(exact);
                 schema = file_schema::arrow_schema(&target, &self.companions);
             }
-            let batch = file_schema::load_batch(&schema, columns, self.position)?;
+            let batch = rows.batch(&schema, columns)?;
             let open = match &mut writer {
                 Some(open) => open,
                 None => writer.insert(self.stage()?),

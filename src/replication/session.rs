@@ -328,7 +328,7 @@ impl Session {
         self.task.fail(&error);
         tokio::select! {
             () = cancel.cancelled() => {}
-            () = tokio::time::sleep(backoff.next()) => {}
+            () = tokio::time::sleep(backoff.after(&error)) => {}
         }
         Ok(())
     }
@@ -445,7 +445,7 @@ impl Session {
 
     /// Loads what waits, and then what comes to wait. True when nothing is captured and everything is loaded.
     async fn load_loop(&self, cancel: &CancellationToken) -> Result<bool> {
-        let mut backoff = Backoff::new();
+        let (mut backoff, mut told) = (Backoff::new(), None);
         loop {
             if self.tables.to_load().is_empty() {
                 if !self.task.wiring.config.mode.captures() {
@@ -470,6 +470,9 @@ impl Session {
                 Ok(()) => {
                     backoff = Backoff::new();
                     self.store_progress()?;
+                    if let Some(told) = told.take() {
+                        self.task.update(|record| record.errors.retain(|error| *error != told))?;
+                    }
                 }
                 Err(error) if matches!(error.kind.action(), Action::StopTask | Action::Exit) => return Err(error),
                 Err(error) => {
@@ -477,10 +480,14 @@ impl Session {
                     warn!(task = self.task.name(), error = %error, "full load is tried again");
                     self.task.wiring.metrics.count_error(self.task.name(), error.kind.code());
                     let finding = Finding { severity: Severity::Warning, ..Finding::from(&error) };
-                    self.task.update(|record| record.errors = vec![finding])?;
+                    let before = told.replace(finding.clone());
+                    self.task.update(|record| {
+                        record.errors.retain(|error| Some(error) != before.as_ref());
+                        record.errors.push(finding);
+                    })?;
                     tokio::select! {
                         () = cancel.cancelled() => return Ok(false),
-                        () = tokio::time::sleep(backoff.next()) => {}
+                        () = tokio::time::sleep(backoff.after(&error)) => {}
                     }
                 }
             }
@@ -533,6 +540,8 @@ impl Session {
         if let Err(error) = looked {
             error!(task = self.task.name(), error = %error, "keeping the status failed");
         }
+        let target = self.delivery.last_error().map(|error| Finding { severity: Severity::Warning, ..error });
+        let _ = self.task.update(|record| record.target = target);
         if !count.is_multiple_of(LOOKS_PER_POSITION) {
             return;
         }

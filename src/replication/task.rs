@@ -28,6 +28,8 @@ use crate::{
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A source that cannot be reached, or whose slot is still held, is back at any moment, and a try costs nothing.
+const BACKOFF_MAX_CONNECTION: Duration = Duration::from_secs(5);
 
 /// How a run of the loops ended.
 pub(super) enum Ended {
@@ -39,7 +41,7 @@ pub(super) enum Ended {
     Asked(Request),
 }
 
-/// Waits between tries: doubles from half a second to half a minute.
+/// Waits between tries: doubles from half a second to half a minute, or to a few seconds where it is the connection.
 pub(super) struct Backoff(Duration);
 
 impl Backoff {
@@ -51,6 +53,14 @@ impl Backoff {
         let wait = self.0;
         self.0 = (wait * 2).min(BACKOFF_MAX);
         wait
+    }
+
+    pub(super) fn after(&mut self, error: &Error) -> Duration {
+        let wait = self.next();
+        match error.kind {
+            Kind::Connection | Kind::LogBusy => wait.min(BACKOFF_MAX_CONNECTION),
+            _ => wait,
+        }
     }
 }
 
@@ -89,7 +99,7 @@ pub(super) async fn run(
                     }
                     let stays = error.kind.action() == Action::StopTask || task.wiring.config.on_error.task_stops;
                     let goes_on = !stays || task.remakes_log(&error);
-                    Ok(goes_on.then(|| backoff.next()))
+                    Ok(goes_on.then(|| backoff.after(&error)))
                 }
             };
             match wait {
@@ -222,18 +232,22 @@ impl Task {
         }
     }
 
-    /// The error goes into the log, the events and the task's record.
+    /// The error goes into the log and the task's record, and unless it is there already, into the events.
     pub(super) fn fail(&self, error: &Error) {
         self.end_if_storage(error);
         error!(task = self.name(), error = %error, code = error.kind.code(), "task failed");
         self.wiring.metrics.count_error(self.name(), error.kind.code());
         let finding = Finding::from(error);
-        let event = events::Event::of_task("failure", self.name(), error.to_string()).code(error.kind.code());
-        events::record(&*self.wiring.state, event);
+        let mut is_new = true;
         let _ = self.update(|record| {
+            is_new = record.state != TaskState::Failed || !record.errors.contains(&finding);
             record.state = TaskState::Failed;
             record.errors = vec![finding];
         });
+        if is_new {
+            let event = events::Event::of_task("failure", self.name(), error.to_string()).code(error.kind.code());
+            events::record(&*self.wiring.state, event);
+        }
     }
 
     /// Also over a restart of the daemon, until an operator has it go on.

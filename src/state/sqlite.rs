@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Mutex};
 
-use millrace_core::{Error, Kind, Result, error::Context};
+use millrace_core::{Error, Kind, Result};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::{Put, StateStore, expectation_failed};
@@ -63,7 +63,7 @@ impl SqliteState {
 
     fn with<T>(&self, doing: &str, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T> {
         let mut connection = self.connection.lock().expect("no panic while locked");
-        work(&mut connection).context(Kind::Storage, || doing)
+        work(&mut connection).map_err(|e| storage(e, doing, Path::new(connection.path().unwrap_or_default())))
     }
 }
 
@@ -151,6 +151,7 @@ mod tests {
     }
 
     // trap: 45
+    // fault: 49
     #[test]
     fn a_newer_format_is_refused() {
         let folder = tempfile::tempdir().unwrap();

@@ -56,6 +56,15 @@ pub(super) trait DiskFile: Debug + Send + Sync {
     fn sync_all(&self) -> io::Result<()>;
 }
 
+/// The volume is full for the log when as many bytes are left: the state lies beside it and is the last to stop. Where the
+/// state gives its reserve up (`state/reserve.rs`), the log would take that too.
+const LEFT_FREE_BYTES: u64 = 16 << 20;
+
+fn leave_room(volume: rustix::fs::StatVfs, bytes: u64) -> io::Result<()> {
+    let free = volume.f_bavail.saturating_mul(volume.f_frsize);
+    if free < LEFT_FREE_BYTES + bytes { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+}
+
 /// Writes all of the bytes.
 pub(super) fn write_all_at(file: &dyn DiskFile, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
     while !bytes.is_empty() {
@@ -133,6 +142,7 @@ impl DiskFile for File {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        leave_room(rustix::fs::fstatvfs(self)?, bytes.len() as u64)?;
         FileExt::write_at(self, bytes, offset)
     }
 

@@ -191,7 +191,7 @@ pub struct Stream {
 
 impl Stream {
     /// Opens or makes the stream: cuts off everything behind the last mark, checks every frame's header, and refuses
-    /// ([`millrace_core::Kind::Storage`]) when a damaged frame is followed by whole ones, or when a segment carries a
+    /// ([`millrace_core::Kind::LogDamaged`]) when a damaged frame is followed by whole ones, or when a segment carries a
     /// higher epoch than ours. [`millrace_core::Kind::LogBusy`] while the stream is still open elsewhere. Blocking.
     pub fn open(options: StreamOptions) -> Result<Self> {
         Self::open_on(options, Arc::new(RealDisk))

@@ -53,9 +53,9 @@ pub(super) fn disk_error(error: io::Error, doing: &str, path: &Path) -> Error {
 
 /// The error for bytes that went bad.
 pub(super) fn damage(path: &Path, offset: u64, what: &str) -> Error {
-    Error::new(ErrorKind::Storage, format!("reading {} at offset {offset}: {what}", path.display())).fix(
-        "check the disk; then delete the task and load it anew, or restore the stream's folder from a copy. \
-         Nothing behind this place is read, so nothing is skipped",
+    Error::new(ErrorKind::LogDamaged, format!("reading {} at offset {offset}: {what}", path.display())).fix(
+        "check the disk; then millrace delete TASK and start the daemon again, which loads all its tables anew, or stop \
+         it and restore the stream's folder from a copy. Nothing behind this place is read, so nothing is skipped",
     )
 }
 
@@ -329,7 +329,7 @@ mod tests {
             bytes[offset] = if offset == 8 { 2 } else { 0xff };
             fs::write(&path, &bytes).unwrap();
             let error = SegmentReader::open(&RealDisk, folder.path(), 0x1234).unwrap_err();
-            assert_eq!(error.kind, ErrorKind::Storage);
+            assert_eq!(error.kind, if offset == 8 { ErrorKind::Storage } else { ErrorKind::LogDamaged });
             assert!(error.to_string().contains(expected), "{error}");
             fs::write(&path, whole).unwrap();
         }

@@ -73,6 +73,7 @@ class Daemon:
             "PATH": os.environ["PATH"],
             "HOME": self.folder,
             "PGPASSWORD": Postgres.PASSWORD,
+            "MYSQL_PWD": Postgres.PASSWORD,
             "RUST_BACKTRACE": os.environ.get("RUST_BACKTRACE", "0"),
             "RUST_LOG": os.environ.get("RUST_LOG", "info"),
             **(environment or {}),
@@ -90,7 +91,7 @@ class Daemon:
             text = self.full_form(
                 {
                     "source": {
-                        "type": "postgres",
+                        "type": server.TYPE,
                         "host": "127.0.0.1",
                         "port": port or server.port,
                         "database": database,
@@ -129,15 +130,16 @@ class Daemon:
 
     # -- the process
 
-    def start(self, crash_at=None, ready=True, **environment):
-        """Starts `millrace run`; with `ready`, waits until it answers."""
+    def start(self, crash_at=None, ready=True, under=(), **environment):
+        """Starts `millrace run`; with `ready`, waits until it answers. `under` is a command that ends by executing the
+        one that is appended to it, so that the process stays our child."""
         assert self.process is None or self.process.poll() is not None, "it runs already"
         self.runs += 1
         self.log_file = f"{self.folder}/run-{self.runs}.log"
         extra = {"MILLRACE_CRASH_AT": crash_at} if crash_at else {}
         with open(self.log_file, "wb") as log:
             self.process = subprocess.Popen(
-                [binary(), "run", "--config", self.config_file],
+                [*under, binary(), "run", "--config", self.config_file],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -330,7 +332,7 @@ class Daemon:
         while True:
             waiting = []
             for arguments in todo:
-                with self.server.connect(self.database, "postgres") as connection:
+                with self.server.connect(self.database, self.server.ADMIN) as connection:
                     try:
                         result = compare.compare_table(connection, self.lake, **arguments, **options)
                     except Failed as error:

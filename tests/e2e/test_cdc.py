@@ -295,3 +295,17 @@ def test_the_source_goes_away_and_comes_back(daemon, sql, server, database):
         server.start()
         sql("update t set v = 'restarted' where id > 50")
         running.compare([("public", "t")], seconds=90)
+
+
+def test_a_backlog_over_a_unix_socket(server, sql, daemon):
+    """It is read in moments there, one after the other, and single changes behind it at once."""
+    sql("create table journal (id int primary key, v text)")
+    running = daemon(["public.journal"], source={"host": server.folder}).start_and_load()
+    running.terminate()
+    insert = "insert into journal select i, md5(i::text) from generate_series({}, {}) i"
+    inserts = [insert.format(first, first + 999) for first in range(0, 60_000, 1000)]
+    sql(*inserts, "update journal set v = 'updated' where id < 5000", "delete from journal where id >= 55000")
+    running.start()
+    running.compare([("public", "journal")])
+    sql("insert into journal values (100000, 'alone')")
+    running.compare([("public", "journal")], seconds=10)

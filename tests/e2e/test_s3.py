@@ -98,7 +98,7 @@ def test_sigterm_under_load_delivers_what_was_captured(server, database, daemon,
         shop.sensor_open.set()
         shop.start(writers=2, pause=0.01)
         time.sleep(3)
-        proxy.latency = 0.05
+        proxy.round_trip = 0.1
         began = time.monotonic()
         assert running.terminate() == 0
         assert time.monotonic() - began < 30

@@ -176,6 +176,7 @@ def test_a_slot_that_was_made_again_is_refused(daemon, sql, server):
 
 
 @pytest.mark.trap("45", crash=True)
+@pytest.mark.fault("9", "one bit of a segment, whole frames behind it", promise="stops safely")
 def test_a_damaged_segment_stops_the_stream_loudly(daemon, sql):
     """One bit in the middle, whole frames behind it: named, never skipped."""
     sql("create table t (id int primary key, v text)")

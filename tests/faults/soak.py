@@ -247,7 +247,7 @@ class Soak:
 
     def through(self, proxy, how, seconds):
         if how == "slow":
-            proxy.latency = self.rng.choice([0.01, 0.05, 0.2])
+            proxy.round_trip = self.rng.choice([0.01, 0.05, 0.2])
         else:
             getattr(proxy, how)()
         time.sleep(self.rng.uniform(1, seconds))

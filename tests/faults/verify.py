@@ -299,6 +299,7 @@ def arrival(running, bank, seconds=60):
     wanted = bank.mark()
 
     def there():
+        assert not running.ended(), f"the daemon ended with {running.process.returncode}:\n{running.log()}"
         duck = duckdb.connect()
         try:
             running.lake.relation(duck, data_files(running.lake.files("bank", "ledger")), "ledger")

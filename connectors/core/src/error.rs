@@ -40,8 +40,10 @@ pub enum Kind {
     Target,
     /// An object that should be ours is there with other content.
     TargetConflict,
-    /// Our own log or state on disk is damaged, or a write or fsync failed.
+    /// Our own state on disk is damaged, or a write or fsync failed.
     Storage,
+    /// Our own log of one task is damaged, though it was durable.
+    LogDamaged,
     /// No space is left on our disk.
     DiskFull,
     /// The config is wrong.
@@ -79,6 +81,7 @@ impl Kind {
             | Self::SourceChanged
             | Self::TableSuspended
             | Self::TargetConflict
+            | Self::LogDamaged
             | Self::Config
             | Self::Internal => Action::StopTask,
             Self::Storage => Action::Exit,
@@ -114,6 +117,7 @@ impl Kind {
             Self::Storage => {
                 "see to the disk of the state folder, then start the daemon: it reads what is really there"
             }
+            Self::LogDamaged => "check the disk; then delete the task, and load it anew",
             Self::DiskFull => "make room on the volume of the state folder; it is tried again",
             Self::Config => "correct the config",
             Self::Internal => "this is a bug: report it with the lines above, then: millrace resume TASK",
@@ -139,6 +143,7 @@ impl Kind {
             Self::Target => "TARGET",
             Self::TargetConflict => "TARGET-CONFLICT",
             Self::Storage => "STORAGE",
+            Self::LogDamaged => "LOG-DAMAGED",
             Self::DiskFull => "DISK-FULL",
             Self::Config => "CONFIG",
             Self::Internal => "INTERNAL",

@@ -29,6 +29,8 @@ use crate::{
 /// Bytes that uploads under way hold together.
 pub const UPLOAD_BYTES_MAX: u64 = 64 << 20;
 
+const NO_ANSWER: &str = "no answer within";
+
 const PERMIT_BYTES: u64 = 64 << 10;
 
 /// The target's bucket.
@@ -38,6 +40,12 @@ pub struct Bucket {
     store: AmazonS3,
     memory: Semaphore,
 }
+
+/// How long an answer may take besides the bytes of its request or its own; a connection of which nobody is told that it
+/// is broken is found by it.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// The slowest link that is waited for, bytes per second.
+const BYTES_PER_SECOND_MIN: u64 = 8 << 10;
 
 /// How patient a client is.
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +112,8 @@ impl Bucket {
     pub async fn create(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
         let path = Path::parse(self.full_key(key))?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        self.store.put_opts(&path, bytes.into(), options).await.map(|_| ())
+        let size = bytes.len() as u64;
+        within(size, self.store.put_opts(&path, bytes.into(), options)).await.map(|_| ())
     }
 
     async fn compare(&self, staged: &Staged, bytes: &Bytes) -> Result<()> {
@@ -120,16 +129,18 @@ impl Bucket {
 
     /// Reads a whole object.
     pub async fn read(&self, key: &str) -> Result<Bytes, StoreError> {
-        self.store.get(&Path::parse(self.full_key(key))?).await?.bytes().await
+        let got = within(0, self.store.get(&Path::parse(self.full_key(key))?)).await?;
+        within(got.meta.size, got.bytes()).await
     }
 
     async fn read_footer(&self, key: &str) -> Result<Footer> {
         let doing = format!("reading the footer of {}", self.location(key));
         let path = self.path(key)?;
-        let size = self.store.head(&path).await.map_err(|e| self.failed(e, &doing))?.size;
+        let size = within(0, self.store.head(&path)).await.map_err(|e| self.failed(e, &doing))?.size;
         let mut wanted = footer::FIRST_FETCH.min(size);
         loop {
-            let end = self.store.get_range(&path, size - wanted..size).await.map_err(|e| self.failed(e, &doing))?;
+            let end = within(wanted, self.store.get_range(&path, size - wanted..size)).await;
+            let end = end.map_err(|e| self.failed(e, &doing))?;
             match footer::parse(&end, key)? {
                 Parsed::Footer(footer) => return Ok(footer),
                 Parsed::Longer(needed) if needed > size || needed <= wanted => {
@@ -147,7 +158,7 @@ impl Bucket {
     }
 
     pub async fn delete(&self, key: &str) -> Result<()> {
-        match self.store.delete(&self.path(key)?).await {
+        match within(0, self.store.delete(&self.path(key)?)).await {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.failed(error, &format!("deleting {}", self.location(key)))),
         }
@@ -159,9 +170,22 @@ impl Bucket {
     }
 }
 
+/// Waits for the answer to a request that moves so many bytes, tries of the client included. The client itself knows one
+/// time for all requests, which would be too short for large objects on slow links, or far too long for all others.
+async fn within<T>(bytes: u64, asking: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let patience = ANSWER_PATIENCE + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+    match tokio::time::timeout(patience, asking).await {
+        Ok(answered) => answered,
+        Err(_) => {
+            Err(StoreError::Generic { store: "S3", source: format!("{NO_ANSWER} {} s", patience.as_secs()).into() })
+        }
+    }
+}
+
 fn build(config: &S3Config, patience: Patience) -> Result<AmazonS3, StoreError> {
     let (retries, patience) = match patience {
-        Patience::Delivery => (2, Duration::from_secs(300)),
+        // Each request is bounded by what it moves, see `within`.
+        Patience::Delivery => (2, Duration::from_secs(24 * 3600)),
         Patience::Check => (0, Duration::from_secs(10)),
     };
     let plain_http = config.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
@@ -227,6 +251,7 @@ impl Trouble {
             source = cause.source();
         }
         let codes: BTreeMap<&str, Self> = BTreeMap::from([
+            (NO_ANSWER, Self::Connection),
             ("NoSuchBucket", Self::Bucket),
             ("InvalidBucketName", Self::Bucket),
             ("AuthorizationHeaderMalformed", Self::Region),

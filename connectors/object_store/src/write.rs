@@ -182,11 +182,12 @@ impl ObjectWriter for ParquetObject {
     }
 
     fn finish(self: Box<Self>) -> Result<Staged> {
-        let Self { writer, temp, key, metadata, rows } = *self;
+        let Self { mut writer, temp, key, metadata, rows } = *self;
         let doing = format!("finishing {key} at {}", temp.path.display());
-        // The file is fsynced by whoever publishes it in a folder; one that goes to S3 need not be.
-        let file = writer.into_inner().map_err(|e| encoding(e, doing.clone()))?;
-        let bytes = file.metadata().map_err(|e| disk(e, doing))?.len();
+        // The file is fsynced by whoever publishes it in a folder; one that goes to S3 need not be. Not by `into_inner`,
+        // which makes a text of an I/O error: a full disk could no longer be told from a bug.
+        writer.finish().map_err(|e| encoding(e, doing.clone()))?;
+        let bytes = writer.inner().metadata().map_err(|e| disk(e, doing))?.len();
         Ok(Staged { key, path: temp.keep(), rows, bytes, metadata })
     }
 }
@@ -212,5 +213,26 @@ fn encoding(error: parquet::errors::ParquetError, doing: String) -> Error {
             Err(cause) => Error::new(Kind::Internal, doing).with(cause),
         },
         error => Error::new(Kind::Internal, doing).with(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{ArrayRef, Int32Array};
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_one_also_when_the_object_is_finished() {
+        let folder = tempfile::tempdir().unwrap();
+        let (temp, _) = TempFile::create(folder.path()).unwrap();
+        let numbers: ArrayRef = Arc::new(Int32Array::from_iter_values(0..10));
+        let batch = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
+        // Takes no byte (null(4), /dev/full). What is small waits in memory until the end.
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let writer = ArrowWriter::try_new(full, batch.schema(), None).unwrap();
+        let mut object = ParquetObject { writer, temp, key: "k".into(), metadata: BTreeMap::new(), rows: 0 };
+        object.write(&batch).unwrap();
+        assert_eq!(Box::new(object).finish().unwrap_err().kind, Kind::DiskFull);
     }
 }

@@ -63,7 +63,12 @@ async fn main() -> millrace_core::Result<()> {
     let shapes = discover::named(&mut session, &table_names).await?;
     let tables: Vec<_> = shapes.into_iter().map(|shape| Arc::new(shape.table)).collect();
     let spill = Arc::new(UnboundedRoom(std::env::temp_dir().join(format!("drain-{}", std::process::id()))));
-    let around = Surroundings { fence: Arc::new(VisibilityFence::default()), spill, whole: Arc::default() };
+    let around = Surroundings {
+        fence: Arc::new(VisibilityFence::default()),
+        spill,
+        whole: Arc::default(),
+        process: Arc::default(),
+    };
     let from = from.unwrap_or(Position(0));
     let mut log = PostgresLog::open(&config, &names, &tables, from, &identity, LogOptions::default(), around).await?;
 

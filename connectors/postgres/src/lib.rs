@@ -30,7 +30,10 @@ pub mod waiting;
 pub mod wire;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32},
+    },
     time::Duration,
 };
 
@@ -82,6 +85,8 @@ pub struct Shared {
     fence: Arc<VisibilityFence>,
     /// The next log asks for whole transactions.
     whole: Arc<AtomicBool>,
+    /// The server process of the last session that streamed the log.
+    process: Arc<AtomicU32>,
     /// A session for catalog queries, kept between them.
     idle: Mutex<Option<Connection>>,
 }
@@ -113,8 +118,8 @@ impl PostgresSource {
     /// Nothing is connected yet. What the task makes at the server is named after it.
     pub fn new(config: PostgresConfig, task: &str, options: Options) -> Self {
         let names = Names::of_task(task);
-        let (fence, whole, idle) = (Arc::default(), Arc::default(), Mutex::new(None));
-        Self { shared: Arc::new(Shared { config, names, options, fence, whole, idle }) }
+        let (fence, whole, process, idle) = (Arc::default(), Arc::default(), Arc::default(), Mutex::new(None));
+        Self { shared: Arc::new(Shared { config, names, options, fence, whole, process, idle }) }
     }
 }
 
@@ -172,10 +177,10 @@ impl Source for PostgresSource {
         known: &Identity,
         spill: Arc<dyn SpillRoom>,
     ) -> Result<Box<dyn Log>> {
-        let Shared { config, names, options, fence, whole, .. } = &*self.shared;
+        let Shared { config, names, options, fence, whole, process, .. } = &*self.shared;
         let Options { value_bytes_max, sender_timeout, failover, own_changes_only, values } = options.clone();
         let options = LogOptions { value_bytes_max, sender_timeout, failover, own_changes_only, values };
-        let around = Surroundings { fence: fence.clone(), spill, whole: whole.clone() };
+        let around = Surroundings { fence: fence.clone(), spill, whole: whole.clone(), process: process.clone() };
         let log = PostgresLog::open(config, names, tables, from, known, options, around).await?;
         Ok(Box::new(log))
     }

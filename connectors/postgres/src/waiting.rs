@@ -1,7 +1,7 @@
 //! Statements that may wait long for other sessions: a new slot waits for every open transaction, a lock for whoever
 //! holds it. While that takes long, the log says for whom.
 
-use std::{future::Future, time::Duration};
+use std::{convert::Infallible, future::Future, time::Duration};
 
 use millrace_core::Result;
 
@@ -20,17 +20,21 @@ pub async fn watch<T>(
     what: &str,
     doing: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    tokio::pin!(doing);
+    // Side by side: the statement's own session watches over its silence meanwhile.
+    tokio::select! {
+        done = doing => done,
+        never = tell_blockers(config, process_id, what) => match never {},
+    }
+}
+
+/// Says for whom it waits, again and again.
+async fn tell_blockers(config: &PostgresConfig, process_id: u32, what: &str) -> Infallible {
     loop {
-        match tokio::time::timeout(PATIENCE, &mut doing).await {
-            Ok(done) => return done,
-            Err(_) => match blockers(config, process_id).await {
-                Ok(pids) if pids.is_empty() => tracing::debug!(what, "a statement takes long, and waits for nobody"),
-                Ok(pids) => {
-                    tracing::info!(what, pids, "a statement waits for other sessions to end their transactions")
-                }
-                Err(error) => tracing::info!(what, %error, "a statement takes long; for whom it waits cannot be read"),
-            },
+        tokio::time::sleep(PATIENCE).await;
+        match blockers(config, process_id).await {
+            Ok(pids) if pids.is_empty() => tracing::debug!(what, "a statement takes long, and waits for nobody"),
+            Ok(pids) => tracing::info!(what, pids, "a statement waits for other sessions to end their transactions"),
+            Err(error) => tracing::info!(what, %error, "a statement takes long; for whom it waits cannot be read"),
         }
     }
 }

@@ -5,7 +5,12 @@ use std::sync::Arc;
 use millrace_core::{Change, Op, Order, Table};
 use proptest::prelude::*;
 
-use super::{fakes::When, reading::exact_values, *};
+use super::{
+    fakes::{Fault, When},
+    reading::exact_values,
+    *,
+};
+use crate::simulation::simulate;
 
 /// Three tables; `c` waits for a load, `b` is truncated before the last transaction, some rows of `a` have values beside
 /// their columns.
@@ -56,24 +61,6 @@ fn verify(house: &House, tables: &[Arc<Table>], delivery: &Delivery) {
     assert!(house.intent().is_none());
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    Publish(i64, When),
-    Commit(i64, When),
-}
-
-fn inject(house: &House, fault: Fault) {
-    match fault {
-        Fault::Publish(count, when) => house.target.fail_publish(count, when),
-        Fault::Commit(count, when) => house.state.fail_commit(count, when),
-    }
-}
-
-fn heal(house: &House) {
-    house.target.heal();
-    house.state.heal();
-}
-
 fn fault() -> impl Strategy<Value = Fault> {
     let when = || prop_oneof![Just(When::Before), Just(When::After)];
     prop_oneof![
@@ -90,11 +77,11 @@ async fn every_single_crash_point_of_one_round() {
             for fault in [Fault::Publish(count, when), Fault::Commit(count, when)] {
                 let house = House::new();
                 let tables = workload(&house);
-                inject(&house, fault);
+                house.inject(fault);
                 let failed = house.delivery().flush().await;
                 let points = if matches!(fault, Fault::Publish(..)) { 3 } else { 2 };
                 assert_eq!(failed.is_err(), count < points, "{fault:?}: a round has {points} such points");
-                heal(&house);
+                house.heal();
                 let delivery = house.delivery();
                 delivery.flush().await.unwrap();
                 verify(&house, &tables, &delivery);
@@ -165,28 +152,27 @@ async fn a_table_that_was_reloaded_meanwhile_leaves_the_interrupted_round() {
     );
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-    // trap: 6, 42 (crash)
-    #[test]
-    fn crashes_anywhere_lose_nothing(
-        faults in proptest::collection::vec(fault(), 1..4),
-        buffer_bytes in prop_oneof![Just(1u64), Just(100), Just(1 << 20)],
-        memory_bytes in prop_oneof![Just(1u64), Just(1 << 20)],
-    ) {
+// trap: 6, 42 (crash)
+#[test]
+fn crashes_anywhere_lose_nothing() {
+    let buffer_bytes = prop_oneof![Just(1u64), Just(100), Just(1 << 20)];
+    let memory_bytes = prop_oneof![Just(1u64), Just(1 << 20)];
+    let cases = (proptest::collection::vec(fault(), 1..4), buffer_bytes, memory_bytes);
+    simulate(48, cases, |(faults, buffer_bytes, memory_bytes)| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut house = House::new();
             (house.options.buffer_bytes, house.options.memory_bytes) = (buffer_bytes, memory_bytes);
             let tables = workload(&house);
             for fault in faults {
-                inject(&house, fault);
+                house.inject(fault);
                 let _ = house.delivery().flush().await;
-                heal(&house);
+                house.heal();
             }
             let delivery = house.delivery();
             delivery.flush().await.unwrap();
             verify(&house, &tables, &delivery);
         });
-    }
+        Ok(())
+    });
 }

@@ -155,6 +155,15 @@ impl Entries for MemoryEntries {
 pub enum When {
     Before,
     After,
+    /// It is done later, when nobody waits for it any more: of an upload.
+    Late,
+}
+
+/// What fails, from the call after so many on.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    Publish(i64, When),
+    Commit(i64, When),
 }
 
 fn crash() -> Error {
@@ -164,11 +173,25 @@ fn crash() -> Error {
 /// A folder whose publishing fails from a given call on.
 pub struct FaultyTarget {
     inner: ObjectStore,
+    spool: PathBuf,
     left: AtomicI64,
     when: Mutex<When>,
+    /// Uploads under way: the bytes, and the object that they become unless it is there.
+    late: Mutex<Vec<(PathBuf, PathBuf)>>,
 }
 
 impl FaultyTarget {
+    /// Uploads that are under way become objects, unless there are such already.
+    pub fn arrive(&self) {
+        for (bytes, object) in self.late.lock().unwrap().drain(..) {
+            std::fs::create_dir_all(object.parent().unwrap()).unwrap();
+            match std::fs::hard_link(&bytes, &object) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => panic!("{error}"),
+                _ => {}
+            }
+        }
+    }
+
     /// The first `count` succeed.
     pub fn fail_publishes_after(&self, count: i64) {
         self.left.store(count, Ordering::Relaxed);
@@ -209,7 +232,15 @@ impl Destination for FaultyTarget {
     async fn publish(&self, staged: Staged) -> Result<Published> {
         let fails = self.left.fetch_sub(1, Ordering::Relaxed) <= 0;
         let when = *self.when.lock().unwrap();
-        if fails && when == When::Before {
+        if fails && when == When::Late {
+            let mut late = self.late.lock().unwrap();
+            let bytes = self.spool.join(format!("late-{}", late.len()));
+            std::fs::create_dir_all(&self.spool).unwrap();
+            let _ = std::fs::remove_file(&bytes);
+            std::fs::copy(&staged.path, &bytes).unwrap();
+            late.push((bytes, PathBuf::from(self.inner.location(&staged.key))));
+        }
+        if fails && when != When::After {
             return Err(crash());
         }
         let published = self.inner.publish(staged).await?;
@@ -292,11 +323,29 @@ impl House {
                 grace: Duration::from_secs(3600),
             },
             log: Arc::default(),
-            target: Arc::new(FaultyTarget { inner, left: never(), when: Mutex::new(When::Before) }),
+            target: Arc::new(FaultyTarget {
+                inner,
+                spool: folder.path().join("late"),
+                left: never(),
+                when: Mutex::new(When::Before),
+                late: Mutex::default(),
+            }),
             catalog: Catalog::new(state.clone()),
             state,
             folder: Arc::new(folder),
         }
+    }
+
+    pub fn inject(&self, fault: Fault) {
+        match fault {
+            Fault::Publish(count, when) => self.target.fail_publish(count, when),
+            Fault::Commit(count, when) => self.state.fail_commit(count, when),
+        }
+    }
+
+    pub fn heal(&self) {
+        self.target.heal();
+        self.state.heal();
     }
 
     /// A delivery that knows nothing but what is stored.

@@ -68,6 +68,9 @@ pub struct TaskRecord {
     /// What the guardian of the source's log has to say, while it has.
     #[serde(default)]
     pub guard: Option<Finding>,
+    /// What delivery fails with, while it does; everything else goes on meanwhile.
+    #[serde(default)]
+    pub target: Option<Finding>,
     /// A copy of the durable position, for display only: the stream's last mark is the truth.
     pub position: Option<Position>,
     /// What the source keeps for us, as last seen.

@@ -541,7 +541,8 @@ impl Simulation {
         let is_told = |error: &Error| {
             let text = error.to_string();
             let has_place = ["at offset", "format version"].iter().any(|part| text.contains(part));
-            error.kind == ErrorKind::Storage && has_place && text.contains(&*path.to_string_lossy())
+            let is_ours = matches!(error.kind, ErrorKind::Storage | ErrorKind::LogDamaged);
+            is_ours && has_place && text.contains(&*path.to_string_lossy())
         };
         let process = match Process::open(&self.options, &disk) {
             Ok(process) => process,
@@ -574,6 +575,7 @@ impl Simulation {
     }
 }
 
+// fault: 7, 11
 #[test]
 fn the_log_keeps_what_it_acknowledged_whatever_the_disk_does() {
     simulate(200, (stream_options(), vec(step(), 1..50)), |(options, steps)| {

@@ -30,8 +30,9 @@ mod transaction;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -54,7 +55,11 @@ use crate::{
     config::Names,
     fence::VisibilityFence,
     lookup::wait_until_visible,
-    wire::{Connection, LogReader, Mode, sqlstate},
+    wire::{
+        Connection, LogReader, Mode,
+        silence::{self, Silence},
+        sqlstate,
+    },
 };
 
 /// While a backlog is read in bursts, changes are collected for so long before they are handed out.
@@ -108,6 +113,8 @@ pub struct Surroundings {
     pub spill: Arc<dyn SpillRoom>,
     /// The server failed while it sent transactions ahead: the next log asks for whole ones.
     pub whole: Arc<AtomicBool>,
+    /// The server process of the last session that streamed; 0 for none.
+    pub process: Arc<AtomicU32>,
 }
 
 /// Where decoding ended.
@@ -137,6 +144,11 @@ pub struct PostgresLog {
     /// When other tasks were last let run.
     yielded: Instant,
     fence: Arc<VisibilityFence>,
+    /// The server process that sends the log.
+    process_id: u32,
+    /// When something last came from it, or it was last looked why nothing does.
+    heard: Instant,
+    silence: Silence,
     /// Who answered.
     identity: Identity,
     /// For shapes that are shown.
@@ -155,12 +167,12 @@ impl PostgresLog {
         from: Position,
         known: &Identity,
         options: LogOptions,
-        Surroundings { fence, spill, whole }: Surroundings,
+        Surroundings { fence, spill, whole, process }: Surroundings,
     ) -> Result<Self> {
         let start = u64::try_from(from.0).context(Kind::Internal, || format!("opening the log at {from}"))?;
         let mut session = Connection::connect(config, Mode::Replication, "millrace log").await?;
         let identity = verify_identity(&mut session, names, from, known).await?;
-        open::verify_slot(&mut session, names, from).await?;
+        open::verify_slot(&mut session, names, from, process.load(Ordering::Relaxed)).await?;
         let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
         decoder.own_changes_only = options.own_changes_only;
         open::learn_tables(&mut session, tables, &mut decoder).await?;
@@ -168,13 +180,15 @@ impl PostgresLog {
         // What a server without the option `origin` sends of an open transaction does not say yet where it comes from.
         let by_decoder = options.own_changes_only && session.major_version() < open::ORIGIN_VERSION_MIN;
         let ahead = !whole.swap(false, Ordering::Relaxed) && !by_decoder;
+        let process_id = session.process_id();
+        process.store(process_id, Ordering::Relaxed);
         let stream = open::start(session, names, start, &options, ahead).await?;
         // A third of the server's patience, and often enough that an idle log advances.
         let interval = (options.sender_timeout / 3).min(Duration::from_secs(10));
         tracing::info!(slot = names.slot, position = %from, "the log is open");
         Ok(Self {
             config: config.clone(),
-            pace: Pace::new(stream.reader.gains_from_bursts(), Instant::now()),
+            pace: Pace::new(stream.reader.is_unix(), Instant::now()),
             reader: stream.reader,
             status: StatusSender::spawn(stream.writer, start, interval),
             decoder,
@@ -183,6 +197,9 @@ impl PostgresLog {
             spilled: false,
             yielded: Instant::now(),
             fence,
+            process_id,
+            heard: Instant::now(),
+            silence: Silence::of_log(),
             identity,
             catalog: None,
             catalog_used: Instant::now(),
@@ -319,7 +336,7 @@ impl PostgresLog {
         }
         let count = if self.pace.is_drained() { 0 } else { self.reader.fill_now().await? };
         if count > 0 {
-            self.pace.read(count, Instant::now());
+            self.note_read(count);
             return Ok(true);
         }
         if let Some(sleep) = self.pace.dry(Instant::now()) {
@@ -327,7 +344,11 @@ impl PostgresLog {
                 return Ok(false);
             }
             self.reader.leave_alone();
-            tokio::time::sleep(sleep).await;
+            if sleep < pace::SLEEP_MIN {
+                thread::sleep(sleep);
+            } else {
+                tokio::time::sleep(sleep).await;
+            }
             return Ok(true);
         }
         if ready {
@@ -335,11 +356,29 @@ impl PostgresLog {
         }
         match tokio::time::timeout_at(deadline, self.reader.fill()).await {
             Ok(count) => {
-                self.pace.read(count?, Instant::now());
+                self.note_read(count?);
                 Ok(true)
             }
-            Err(_) => Ok(false),
+            Err(_) => {
+                self.look_why_silent().await?;
+                Ok(false)
+            }
         }
+    }
+
+    fn note_read(&mut self, count: usize) {
+        self.heard = Instant::now();
+        self.silence.is_over();
+        self.pace.read(count, self.heard);
+    }
+
+    /// The status updates ask the server for an answer, so that something must come now and then. Safe to cancel.
+    async fn look_why_silent(&mut self) -> Result<()> {
+        if self.heard.elapsed() >= silence::PATIENCE {
+            self.silence.look(&self.config, self.process_id).await?;
+            self.heard = Instant::now();
+        }
+        Ok(())
     }
 }
 

@@ -18,6 +18,8 @@ use crate::{
 const ACTIVE_PATIENCE: Duration = Duration::from_secs(3);
 /// The option `origin` of pgoutput came with this version.
 pub const ORIGIN_VERSION_MIN: u32 = 16;
+/// How long until it is helped to notice. Where no packet arrives it would take its `wal_sender_timeout`.
+const OWN_PATIENCE: Duration = Duration::from_millis(500);
 const ACTIVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Compares the server with the one that the position comes from; gives who it is now, as this very session sees it.
@@ -136,7 +138,9 @@ struct Slot {
 }
 
 /// Makes sure that the slot is ours, free, and holds everything from the position on.
-pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position) -> Result<()> {
+/// `before` is the server process of our own last session: one that has not noticed yet that we are gone is ended.
+pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position, before: u32) -> Result<()> {
+    let mut ended = false;
     let began = tokio::time::Instant::now();
     let lost = |what: String| {
         Error::new(Kind::LogLost, format!("reading the log from replication slot {:?}", names.slot)).with(what)
@@ -148,6 +152,11 @@ pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position
         };
         match slot.active_process {
             None => break slot,
+            Some(process) if process == before && !ended && began.elapsed() >= OWN_PATIENCE => {
+                tracing::info!(process, slot = names.slot, "our last session is still there, and is ended");
+                session.execute(&format!("SELECT pg_terminate_backend({process})")).await?;
+                ended = true;
+            }
             Some(_) if began.elapsed() < ACTIVE_PATIENCE => tokio::time::sleep(ACTIVE_PAUSE).await,
             Some(process) => {
                 return Err(Error::new(Kind::LogBusy, format!("taking replication slot {:?}", names.slot))

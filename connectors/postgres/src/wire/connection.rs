@@ -14,6 +14,7 @@ use super::{
     inbox::Inbox,
     reader::{Malformed, Reader},
     server_error::ServerError,
+    silence::{self, Silence},
     socket::{self, PlainTcp, Socket},
     tls,
 };
@@ -56,6 +57,11 @@ pub struct Connection {
     process_id: u32,
     /// A statement was sent and its ReadyForQuery has not come: its caller was cancelled.
     unsettled: bool,
+    /// How to reach the server by another session, once this one is up.
+    config: Option<Box<PostgresConfig>>,
+    silence: Silence,
+    /// There is nothing to wait for any more: not for the answer to a ROLLBACK either.
+    is_lost: bool,
 }
 
 /// What a statement's answer consists of, message by message.
@@ -77,6 +83,13 @@ pub(super) enum Answer<'a> {
 impl Connection {
     /// Connects and logs in, within the config's time. `application_name` is what `pg_stat_activity` shows.
     pub async fn connect(config: &PostgresConfig, mode: Mode, application_name: &str) -> Result<Self> {
+        let mut connected = Self::connect_unwatched(config, mode, application_name).await?;
+        connected.config = Some(Box::new(config.clone()));
+        Ok(connected)
+    }
+
+    /// The same, but nobody looks what becomes of an answer that does not come.
+    pub(super) async fn connect_unwatched(config: &PostgresConfig, mode: Mode, application_name: &str) -> Result<Self> {
         let connecting = Self::connect_unbounded(config, mode, application_name);
         match tokio::time::timeout(config.connect_timeout, connecting).await {
             Ok(connected) => connected,
@@ -87,7 +100,16 @@ impl Connection {
 
     async fn connect_unbounded(config: &PostgresConfig, mode: Mode, application_name: &str) -> Result<Self> {
         let socket = open_socket(config, mode).await?;
-        let mut connection = Self { socket, inbox: Inbox::new(), parameters: vec![], process_id: 0, unsettled: false };
+        let mut connection = Self {
+            socket,
+            inbox: Inbox::new(),
+            parameters: vec![],
+            process_id: 0,
+            unsettled: false,
+            config: None,
+            silence: Silence::of_statements(),
+            is_lost: false,
+        };
         let options = options(mode);
         let mut parameters = vec![
             ("user", config.user.as_str()),
@@ -227,8 +249,29 @@ impl Connection {
         &mut self.inbox
     }
 
+    /// Waits for bytes and reads them; an error when there is nothing to wait for any more. Safe to cancel.
     pub(super) async fn fill(&mut self) -> Result<usize> {
-        self.inbox.fill(&mut self.socket).await.context(Kind::Connection, || "reading from the server")
+        if self.is_lost {
+            return Err(Error::new(Kind::Connection, "reading from the server").with("the connection is lost"));
+        }
+        loop {
+            let filled = match &self.config {
+                Some(_) => tokio::time::timeout(silence::PATIENCE, self.inbox.fill(&mut self.socket)).await,
+                None => Ok(self.inbox.fill(&mut self.socket).await),
+            };
+            match (filled, &self.config) {
+                (Ok(filled), _) => {
+                    self.silence.is_over();
+                    return filled.context(Kind::Connection, || "reading from the server");
+                }
+                (Err(_), Some(config)) => {
+                    let looked = self.silence.look(config, self.process_id).await;
+                    self.is_lost = looked.is_err();
+                    looked?;
+                }
+                (Err(_), None) => {}
+            }
+        }
     }
 
     /// Reads what is there without waiting; 0 if there is nothing.

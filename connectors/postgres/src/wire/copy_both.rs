@@ -20,10 +20,10 @@ pub struct CopyBoth {
 
 impl CopyBoth {
     pub(super) fn new(socket: Socket, inbox: Inbox) -> Result<Self> {
-        let gains_from_bursts = socket.gains_from_bursts();
+        let is_unix = matches!(socket, Socket::Unix(_));
         let (read, write) =
             log_socket::split(socket).context(Kind::Connection, || "taking the replication socket apart")?;
-        Ok(Self { reader: LogReader { socket: read, inbox, gains_from_bursts }, writer: LogWriter { socket: write } })
+        Ok(Self { reader: LogReader { socket: read, inbox, is_unix }, writer: LogWriter { socket: write } })
     }
 }
 
@@ -32,13 +32,13 @@ impl CopyBoth {
 pub struct LogReader {
     socket: ReadingSide,
     inbox: Inbox,
-    gains_from_bursts: bool,
+    is_unix: bool,
 }
 
 impl LogReader {
-    /// Whether reading in bursts makes the server's work cheaper.
-    pub fn gains_from_bursts(&self) -> bool {
-        self.gains_from_bursts
+    /// Whether it is a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        self.is_unix
     }
 
     /// The payload of the next CopyData among the bytes that have been read; `None` when more must be read. When the

@@ -6,7 +6,7 @@
 //! - [`connection`]: connect, simple queries, COPY out and COPY both
 //! - [`socket`], [`tls`], [`password`], [`authentication`]: what a connect needs
 //! - [`inbox`]: received bytes and the frames in them; [`reader`]: bounds-checked reading of one message
-//! - [`server_error`]: what the server says when it refuses
+//! - [`server_error`]: what the server says when it refuses; [`silence`]: when it says nothing
 //! - [`pgoutput`]: what comes in on a replication stream, with one file per message
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -30,6 +30,7 @@ pub mod pgoutput;
 pub mod reader;
 pub mod relation;
 pub mod server_error;
+pub mod silence;
 mod socket;
 pub mod status_update;
 pub mod stream_abort;

@@ -66,7 +66,20 @@ impl ServerError {
 
     /// The error with what was being done.
     pub fn into_error(self, doing: impl Into<String>) -> Error {
-        Error::new(self.kind(), doing).with(self)
+        let fix = self.fix();
+        Error::new(self.kind(), doing).with(self).fix(fix)
+    }
+
+    /// What to do, where the kind's own sentence would mislead.
+    fn fix(&self) -> &'static str {
+        match self.code.as_str() {
+            "53300" => {
+                "end sessions that nobody needs, or raise max_connections (for the log: max_wal_senders) and restart the \
+                 server; it is tried again"
+            }
+            "57P03" => "nothing: the server starts, recovers or shuts down; it is tried again",
+            _ => "",
+        }
     }
 }
 
@@ -102,5 +115,8 @@ mod tests {
         let error = error.into_error("connecting");
         assert_eq!(sqlstate(&error), Some("28P01"));
         assert!(ServerError::parse(b"Mno end").is_err());
+        let full =
+            ServerError::parse(b"C53300\0Msorry, too many clients already\0\0").unwrap().into_error("connecting");
+        assert!(full.kind == Kind::Connection && full.fix.contains("max_connections"));
     }
 }

@@ -1,8 +1,10 @@
 //! The transport: TCP, TCP with TLS, or a Unix socket.
 
 use std::{
+    fmt,
     io::{self, Read},
     net::SocketAddr,
+    os::unix::net as unix,
     path::Path,
     pin::Pin,
     task::{Context, Poll},
@@ -58,13 +60,54 @@ impl Socket {
     }
 }
 
-/// A non-blocking TCP socket that is registered with the runtime's poller only while somebody waits for it: registered
+/// A non-blocking socket that is registered with the runtime's poller only while somebody waits for it: registered
 /// there, every segment that arrives wakes a thread, although nobody wants to read yet (measured while a backlog was
 /// read: 130,000 wake-ups and two thirds of the reader's CPU time per million changes).
 #[derive(Debug)]
-pub struct PlainTcp {
-    stream: std::net::TcpStream,
-    registered: Option<TcpStream>,
+pub struct Plain<S: Stream> {
+    stream: S,
+    registered: Option<S::Registered>,
+}
+
+/// Over TCP.
+pub type PlainTcp = Plain<std::net::TcpStream>;
+/// Over a Unix socket.
+pub type PlainUnix = Plain<unix::UnixStream>;
+
+/// A stream of the system, and what the runtime makes of it.
+pub trait Stream: Read + fmt::Debug + Send + Unpin + Sized {
+    /// The runtime's.
+    type Registered: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin;
+
+    /// A second handle of the same socket.
+    fn try_clone(&self) -> io::Result<Self>;
+
+    /// Registers the handle with the runtime's poller.
+    fn register(self) -> io::Result<Self::Registered>;
+}
+
+impl Stream for std::net::TcpStream {
+    type Registered = TcpStream;
+
+    fn try_clone(&self) -> io::Result<Self> {
+        self.try_clone()
+    }
+
+    fn register(self) -> io::Result<TcpStream> {
+        TcpStream::from_std(self)
+    }
+}
+
+impl Stream for unix::UnixStream {
+    type Registered = UnixStream;
+
+    fn try_clone(&self) -> io::Result<Self> {
+        self.try_clone()
+    }
+
+    fn register(self) -> io::Result<UnixStream> {
+        UnixStream::from_std(self)
+    }
 }
 
 impl PlainTcp {
@@ -77,9 +120,18 @@ impl PlainTcp {
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
     }
+}
 
+impl PlainUnix {
+    /// Takes a connected stream over.
+    pub fn of_unix(stream: UnixStream) -> io::Result<Self> {
+        Ok(Self { stream: stream.into_std()?, registered: None })
+    }
+}
+
+impl<S: Stream> Plain<S> {
     /// A second handle for writing, which nobody registers.
-    pub fn writer(&self) -> io::Result<std::net::TcpStream> {
+    pub fn writer(&self) -> io::Result<S> {
         self.stream.try_clone()
     }
 
@@ -93,21 +145,21 @@ impl PlainTcp {
         self.registered = None;
     }
 
-    fn registered(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+    fn registered(&mut self) -> io::Result<Pin<&mut S::Registered>> {
         Ok(Pin::new(match &mut self.registered {
             Some(registered) => registered,
-            empty => empty.insert(TcpStream::from_std(self.stream.try_clone()?)?),
+            empty => empty.insert(self.stream.try_clone()?.register()?),
         }))
     }
 }
 
-impl AsyncRead for PlainTcp {
+impl<S: Stream> AsyncRead for Plain<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.registered()?.poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for PlainTcp {
+impl<S: Stream> AsyncWrite for Plain<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.registered()?.poll_write(cx, buf)
     }

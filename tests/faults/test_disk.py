@@ -1,0 +1,363 @@
+"""Faults of our own disk: kills at every system call that makes something durable, damaged files, failing fsync, short
+writes, full and read-only volumes."""
+
+import glob
+import os
+import re
+import sqlite3
+import subprocess
+import time
+
+import pytest
+import verify
+from machine import Volume, attached, error_code, need_root, traced
+from servers import wait_for
+from test_stream import end_of_frames
+from verify import arrival, check
+
+QUICK = {"interval": "500ms"}
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """Makes volumes; they are gone with the test."""
+    made = []
+
+    def make(path, mebibytes):
+        made.append(Volume(path, mebibytes, str(tmp_path / f"image-{len(made)}")))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def segments(running):
+    """Files of the stream's log, oldest first."""
+    found = [path for path in glob.glob(f"{running.state}/streams/*/*") if os.path.isfile(path)]
+    return sorted(path for path in found if re.fullmatch(r"[0-9a-fA-F]{16,}(\.\w+)?", os.path.basename(path)))
+
+
+def flip(path, at):
+    """Turns one bit of a byte."""
+    with open(path, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0x10]))
+
+
+# -- kills at system calls
+
+
+def kill_sweep(running, bank, calls, whens):
+    """Rounds in which the process dies at the n-th of these calls of one of its threads; gives how many died so."""
+    died = 0
+    for when in whens:
+        if not bank.threads:
+            bank.start(writers=2, pause=0.005)
+        running.start(ready=False, under=traced(f"inject={calls}:signal=KILL:when={when}"))
+        try:
+            assert running.wait_exit(12) == -9, running.log()
+            died += 1
+        except subprocess.TimeoutExpired:
+            # No thread came to so many of them in that time.
+            running.kill()
+    return died
+
+
+@pytest.mark.fault("3", "SIGKILL at the first fsync, rename, link or send", promise="continues", quick=True)
+def test_killed_at_a_system_call(bank, daemon, fault):
+    running = daemon(verify.PATTERNS, buffer=QUICK)
+    died = sum(
+        kill_sweep(running, bank, calls, (when,))
+        for calls, when in (("fsync,fdatasync", 3), ("rename,renameat,renameat2,link,linkat", 1), ("sendto", 5))
+    )
+    assert died == 3
+    with fault.recovering():
+        running.start()
+        arrival(running, bank)
+    rows = check(running, bank)
+    fault.outcome(f"{died} kills, {rows} rows identical")
+
+
+@pytest.mark.fault("3", "SIGKILL at each fsync, rename, link and send in turn", promise="continues")
+@pytest.mark.parametrize(
+    "calls,whens",
+    [
+        ("fsync,fdatasync", (1, 2, 4, 5, 6, 8, 10, 13, 20, 35)),
+        ("rename,renameat,renameat2,link,linkat,unlink,unlinkat,ftruncate", (1, 2, 3, 4, 5, 7)),
+        ("sendto,write,writev,sendmsg", (1, 2, 5, 9, 17, 40, 80)),
+        ("pwrite64,pwritev", (1, 2, 3, 5, 9, 20, 50)),
+    ],
+    ids=["fsync", "rename", "send", "write"],
+)
+def test_killed_at_each_system_call(bank, daemon, fault, calls, whens):
+    running = daemon(verify.PATTERNS, buffer=QUICK, options={"stream": {"retention": "2s"}})
+    died = kill_sweep(running, bank, calls, whens)
+    assert died > len(whens) // 2
+    with fault.recovering():
+        running.start()
+        arrival(running, bank)
+    rows = check(running, bank)
+    fault.outcome(f"{calls.split(',')[0]}: {died} kills, {rows} rows identical")
+
+
+# -- damaged files
+
+
+@pytest.mark.fault("8", "the newest segment ends in the middle of a frame, or in zeroes", promise="continues")
+@pytest.mark.parametrize("how", ["cut", "zeroed", "torn"])
+def test_a_torn_end_of_the_log(bank, daemon, fault, how):
+    """Bytes behind the last mark are those of appends that nobody was told of; they come again."""
+    running = daemon(verify.PATTERNS, buffer=QUICK).start_and_load()
+    bank.run(2)
+    running.wait_confirmed()
+    running.kill()
+    path = segments(running)[-1]
+    with open(path, "r+b") as file:
+        whole = file.read()
+        end = end_of_frames(whole)
+        file.truncate(end)
+        file.seek(end)
+        # The beginning of a frame that looks right: a copy of the last one, cut off, or with its second half missing.
+        last = whole.rindex(b"Mf", 0, end) - 4
+        copy = whole[last:end]
+        if how == "cut":
+            file.write(copy[: len(copy) // 2])
+        elif how == "zeroed":
+            file.write(copy[:10] + bytes(5000))
+        else:
+            file.write(copy[: len(copy) // 2] + bytes(512) + os.urandom(700))
+    with fault.recovering():
+        running.start()
+        arrival(running, bank)
+    rows = check(running, bank)
+    fault.outcome(f"{how}: cut off, {rows} rows identical")
+
+
+@pytest.mark.fault("9", "a bit flips in the middle of a segment", promise="stops safely")
+def test_a_flipped_bit_in_a_segment(bank, daemon, fault):
+    """The error names file and offset, at each start; nothing behind the place is delivered; the other task goes on; and
+    what the error says to do makes everything right."""
+    running = daemon(verify.PATTERNS, buffer={"interval": "600s"})
+    bank.server.execute(bank.database, "create table public.other (id int primary key)")
+    running.write_config(
+        running.config_text + '  other:\n    source: source\n    target: lake\n    tables: ["public.other"]\n'
+    )
+    running.start_and_load()
+    bank.run(3)
+    running.wait_confirmed()
+    delivered = running.lake.files("bank", "ledger")
+    running.kill()
+    path = sorted(glob.glob(f"{running.state}/streams/{running.task}/*.log"))[0]
+    with open(path, "rb") as file:
+        end = end_of_frames(file.read())
+    flip(path, end // 2)
+    for number in range(2):
+        running.start()
+        wait_for(lambda: running.task_record()["state"] in ("failed", "stopped"), 30, "the task's end")
+        told = running.run("status")
+        assert "LOG-DAMAGED" in told and os.path.basename(path) in told and re.search(r"offset \d+", told), told
+        assert running.http("/readyz")[0] == 503
+        bank.server.execute(bank.database, f"insert into public.other values ({number})")
+        assert not running.ended()
+        if number == 0:
+            running.kill()
+    assert running.lake.files("bank", "ledger") == delivered, "nothing past the damage is delivered"
+    running.run("delete", running.task)
+    assert running.terminate() == 0
+    running.write_config(running.config_text.replace('"interval": 600s', '"interval": 500ms'))
+    with fault.recovering():
+        running.start_and_load()
+        arrival(running, bank)
+    running.compare([*verify.TABLES, ("public", "other")])
+    fault.outcome("LOG-DAMAGED names file and offset, the other task goes on, right after delete and load")
+
+
+@pytest.mark.fault("9", "bytes of the state's database are damaged", promise="stops safely")
+def test_damage_in_the_state(bank, daemon, fault):
+    running = daemon(verify.PATTERNS, buffer=QUICK).start_and_load()
+    bank.run(1)
+    assert running.terminate() == 0
+    path = f"{running.state}/state.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("pragma wal_checkpoint(truncate)")
+    connection.close()
+    with open(path, "r+b") as file:
+        page = file.read(100)[16] << 8
+        # The head of the first page after the schema's: the root of the one table.
+        file.seek(page)
+        file.write(b"\xff" * 64)
+    with pytest.raises(sqlite3.DatabaseError):
+        sqlite3.connect(f"file:{path}?mode=ro", uri=True).execute("select sum(length(value)) from state").fetchall()
+    running.start(ready=False)
+    code = running.wait_exit(30)
+    said = running.log(20000)
+    assert code not in (0, -9) and "state.db" in said, said
+    fault.outcome(f"ends with {code}: {said.strip().splitlines()[0][:120]}")
+
+
+# -- failing calls
+
+
+@pytest.mark.fault("10", "fsync of the log fails once with EIO", promise="stops safely", quick=True)
+def test_fsync_fails_once(bank, daemon, fault):
+    """The process ends with an error and confirms nothing more; the next one reads what is really there."""
+    running = daemon(verify.PATTERNS, buffer=QUICK).start_and_load()
+    bank.run(0.5)
+    running.wait_confirmed()
+    with attached(running, "inject=fdatasync,fsync:error=EIO:when=3", paths=[segments(running)[-1]]):
+        bank.start(writers=2)
+        code = running.wait_exit(60)
+    assert code not in (0, -9), running.log()
+    confirmed = running.confirmed_lsn()
+    said = error_code(running.log(20000))
+    assert "os error 5" in running.log(20000) or "Input/output" in running.log(20000), running.log()
+    time.sleep(0.5)
+    assert running.confirmed_lsn() == confirmed
+    with fault.recovering():
+        running.start()
+        arrival(running, bank)
+    rows = check(running, bank)
+    print(said)
+    fault.outcome(f"ended with {code} and EIO in its last words, {rows} rows identical after the restart")
+
+
+@pytest.mark.fault("11", "interrupted calls", promise="continues", quick=True)
+def test_interrupted_calls(bank, daemon, fault):
+    """Every few writes of files answer EINTR without having done anything."""
+    under = traced("inject=pwrite64,pwritev:error=EINTR:when=2+3")
+    running = daemon(verify.PATTERNS, buffer=QUICK)
+    bank.start(writers=2)
+    running.start(under=under)
+    running.wait_states(seconds=90)
+    time.sleep(3)
+    rows = check(running, bank)
+    fault.outcome(f"EINTR answered by another try, {rows} rows identical")
+
+
+# -- full and read-only volumes
+
+
+def full_and_free_again(running, bank, disk, fault, letters):
+    """Fills the volume under load, waits, gives the space back; gives (whether the process ended, unconfirmed bytes)."""
+    disk.fill()
+    bank.start(writers=2, pause=0.005)
+    bank.add_letters(letters, 2000)
+    time.sleep(12)
+    confirmed = running.confirmed_lsn()
+    head = int(bank.server.execute(bank.database, "select pg_current_wal_lsn() - '0/0'::pg_lsn")[0][0])
+    ended = running.ended()
+    if not ended:
+        assert running.http("/healthz")[0] == 200
+    said = running.log(20000)
+    assert "full" in said or "No space" in said or "DISK-FULL" in said, said
+    disk.empty()
+    with fault.recovering():
+        if running.ended():
+            running.start()
+        arrival(running, bank, seconds=120)
+    return ended, head - confirmed
+
+
+@pytest.mark.fault("12", "the volume of the stream is full, then has room again", promise="continues")
+def test_the_streams_volume_is_full(bank, daemon, fault, volume):
+    """Nothing is confirmed that is not on disk; the source keeps its log; it goes on by itself when there is room. The
+    state's reserve lets it write what it must."""
+    running = daemon(verify.PATTERNS, buffer=QUICK)
+    disk = volume(running.state, 700)
+    running.start_and_load()
+    assert os.path.exists(f"{running.state}/reserve")
+    bank.run(1)
+    running.wait_confirmed()
+    ended, waiting = full_and_free_again(running, bank, disk, fault, 60_000)
+    rows = check(running, bank)
+    assert not ended, running.log()
+    assert waiting > 1 << 20, "what has no room is not confirmed"
+    fault.outcome(f"waited with {waiting >> 20} MiB unconfirmed, {rows} rows identical")
+
+
+@pytest.mark.fault("13", "the volume of the state is full, and there is no reserve", promise="stops safely")
+def test_the_states_volume_is_full(bank, daemon, fault, volume):
+    running = daemon(verify.PATTERNS, buffer=QUICK)
+    disk = volume(running.state, 160)
+    running.start_and_load()
+    bank.run(1)
+    running.wait_confirmed()
+    ended, waiting = full_and_free_again(running, bank, disk, fault, 5_000)
+    rows = check(running, bank)
+    fault.outcome(f"{'ended' if ended else 'waited'} with {waiting >> 20} MiB unconfirmed, {rows} rows identical")
+
+
+@pytest.mark.fault("12", "the volume of the lake is full, then has room again", promise="continues")
+def test_the_lakes_volume_is_full(bank, daemon, fault, volume):
+    """Capture goes on into the stream, the source's log is let go, delivery waits."""
+    running = daemon(verify.PATTERNS, buffer=QUICK)
+    disk = volume(running.lake_folder, 64)
+    running.start_and_load()
+    bank.run(1)
+    disk.fill()
+    bank.start(writers=2)
+    bank.add_letters(3000)
+    running.wait_confirmed()
+    time.sleep(2)
+    assert not running.ended(), running.log()
+    disk.empty()
+    with fault.recovering():
+        arrival(running, bank, seconds=120)
+    rows = check(running, bank)
+    fault.outcome(f"captured on, delivered afterwards, {rows} rows identical")
+
+
+@pytest.mark.fault("14", "the state's volume is remounted read-only", promise="stops safely")
+def test_a_read_only_state(bank, daemon, fault, volume):
+    running = daemon(verify.PATTERNS, buffer=QUICK)
+    disk = volume(running.state, 160)
+    running.start_and_load()
+    bank.run(1)
+    assert running.terminate() == 0
+    if not disk.remount("ro"):
+        pytest.skip("the volume is not remounted read-only here")
+    running.start(ready=False)
+    code = running.wait_exit(30)
+    said = running.log(20000)
+    assert code not in (0, -9) and running.state in said, said
+    disk.remount("rw")
+    with fault.recovering():
+        running.start()
+        arrival(running, bank)
+    rows = check(running, bank)
+    fault.outcome(f"ends with {code}: {said.strip().splitlines()[0][:110]}; {rows} rows identical afterwards")
+
+
+@pytest.mark.fault("14", "writing into the lake and the stream is not permitted (chattr +i)", promise="stops safely")
+@pytest.mark.parametrize("what", ["lake", "stream"])
+def test_writing_is_not_permitted(bank, daemon, fault, what):
+    need_root()
+    running = daemon(verify.PATTERNS, buffer=QUICK).start_and_load()
+    bank.run(1)
+    running.wait_confirmed()
+    if what == "lake":
+        frozen = [f"{running.lake_folder}/bank/ledger", f"{running.lake_folder}/bank/account"]
+    else:
+        assert running.terminate() == 0
+        frozen = segments(running)[-1:]
+    if subprocess.run(["chattr", "+i", *frozen], capture_output=True).returncode:
+        pytest.skip("this file system has no immutable files")
+    try:
+        if running.ended():
+            running.start(ready=False)
+        bank.start(writers=2)
+        wait_for(lambda: running.ended() or "not permitted" in running.log(20000), 30, "a word about it")
+        said = running.log(20000)
+        assert "not permitted" in said and any(os.path.basename(path) in said for path in frozen), said
+        ended = running.ended()
+    finally:
+        subprocess.run(["chattr", "-i", *frozen], check=True)
+    with fault.recovering():
+        if running.ended():
+            running.start()
+        arrival(running, bank, seconds=120)
+    rows = check(running, bank)
+    fault.outcome(f"{what}: {'stopped' if ended else 'waited'} and named the place, {rows} rows identical afterwards")

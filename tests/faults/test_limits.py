@@ -1,0 +1,208 @@
+"""Faults of memory, descriptors and clock, and of a process that is paused."""
+
+import glob
+import os
+import signal
+import sqlite3
+import time
+
+import pytest
+import verify
+from machine import need, need_root
+from servers import wait_for
+from verify import Baseline, arrival, check
+
+QUICK = {"interval": "500ms"}
+LIBRARY = "/usr/lib/*/faketime/libfaketime.so.1"
+
+
+@pytest.mark.fault("15", "no file descriptors are left for a while", promise="continues", quick=True)
+def test_no_descriptors(bank, daemon, fault, server):
+    """The limit is lowered to what is open, and raised again. Where a file of the log cannot be opened the process may
+    end, and says so; it is started again, as a service manager would."""
+    running = daemon(verify.PATTERNS, buffer=QUICK).start_and_load()
+    bank.run(1)
+    before = Baseline.of(running)
+    limit(running, before.descriptors - 2)
+    bank.start(writers=2)
+    time.sleep(6)
+    ended = running.ended()
+    if ended:
+        assert "Too many open files" in running.log(), running.log()
+    else:
+        limit(running, 1024)
+    with fault.recovering():
+        if ended:
+            running.start()
+        arrival(running, bank)
+    rows = check(running, bank, baseline=before)
+    fault.outcome(f"not one descriptor more for 6 s: {'ended' if ended else 'lived on'}, {rows} rows identical")
+
+
+@pytest.mark.fault("15", "a limit of 64 descriptors from the start", promise="continues")
+def test_few_descriptors(bank, daemon, fault):
+    need("prlimit", "util-linux")
+    running = daemon(verify.PATTERNS, buffer=QUICK)
+    bank.start(writers=3)
+    running.start(under=["prlimit", "--nofile=64:64"])
+    running.wait_states(seconds=60)
+    time.sleep(3)
+    assert running.http("/healthz")[0] == 200
+    with fault.recovering():
+        arrival(running, bank)
+    rows = check(running, bank)
+    fault.outcome(f"works with 64, {rows} rows identical")
+
+
+def limit(running, descriptors):
+    """Sets the soft limit of a running process."""
+    import resource
+
+    _, hard = resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (min(descriptors, hard), hard))
+
+
+def memory_group(mebibytes):
+    """A memory control group of its own: (folder, the command that runs another one in it)."""
+    need_root()
+    name = f"millrace-test-{os.getpid()}"
+    for base, file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        folder = f"{base}/{name}"
+        try:
+            os.mkdir(folder)
+            with open(f"{folder}/{file}", "w") as limit_file:
+                limit_file.write(str(mebibytes << 20))
+        except OSError:
+            if os.path.isdir(folder):
+                os.rmdir(folder)
+            continue
+        return folder, ["sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh"]
+    return pytest.skip("no memory control group can be made here")
+
+
+@pytest.mark.fault("16", "a limit of 512 MiB and a transaction of 160 MB", promise="continues")
+def test_little_memory(bank, daemon, fault, server, database):
+    server.execute("postgres", f"alter database \"{database}\" set logical_decoding_work_mem = '1MB'", user="postgres")
+    folder, under = memory_group(512)
+    running = daemon(verify.PATTERNS, buffer=QUICK)
+    try:
+        running.start(under=under)
+        running.wait_states()
+        bank.start(writers=1)
+        bank.add_letters(80_000, 2000)
+        with fault.recovering():
+            arrival(running, bank, seconds=200)
+        assert not running.ended(), running.log()
+        peak = running.peak_rss()
+        rows = check(running, bank, seconds=120)
+        fault.outcome(f"peak {peak >> 20} MiB, not killed, {rows} rows identical")
+    finally:
+        if not running.ended():
+            running.kill()
+        os.rmdir(folder)
+
+
+@pytest.mark.fault("17", "the clock jumps an hour forward, and back", promise="continues")
+def test_the_clock_jumps(bank, daemon, fault, tmp_path):
+    """Records stay until 30 minutes of retention have really passed, sequence numbers rise, and everything flows on."""
+    need("faketime", "faketime")
+    library = glob.glob(LIBRARY)
+    if not library:
+        pytest.skip("needs libfaketime: apt-get install faketime")
+    offset = tmp_path / "offset"
+    offset.write_text("+0\n")
+    fake = {
+        "LD_PRELOAD": library[0],
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_CACHE_DURATION": "1",
+    }
+    running = daemon(verify.PATTERNS, buffer=QUICK, options={"stream": {"retention": "30m"}})
+    running.start(**fake)
+    running.wait_states()
+    bank.start(writers=2)
+    objects = []
+    for jump in ("+3600", "-3600", "+0"):
+        time.sleep(2.5)
+        before = count_files(running)
+        offset.write_text(jump + "\n")
+        time.sleep(4)
+        assert not running.ended(), running.log()
+        objects.append(count_files(running) - before)
+    with fault.recovering():
+        arrival(running, bank)
+    bank.stop()
+    # A restart at another time, too.
+    running.kill()
+    offset.write_text("-3600\n")
+    running.start(**fake)
+    arrival(running, bank)
+    rows = check(running, bank)
+    assert max(objects) < 150, f"no flood of objects: {objects}"
+    fault.outcome(f"{rows} rows identical, objects per jump {objects}")
+
+
+def count_files(running):
+    """Objects in the lake."""
+    return sum(len(files) for _, _, files in os.walk(running.lake_folder))
+
+
+@pytest.mark.fault("18", "paused for longer than the server waits (SIGSTOP)", promise="continues")
+def test_a_long_pause(bank, daemon, fault, server):
+    """The server ends the session (its wal_sender_timeout for us is 60 s); the process finds out and connects anew."""
+    running = daemon(verify.PATTERNS, buffer=QUICK).start_and_load()
+    bank.start(writers=1)
+    time.sleep(1)
+    running.process.send_signal(signal.SIGSTOP)
+    active = "select count(*) from pg_replication_slots where active and database = current_database()"
+    began = time.monotonic()
+    wait_for(lambda: server.execute(bank.database, active) == [(0,)], 100, "the server's giving up", every=1)
+    paused = time.monotonic() - began
+    running.process.send_signal(signal.SIGCONT)
+    with fault.recovering():
+        arrival(running, bank)
+    rows = check(running, bank)
+    fault.outcome(f"session ended by the server after {paused:.0f} s, connected anew, {rows} rows identical")
+
+
+@pytest.mark.fault("49", "the state was written by a newer program", promise="stops safely", quick=True)
+def test_a_newer_state_is_refused(bank, daemon, fault):
+    """Nothing is touched, and the older state goes on when it is put back."""
+    running = daemon(verify.PATTERNS, buffer=QUICK).start_and_load()
+    assert running.terminate() == 0
+    set_version(running, 99)
+    done = running.command("run", timeout=30)
+    said = done.stdout + done.stderr
+    assert done.returncode in (2, 3) and "newer" in said and "fix:" in said, said
+    set_version(running, 1)
+    with fault.recovering():
+        running.start()
+        arrival(running, bank)
+    rows = check(running, bank)
+    fault.outcome(f"refused with {done.returncode}: {said.splitlines()[0][:100]}; {rows} rows identical afterwards")
+
+
+def set_version(running, version):
+    """Overwrites the format version of the state."""
+    with sqlite3.connect(f"{running.state}/state.db") as connection:
+        connection.execute(f"pragma user_version = {version}")
+    connection.close()
+
+
+@pytest.mark.fault("48", "SIGHUP with a broken config under load", promise="continues", quick=True)
+def test_a_broken_config_under_load(bank, daemon, fault):
+    running = daemon(verify.PATTERNS, buffer=QUICK).start_and_load()
+    bank.start(writers=2)
+    whole = running.config_text
+    for broken, word in ((whole.replace("    mode:", "    moode:"), "moode"), ("{", "millrace.yaml"), ("", "config")):
+        running.write_config(broken)
+        seen = len(running.log(10**6))
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: word in running.log(10**6)[seen:], 10, f"a word about {word}")
+        assert running.http("/readyz")[0] == 200
+    with fault.recovering():
+        running.write_config(whole)
+        arrival(running, bank)
+    rows = check(running, bank)
+    fault.outcome(f"three broken files refused, the old config stays, {rows} rows identical")

@@ -49,12 +49,12 @@ def frozen(paths):
 
 def traced(*expressions, paths=(), log=None):
     """The command that runs another one with failing system calls; `-D` keeps that one our child. An injection counts
-    `when=` per thread. The calls it meets are written to `log`, what they send in hex."""
+    `when=` per thread. The calls it meets are written to `log`, with the paths of their files."""
     need("strace", "strace")
     probe = subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, text=True)
     if probe.returncode:
         pytest.skip(f"strace may not trace here: {probe.stderr.strip()[:100]}")
-    command = ["strace", "-D", "-f", "-qq", "-xx", "-s", "64", "-o", log or "/dev/null"]
+    command = ["strace", "-D", "-f", "-qq", "-y", "-o", log or "/dev/null"]
     for path in paths:
         command += ["-P", path]
     for expression in expressions:
@@ -127,16 +127,3 @@ class Volume:
     def close(self):
         subprocess.run(["umount", "-l", self.path], check=False)
         os.unlink(self.image)
-
-
-
-def sockets_to(running, port):
-    """Paths by which strace knows the process's connections to a port of this machine."""
-    with open("/proc/net/tcp") as file:
-        lines = [line.split() for line in file.readlines()[1:]]
-    inodes = {line[9] for line in lines if line[2].endswith(f":{port:04X}") and line[3] == "01"}
-    folder, found = f"/proc/{running.process.pid}/fd", []
-    for name in os.listdir(folder):
-        with contextlib.suppress(OSError):
-            found.append(os.readlink(f"{folder}/{name}"))
-    return [path for path in found if re.fullmatch(r"socket:\[\d+\]", path) and path[8:-1] in inodes]

@@ -47,7 +47,7 @@ def frozen(paths):
         subprocess.run(["chattr", "-i", *paths], check=True, env={**os.environ, "PATH": PATH})
 
 
-def traced(*expressions, paths=(), log=None):
+def traced(*expressions, log=None):
     """The command that runs another one with failing system calls; `-D` keeps that one our child. An injection counts
     `when=` per thread. The calls it meets are written to `log`, with the paths of their files."""
     need("strace", "strace")
@@ -55,17 +55,15 @@ def traced(*expressions, paths=(), log=None):
     if probe.returncode:
         pytest.skip(f"strace may not trace here: {probe.stderr.strip()[:100]}")
     command = ["strace", "-D", "-f", "-qq", "-y", "-o", log or "/dev/null"]
-    for path in paths:
-        command += ["-P", path]
     for expression in expressions:
         command += ["-e", expression]
     return command
 
 
 @contextlib.contextmanager
-def attached(running, *expressions, paths=(), log=None):
+def attached(running, *expressions, log=None):
     """Failing system calls for a daemon that runs already."""
-    command = [part for part in traced(*expressions, paths=paths, log=log) if part != "-D"]
+    command = [part for part in traced(*expressions, log=log) if part != "-D"]
     tracer = subprocess.Popen([*command, "-p", str(running.process.pid)], stderr=subprocess.PIPE)
     status = f"/proc/{running.process.pid}/status"
 

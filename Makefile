@@ -44,6 +44,7 @@ unit: setup ## Rust's tests, each fuzz target for ten seconds
 .PHONY: fuzz
 fuzz: ## ten minutes for each fuzz target (MILLRACE_FUZZ_SECONDS)
 	MILLRACE_FUZZ_SECONDS=$(or $(MILLRACE_FUZZ_SECONDS),600) cargo test --locked -p millrace-postgres --test fuzz
+	MILLRACE_FUZZ_SECONDS=$(or $(MILLRACE_FUZZ_SECONDS),600) cargo test --locked -p millrace-mysql --test fuzz
 	MILLRACE_FUZZ_SECONDS=$(or $(MILLRACE_FUZZ_SECONDS),600) cargo test --locked -p millrace-postgres --lib log::fuzz
 
 .PHONY: simulate

@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use millrace_core::{Error, Kind, Result, destination::Destination, source::Source};
 use millrace_hello::Hello;
+use millrace_mysql::MysqlSource;
 use millrace_object_store::ObjectStore;
 use millrace_postgres::{Names, PostgresSource};
 
@@ -23,6 +24,11 @@ pub fn source(endpoint: &Endpoint, task: &TaskConfig) -> Result<Arc<dyn Source>>
             };
             Ok(Arc::new(PostgresSource::new(config.clone(), &task.name, options)))
         }
+        EndpointKind::Mysql(config) => {
+            let value_bytes_max = usize::try_from(task.max_value_bytes).unwrap_or(usize::MAX);
+            let options = millrace_mysql::Options { value_bytes_max, values: Arc::new(task.value_rules()) };
+            Ok(Arc::new(MysqlSource::new(config.clone(), &task.name, options)))
+        }
         EndpointKind::Hello => Ok(Arc::new(Hello)),
         EndpointKind::ObjectStore(_) => Err(misplaced(endpoint, "source")),
     }
@@ -32,7 +38,7 @@ pub fn source(endpoint: &Endpoint, task: &TaskConfig) -> Result<Arc<dyn Source>>
 pub fn destination(endpoint: &Endpoint, spool: PathBuf) -> Result<Arc<dyn Destination>> {
     match &endpoint.kind {
         EndpointKind::ObjectStore(config) => Ok(Arc::new(ObjectStore::new(config.clone(), spool)?)),
-        EndpointKind::Postgres(_) | EndpointKind::Hello => Err(misplaced(endpoint, "target")),
+        EndpointKind::Postgres(_) | EndpointKind::Mysql(_) | EndpointKind::Hello => Err(misplaced(endpoint, "target")),
     }
 }
 
@@ -47,7 +53,7 @@ pub fn made_at_source(endpoint: &Endpoint, task: &str) -> Vec<String> {
                 format!("replication slot {}", names.slot),
             ]
         }
-        EndpointKind::Hello | EndpointKind::ObjectStore(_) => vec![],
+        EndpointKind::Mysql(_) | EndpointKind::Hello | EndpointKind::ObjectStore(_) => vec![],
     }
 }
 
@@ -55,7 +61,7 @@ pub fn made_at_source(endpoint: &Endpoint, task: &str) -> Vec<String> {
 pub fn capture_all(endpoint: &Endpoint, table: &millrace_core::Table) -> Option<String> {
     match &endpoint.kind {
         EndpointKind::Postgres(_) => Some(millrace_postgres::grants::replica_identity_full(table)),
-        EndpointKind::Hello | EndpointKind::ObjectStore(_) => None,
+        EndpointKind::Mysql(_) | EndpointKind::Hello | EndpointKind::ObjectStore(_) => None,
     }
 }
 
@@ -66,6 +72,7 @@ pub fn grants(endpoint: &Endpoint, task: &TaskConfig, own_publications: bool) ->
         EndpointKind::Postgres(config) => {
             millrace_postgres::grants::grants(config, &task.name, &task.selection(), own_publications)
         }
+        EndpointKind::Mysql(config) => millrace_mysql::grants::grants(config, &task.selection()),
         EndpointKind::Hello | EndpointKind::ObjectStore(_) => vec![],
     }
 }
@@ -74,7 +81,7 @@ pub fn grants(endpoint: &Endpoint, task: &TaskConfig, own_publications: bool) ->
 pub fn ddl_trigger(endpoint: &Endpoint) -> Vec<String> {
     match &endpoint.kind {
         EndpointKind::Postgres(_) => millrace_postgres::ddl_trigger::statements(),
-        EndpointKind::Hello | EndpointKind::ObjectStore(_) => vec![],
+        EndpointKind::Mysql(_) | EndpointKind::Hello | EndpointKind::ObjectStore(_) => vec![],
     }
 }
 

@@ -124,6 +124,26 @@ fn care_of_the_source_is_off_by_default_and_makes_sense() {
 }
 
 #[test]
+fn mysql_urls() {
+    let source = |url: &str| {
+        let config = parse(&format!("source: '{url}'\ntarget: file:///lake\ntables: [shop.*]\n"));
+        let EndpointKind::Mysql(mysql) = config.endpoints["source"].kind.clone() else { panic!("{url}") };
+        (mysql, config.tasks.keys().next().unwrap().clone())
+    };
+    let (plain, task) = source("mysql://c%40c@db.example/shop");
+    assert_eq!((plain.host.as_str(), plain.port, plain.user.as_str()), ("db.example", 3306, "c@c"));
+    assert_eq!((plain.tls.mode, task.as_str()), (millrace_mysql::TlsMode::VerifyFull, "shop"));
+    let (local, task) = source("mariadb://u@127.0.0.1:3307/?ssl-mode=require");
+    assert_eq!((local.port, local.tls.mode, task.as_str()), (3307, millrace_mysql::TlsMode::Require, "mysql"));
+    let (socket, _) = source("mysql://u@localhost/shop?socket=/run/mysqld/mysqld.sock");
+    assert!(socket.is_socket() && socket.tls.mode == millrace_mysql::TlsMode::Disable);
+    for url in ["mysql://u@h/d?ssl-mode=preferred", "mysql://u@h/d?ssl-ca=relative", "mysql://u@h/d?x=1"] {
+        let found = problems(&format!("source: {url}\ntarget: file:///lake\ntables: [shop.*]\n"));
+        assert!(found.len() == 1 && found[0].contains("CFG-URL"), "{found:#?}");
+    }
+}
+
+#[test]
 fn postgres_urls() {
     let full = postgres("'postgres://c%40c:p%2Fw%20d@db.example:6000/my%20db?sslmode=require&connect_timeout=3'");
     assert_eq!((full.host.as_str(), full.port, full.database.as_str()), ("db.example", 6000, "my db"));
@@ -234,7 +254,7 @@ fn single_mistakes() {
         (&short(pg, "s3:///x", "tables: [a.b]"), "CFG-URL", (2, 9)),
         (&short(pg, pg, "tables: [a.b]"), "CFG-VALUE", (2, 9)),
         (&short(lake, lake, "tables: [a.b]"), "CFG-VALUE", (1, 9)),
-        (&short("mysql://u@h/d", lake, "tables: [a.b]"), "CFG-URL", (1, 9)),
+        (&short("oracle://u@h/d", lake, "tables: [a.b]"), "CFG-URL", (1, 9)),
         (&short("postgres://h/d", lake, "tables: [a.b]"), "CFG-MISSING-KEY", (1, 9)),
         (&short("postgres://u@h/d?sslmode=prefer", lake, "tables: [a.b]"), "CFG-URL", (1, 9)),
         (&short("postgres://u@h/d?sslmod=require", lake, "tables: [a.b]"), "CFG-URL", (1, 9)),

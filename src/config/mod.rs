@@ -12,6 +12,7 @@
 
 mod changes;
 mod endpoint;
+mod mysql;
 mod object_store;
 mod postgres;
 mod secret;
@@ -313,6 +314,8 @@ fn short(reader: &mut Reader, section: &Section<'_>, surroundings: &Surroundings
 fn default_name(source: Option<&Endpoint>) -> String {
     let database = match source.map(|endpoint| &endpoint.kind) {
         Some(EndpointKind::Postgres(postgres)) => postgres.database.as_str(),
+        Some(EndpointKind::Mysql(mysql)) if mysql.database.is_empty() => "mysql",
+        Some(EndpointKind::Mysql(mysql)) => mysql.database.as_str(),
         _ => "hello",
     };
     let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
@@ -325,6 +328,8 @@ pub fn known_keys() -> Vec<(&'static str, &'static str)> {
         &FULL,
         &endpoint::BUFFER,
         &endpoint::HELLO,
+        &mysql::MYSQL,
+        &mysql::TLS,
         &postgres::POSTGRES,
         &postgres::TLS,
         &object_store::S3,

@@ -299,7 +299,7 @@ impl Tables {
 /// Whether columns that are the same at the source get another type now: by the task's `values`, or a newer mapping.
 fn is_retyped(known: &Table, found: &Table) -> bool {
     let same = |column: &Column| {
-        let known = known.columns.iter().find(|known| known.id == column.id);
+        let known = known.columns.iter().find(|known| known.id == column.id && known.name == column.name);
         known.is_none_or(|known| known.source_type != column.source_type || known.ty == column.ty)
     };
     known.source_id == found.source_id && !found.columns.iter().all(same)

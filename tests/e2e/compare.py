@@ -14,11 +14,15 @@ import io
 import json
 import os
 import re
+import sys
 
 import duckdb
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+import pymysql
+
+import mysql_side
 
 SESSION = (
     "set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'postgres'; set bytea_output = 'hex'; "
@@ -284,10 +288,11 @@ def compare_table(connection, lake, schema, table, target=None, rename=None, dro
     files = data_files(lake.files(database, catalog_table))
     result.files = len(files)
     check_files(lake, files, result)
-    columns = [column for column, _ in source_columns(connection, schema, table) if column not in drop]
+    side = mysql_side if isinstance(connection, pymysql.Connection) else sys.modules[__name__]
+    columns = [column for column, _ in side.source_columns(connection, schema, table) if column not in drop]
     targets = [(rename or {}).get(column, column) for column in columns]
-    key = [(rename or {}).get(column, column) for column in source_key(connection, schema, table)]
-    source = fetch_source(connection, schema, table, columns, where, only)
+    key = [(rename or {}).get(column, column) for column in side.source_key(connection, schema, table)]
+    source = side.fetch_source(connection, schema, table, columns, where, only)
     result.source_rows = source.num_rows
     if any("does not open" in problem for problem in result.problems):
         return result

@@ -73,6 +73,7 @@ class Daemon:
             "PATH": os.environ["PATH"],
             "HOME": self.folder,
             "PGPASSWORD": Postgres.PASSWORD,
+            "MYSQL_PWD": Postgres.PASSWORD,
             "RUST_BACKTRACE": os.environ.get("RUST_BACKTRACE", "0"),
             "RUST_LOG": os.environ.get("RUST_LOG", "info"),
             **(environment or {}),
@@ -90,7 +91,7 @@ class Daemon:
             text = self.full_form(
                 {
                     "source": {
-                        "type": "postgres",
+                        "type": server.TYPE,
                         "host": "127.0.0.1",
                         "port": port or server.port,
                         "database": database,
@@ -331,7 +332,7 @@ class Daemon:
         while True:
             waiting = []
             for arguments in todo:
-                with self.server.connect(self.database, "postgres") as connection:
+                with self.server.connect(self.database, self.server.ADMIN) as connection:
                     try:
                         result = compare.compare_table(connection, self.lake, **arguments, **options)
                     except Failed as error:

@@ -1,4 +1,4 @@
-"""Private servers for the tests, the demo and the benches: PostgreSQL, two kinds of S3, and a TCP proxy that misbehaves.
+"""Private servers for the tests, the demo and the benches: PostgreSQL, MariaDB, two kinds of S3, and a TCP proxy that misbehaves.
 
 Every server listens on a free port of 127.0.0.1, keeps its data in a folder of its own outside the checkout (mode
 0711, owned by the unprivileged user that runs it), and is stopped by its process id. Nothing here ever touches a
@@ -21,6 +21,7 @@ import time
 import urllib.parse
 
 import psycopg
+import pymysql
 from proxy import Proxy  # noqa: F401: for whoever has a server behind it
 
 TOOLS = os.environ.get("MILLRACE_TEST_TOOLS", f"/var/tmp/millrace-test-tools-{os.getuid()}")
@@ -100,6 +101,7 @@ class Postgres:
     logs in as: REPLICATION, may create publications of `shop`'s tables; password in `Postgres.PASSWORD`)."""
 
     PASSWORD = "wheel and race"
+    ADMIN, TYPE = "postgres", "postgres"
 
     def __init__(self, major=None, settings=None):
         self.major = int(major or os.environ.get("MILLRACE_TEST_PG", "15"))
@@ -249,6 +251,152 @@ class Postgres:
     def __exit__(self, *_):
         if self.process:
             self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class MariaDB:
+    """One private MariaDB server. Users: `root` (may do everything), `shop` (owns the tables), `cdc` (what the daemon logs
+    in as, with the rights that `millrace grants` prints; password in `MariaDB.PASSWORD`)."""
+
+    PASSWORD = "wheel and race"
+    ADMIN, TYPE = "root", "mariadb"
+
+    def __init__(self, settings=None):
+        self.program = shutil.which("mariadbd") or "/usr/sbin/mariadbd"
+        if not os.path.exists(self.program):
+            raise FileNotFoundError("no MariaDB: run `tests/setup.sh mariadb`")
+        self.settings = {
+            "server-id": 1,
+            "log-bin": "binlog",
+            "binlog-format": "ROW",
+            "binlog-row-image": "FULL",
+            "binlog-row-metadata": "FULL",
+            "character-set-server": "latin1",
+            "default-time-zone": "+05:30",
+            "sql-mode": "STRICT_TRANS_TABLES,NO_ZERO_DATE,ANSI_QUOTES,PAD_CHAR_TO_FULL_LENGTH",
+            "innodb-flush-log-at-trx-commit": 0,
+            "innodb-buffer-pool-size": "64M",
+            "innodb-log-file-size": "64M",
+            **(settings or {}),
+        }
+        self.process = None
+
+    _user = Postgres._user
+
+    def __enter__(self):
+        self.folder = temporary_folder("millrace-mariadb-")
+        if os.getuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
+        self.data, self.socket = f"{self.folder}/data", f"{self.folder}/s"
+        self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": self.folder}
+        made = subprocess.run(
+            [
+                "mariadb-install-db",
+                "--no-defaults",
+                f"--datadir={self.data}",
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+            ],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            **self._user(),
+        )
+        if made.returncode != 0:
+            raise RuntimeError(f"mariadb-install-db: {made.stdout}{made.stderr}")
+        try:
+            self.start()
+            self.execute(
+                "mysql",
+                f"create user cdc@'%' identified by '{self.PASSWORD}'",
+                "grant select, replication slave, replication client on *.* to cdc@'%'",
+                "create user shop@'%'",
+                "grant all on *.* to shop@'%'",
+                user="root",
+            )
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def start(self):
+        """Starts the server (again) on its port and asserts that it is ours."""
+        self.port = getattr(self, "port", None) or free_port()
+        self.log = open(f"{self.folder}/log", "ab")
+        self.process = subprocess.Popen(
+            [
+                self.program,
+                "--no-defaults",
+                f"--datadir={self.data}",
+                f"--port={self.port}",
+                "--bind-address=127.0.0.1",
+                f"--socket={self.socket}",
+                f"--pid-file={self.folder}/pid",
+                *(f"--{name}={value}" for name, value in self.settings.items()),
+            ],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+            **self._user(),
+        )
+        wait_for(self._answers, 60, f"MariaDB, log in {self.folder}/log")
+
+    def _answers(self):
+        if self.process.poll() is not None:
+            with open(f"{self.folder}/log", errors="replace") as log:
+                raise RuntimeError(f"MariaDB ended: {log.read()[-2000:]}")
+        try:
+            found = self.execute("mysql", "select @@datadir", user="root")[0][0]
+        except pymysql.err.OperationalError:
+            return False
+        assert os.path.realpath(found) == os.path.realpath(self.data), f"port {self.port} is somebody else's: {found}"
+        return True
+
+    def connect(self, database, user="shop", **options):
+        """A client connection."""
+        return pymysql.connect(
+            host="127.0.0.1",
+            port=self.port,
+            database=database,
+            user=user,
+            password=self.PASSWORD if user == "cdc" else "",
+            charset="utf8mb4",
+            connect_timeout=10,
+            **{"autocommit": True, **options},
+        )
+
+    def create_database(self, name):
+        """An empty database."""
+        self.execute("mysql", f"create database `{name}`", user="root")
+        return name
+
+    def execute(self, database, *statements, user="shop"):
+        """Runs statements one by one, each in a transaction of its own; gives the rows of the last."""
+        with self.connect(database, user) as connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else None
+
+    def drop_slots(self):
+        """A server keeps nothing for a reader."""
+
+    def url(self, database, user="cdc"):
+        """The address for a config file."""
+        return f"mysql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def stop(self, how=signal.SIGTERM):
+        """Stops the server."""
+        stop_process(self.process, how)
+        self.log.close()
+
+    def __exit__(self, *_):
+        if self.process:
+            self.stop(signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -44,5 +44,5 @@ def test_marks_are_understood(tmp_path):
     said = faults.wrong_marks(marks)
     assert any("'99'" in text for text in said) and any("'hopes'" in text for text in said)
     assert any("fault 2 has no test" in text for text in said)
-    marks = [faults.Marked("28", "x", "continues", traps.Test("a", "b"))]
-    assert any("fault 28 has a test" in text for text in faults.wrong_marks(marks))
+    marks = [faults.Marked("29", "x", "continues", traps.Test("a", "b"))]
+    assert any("fault 29 has a test" in text for text in faults.wrong_marks(marks))

@@ -131,10 +131,10 @@ def test_the_source_hangs_while_the_daemon_connects(daemon, bank, link, fault):
 @pytest.mark.fault("20", "the source hangs while the load waits for a lock", promise="continues")
 def test_the_source_hangs_while_a_lock_is_waited_for(daemon, bank, link, server, database, fault):
     """To wait for a lock is no hang, however long; a hang meanwhile is found all the same."""
+    running = daemon(verify.PATTERNS, port=link.port).start_and_load()
     with server.connect(database) as holder:
-        running = daemon(verify.PATTERNS, port=link.port)
         holder.execute("lock table bank.letter in access exclusive mode")
-        running.start()
+        running.run("reload", "shop", "bank.letter")
         waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and usename = 'cdc'"
         wait_for(lambda: server.execute("postgres", waits, user="postgres")[0][0], 60, "the lock to be waited for")
         time.sleep(50)
@@ -148,7 +148,10 @@ def test_the_source_hangs_while_a_lock_is_waited_for(daemon, bank, link, server,
         link.heal()
     with fault.recovering():
         running.wait_states(seconds=60)
-    verify.check(running, bank)
+    # The shared check without its look at the folder: files that a reload replaced stay there for a while.
+    bank.mark()
+    running.compare(verify.TABLES)
+    assert not bank.problems(running)
 
 
 @pytest.mark.fault("20", "the connection to the source is half open", promise="continues")

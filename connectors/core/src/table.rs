@@ -121,8 +121,12 @@ impl Table {
         !self.key.is_empty()
     }
 
-    /// Why rows may have other values now than when this was their table, though no row change says so.
+    /// Why rows may have other values now than when this was their table, though no row change says so. A source without
+    /// marks gives its columns numbers that hold for one look only, and tells of every such change in its log.
     pub fn rewritten_as(&self, now: &Self) -> Option<String> {
+        if now.definition_id == 0 {
+            return None;
+        }
         // A record from before there were marks tells nothing.
         let redefined = self.definition_id != 0 && self.definition_id != now.definition_id;
         if self.storage_id != now.storage_id && redefined {

@@ -1,0 +1,257 @@
+//! What would keep a task from working, everything at once, each with its remedy.
+//!
+//! Codes are stable: `MYSQL-CONNECT`, `MYSQL-AUTH`, `MYSQL-BINLOG`, `MYSQL-BINLOG-FORMAT`, `MYSQL-ROW-IMAGE`,
+//! `MYSQL-ROW-METADATA`, `MYSQL-COMPRESSION`, `MYSQL-REPLICATION-RIGHTS`, `MYSQL-RELOAD`, `MYSQL-SELECT`, `MYSQL-ENGINE`,
+//! `MYSQL-TYPE`, `MYSQL-SERVER-ID`, `MYSQL-TABLE-MISSING`; as warnings `MYSQL-KEY`, `MYSQL-RETENTION`, `MYSQL-PATTERN`,
+//! `MYSQL-CHARSET`.
+
+use std::collections::BTreeMap;
+
+use millrace_core::{Finding, Kind, Result, TableName, TablePattern, source::Scope};
+
+use crate::{
+    MysqlConfig,
+    discover::{self, Row, Shape, quote_table},
+    server,
+    types::SqlType,
+    wire::{Connection, code},
+};
+
+/// Names that one finding lists; it must stay within twelve lines.
+const NAMES_SHOWN: usize = 5;
+/// Binary logs that are kept for less make a weekend dangerous.
+const RETENTION_SECONDS_MIN: u64 = 86_400;
+
+/// Every problem of the scope.
+pub async fn check(config: &MysqlConfig, server_id: u32, scope: &Scope) -> Vec<Finding> {
+    let mut session = match Connection::connect(config).await {
+        Ok(session) => session,
+        Err(error) => {
+            let finding = Finding::from(&error);
+            let code = if error.kind == Kind::Authentication { "MYSQL-AUTH" } else { "MYSQL-CONNECT" };
+            return vec![Finding { code: code.into(), ..finding }];
+        }
+    };
+    let mut check = Check { session: &mut session, config, server_id, scope, findings: vec![] };
+    if let Err(error) = check.everything().await {
+        check.findings.push(Finding::from(&error));
+    }
+    check.findings
+}
+
+/// One run of the checks.
+struct Check<'a> {
+    session: &'a mut Connection,
+    config: &'a MysqlConfig,
+    server_id: u32,
+    scope: &'a Scope,
+    findings: Vec<Finding>,
+}
+
+impl Check<'_> {
+    async fn everything(&mut self) -> Result<()> {
+        if self.scope.cdc {
+            self.binary_log().await?;
+            self.rights().await?;
+        }
+        let shapes = discover::select(self.session, &self.scope.selection).await?;
+        self.patterns(&shapes);
+        self.shapes(&shapes);
+        self.select(&shapes).await
+    }
+
+    async fn variables(&mut self) -> Result<BTreeMap<String, String>> {
+        let rows = self.session.query("SHOW GLOBAL VARIABLES").await?;
+        Ok(rows.iter().map(|row| (Row(row).text(0).to_ascii_lowercase(), Row(row).text(1).to_string())).collect())
+    }
+
+    async fn binary_log(&mut self) -> Result<()> {
+        let variables = self.variables().await?;
+        let value = |name: &str| variables.get(name).map(String::as_str);
+        if value("log_bin") != Some("ON") {
+            self.findings.push(
+                Finding::error("MYSQL-BINLOG", "the server writes no binary log, so changes cannot be captured")
+                    .fix("set log_bin and a server_id in the server's configuration, and restart it"),
+            );
+            return Ok(());
+        }
+        for (name, wanted, finding, why) in [
+            ("binlog_format", "ROW", "MYSQL-BINLOG-FORMAT", "the log has statements instead of rows"),
+            ("binlog_row_image", "FULL", "MYSQL-ROW-IMAGE", "the log has only a part of each row"),
+            ("binlog_row_metadata", "FULL", "MYSQL-ROW-METADATA", "the log does not tell names of columns"),
+            ("log_bin_compress", "OFF", "MYSQL-COMPRESSION", "the log has compressed events"),
+            ("binlog_transaction_compression", "OFF", "MYSQL-COMPRESSION", "the log has compressed transactions"),
+            ("binlog_row_value_options", "", "MYSQL-COMPRESSION", "the log has only parts of JSON values"),
+        ] {
+            let Some(found) = value(name).filter(|found| !found.eq_ignore_ascii_case(wanted)) else { continue };
+            self.findings.push(
+                Finding::error(finding, format!("{name} is {found}: {why}"))
+                    .fix(format!("SET GLOBAL {name} = '{wanted}';"))
+                    .fix(format!("and in the server's configuration: {name} = {wanted}"))
+                    .fix("sessions that are open keep what they had: end them, or wait for their end"),
+            );
+        }
+        if value("server_id") == Some(&self.server_id.to_string()) {
+            self.findings.push(
+                Finding::error("MYSQL-SERVER-ID", format!("the server itself has the number {}", self.server_id))
+                    .fix("give the task's reader another one: server-id in the endpoint's section"),
+            );
+        }
+        let seconds =
+            |name: &str, unit: u64| value(name)?.parse::<f64>().ok().map(|number| (number * unit as f64) as u64);
+        let kept =
+            seconds("binlog_expire_logs_seconds", 1).filter(|&kept| kept > 0).or(seconds("expire_logs_days", 86_400));
+        if let Some(kept) = kept.filter(|&kept| kept > 0 && kept < RETENTION_SECONDS_MIN) {
+            self.findings.push(
+                Finding::warning("MYSQL-RETENTION", format!("the server keeps its binary logs for {kept} s only"))
+                    .detail("a task that stands still for longer must load everything anew")
+                    .fix("SET GLOBAL binlog_expire_logs_seconds = 259200;"),
+            );
+        }
+        Ok(())
+    }
+
+    async fn rights(&mut self) -> Result<()> {
+        let rows = self.session.query("SHOW GRANTS").await?;
+        let global: Vec<&str> = rows.iter().map(|row| Row(row).0[0].as_deref().unwrap_or_default()).collect();
+        let has = |right: &str| {
+            let on_all = global.iter().filter(|line| line.contains(" ON *.* "));
+            on_all.into_iter().any(|line| line.contains(right) || line.contains("ALL PRIVILEGES"))
+        };
+        let mut missing = vec![];
+        if !has("REPLICATION SLAVE") {
+            missing.push("REPLICATION SLAVE");
+        }
+        if let Err(error) = server::log_files(self.session).await {
+            match code(&error) {
+                Some(1227) => missing.push("REPLICATION CLIENT"),
+                _ => return Err(error),
+            }
+        }
+        if !missing.is_empty() {
+            let rights = missing.join(", ");
+            let user = &self.config.user;
+            self.findings.push(
+                Finding::error(
+                    "MYSQL-REPLICATION-RIGHTS",
+                    format!("the user {user:?} may not read the binary log: {rights}"),
+                )
+                .fix(format!("GRANT {rights} ON *.* TO '{user}'@'%';")),
+            );
+        }
+        if self.scope.full_load && !self.session.is_mariadb() && !has("RELOAD") {
+            let user = &self.config.user;
+            self.findings.push(
+                Finding::error(
+                    "MYSQL-RELOAD",
+                    format!("the user {user:?} may not hold commits for the moment of a snapshot"),
+                )
+                .fix(format!("GRANT RELOAD ON *.* TO '{user}'@'%';")),
+            );
+        }
+        Ok(())
+    }
+
+    /// Patterns that match nothing.
+    fn patterns(&mut self, shapes: &[Shape]) {
+        let name = |pattern: &TablePattern| TableName::new(&pattern.schema, &pattern.name);
+        for pattern in &self.scope.selection.include {
+            if shapes.iter().any(|shape| pattern.matches(&shape.table.name)) {
+                continue;
+            }
+            let finding = match pattern.is_exact() {
+                true => {
+                    Finding::error("MYSQL-TABLE-MISSING", format!("there is no table {pattern}, or no right to see it"))
+                        .fix("correct the name, or:")
+                        .fix(format!("GRANT SELECT ON {} TO '{}'@'%';", quote_table(&name(pattern)), self.config.user))
+                }
+                false => Finding::warning("MYSQL-PATTERN", format!("no table matches {pattern}"))
+                    .fix("correct the pattern; tables that come later and match are taken then"),
+            };
+            self.findings.push(finding);
+        }
+    }
+
+    fn shapes(&mut self, shapes: &[Shape]) {
+        for shape in shapes {
+            for (column, ty) in &shape.unknown {
+                let name = &shape.table.name;
+                self.findings.push(
+                    Finding::error(
+                        "MYSQL-TYPE",
+                        format!("column {column:?} of {name} has a type that is not known: {ty}"),
+                    )
+                    .fix("leave the table out of the task"),
+                );
+            }
+            for column in &shape.table.columns {
+                let ty = SqlType::parse(&column.source_type);
+                if ty == Some(SqlType::Json) && self.scope.cdc {
+                    let summary =
+                        format!("changes of JSON are not read: column {:?} of {}", column.name, shape.table.name);
+                    self.findings.push(Finding::error("MYSQL-TYPE", summary).fix("leave the table out of the task"));
+                }
+                let Some(SqlType::Text(charset)) = ty else { continue };
+                if matches!(&*charset, "eucjpms" | "gb18030" | "ujis") {
+                    let summary = format!("column {:?} of {} is in {charset}", column.name, shape.table.name);
+                    self.findings.push(
+                        Finding::warning("MYSQL-CHARSET", summary)
+                            .detail("changes of rows with other characters than ASCII go to the dead letters")
+                            .fix("convert the column to utf8mb4"),
+                    );
+                }
+            }
+        }
+        if !self.scope.cdc {
+            return;
+        }
+        let of = |is: &dyn Fn(&Shape) -> bool| shapes.iter().filter(|s| is(s)).map(|s| s.table.name.clone()).collect();
+        let unsafe_engine: Vec<TableName> = of(&|shape| !["InnoDB", "ROCKSDB"].contains(&shape.engine.as_str()));
+        if !unsafe_engine.is_empty() {
+            self.findings.push(
+                Finding::error(
+                    "MYSQL-ENGINE",
+                    format!("the engine of {} knows no transactions", listed(&unsafe_engine)),
+                )
+                .detail("a load of it has no exact position, so changes could be lost or doubled")
+                .fix(format!("ALTER TABLE {} ENGINE = InnoDB;", quote_table(&unsafe_engine[0]))),
+            );
+        }
+        let keyless: Vec<TableName> = of(&|shape| !shape.table.is_keyed());
+        if !keyless.is_empty() {
+            self.findings.push(
+                Finding::warning(
+                    "MYSQL-KEY",
+                    format!("{} without a primary key: an update is told as a delete and an insert", listed(&keyless)),
+                )
+                .fix(format!("ALTER TABLE {} ADD PRIMARY KEY (…);", quote_table(&keyless[0]))),
+            );
+        }
+    }
+
+    async fn select(&mut self, shapes: &[Shape]) -> Result<()> {
+        let mut refused = vec![];
+        for shape in shapes {
+            let sql = format!("SELECT 1 FROM {} LIMIT 0", quote_table(&shape.table.name));
+            match self.session.execute(&sql).await {
+                Err(error) if error.kind == Kind::Permission => refused.push(shape.table.name.clone()),
+                Err(error) => return Err(error),
+                Ok(()) => {}
+            }
+        }
+        if !refused.is_empty() {
+            let mut finding = Finding::error("MYSQL-SELECT", format!("the user may not read {}", listed(&refused)));
+            for table in refused.iter().take(NAMES_SHOWN) {
+                finding = finding.fix(format!("GRANT SELECT ON {} TO '{}'@'%';", quote_table(table), self.config.user));
+            }
+            self.findings.push(finding);
+        }
+        Ok(())
+    }
+}
+
+fn listed(tables: &[TableName]) -> String {
+    let shown: Vec<String> = tables.iter().take(NAMES_SHOWN).map(ToString::to_string).collect();
+    let more = tables.len().saturating_sub(NAMES_SHOWN);
+    if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
+}

@@ -1,0 +1,66 @@
+//! How to reach a MySQL or MariaDB server.
+
+use std::{path::PathBuf, time::Duration};
+
+use millrace_core::SecretSource;
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MysqlConfig {
+    /// Host name, address, or the path of a Unix socket (begins with `/`).
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// The database that the tables are in where nothing else is said; a task may take tables of any.
+    pub database: String,
+    /// User to log in as.
+    pub user: String,
+    /// `None`: `MYSQL_PWD`, then no password.
+    pub password: Option<SecretSource>,
+    /// Encryption.
+    pub tls: Tls,
+    /// How long a connect may take.
+    pub connect_timeout: Duration,
+    /// The number of the task's reader among the server's replicas; `None`: made from the task's name.
+    pub server_id: Option<u32>,
+}
+
+impl MysqlConfig {
+    /// For messages.
+    pub fn place(&self) -> String {
+        if self.is_socket() { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
+    }
+
+    /// Whether the server is reached by a Unix socket.
+    pub fn is_socket(&self) -> bool {
+        self.host.starts_with('/')
+    }
+}
+
+/// Encryption of the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// How much is demanded.
+    pub mode: TlsMode,
+    /// Certificates to trust instead of the system's (PEM).
+    pub ca_file: Option<PathBuf>,
+}
+
+/// How much is demanded; `mysql`'s `--ssl-mode` calls the last three REQUIRED, VERIFY_CA and VERIFY_IDENTITY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// No encryption: the default on loopback and Unix sockets only.
+    Disable,
+    /// Encrypted, the certificate is not looked at.
+    Require,
+    /// Encrypted, and the certificate is signed by a trusted authority.
+    VerifyCa,
+    /// Encrypted, signed, and made out for the host: the default elsewhere.
+    VerifyFull,
+}
+
+/// The number of a task's reader, where none is set: from its name, above what people give by hand.
+pub fn server_id_of(task: &str) -> u32 {
+    let hash = task.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    0x4000_0000 | hash >> 2
+}

@@ -1,0 +1,40 @@
+//! The statements that make a user with no more rights than a task needs.
+
+use millrace_core::Selection;
+
+use crate::{
+    MysqlConfig,
+    discover::{quote_literal, quote_name},
+};
+
+/// The statements, for an administrator to run. `REPLICATION CLIENT` is MariaDB's `BINLOG MONITOR`, which it takes under both
+/// names; `RELOAD` is for MySQL alone, which takes its snapshots under FLUSH TABLES WITH READ LOCK.
+pub fn grants(config: &MysqlConfig, selection: &Selection) -> Vec<String> {
+    let user = format!("{}@'%'", quote_literal(&config.user));
+    let mut statements = vec![
+        format!("CREATE USER IF NOT EXISTS {user} IDENTIFIED BY '…';"),
+        format!("GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user};"),
+        format!(
+            "GRANT RELOAD ON *.* TO {user}; -- MySQL only: for the moment in which the snapshot of a load is taken"
+        ),
+    ];
+    let mut selected: Vec<String> = selection
+        .include
+        .iter()
+        .map(|pattern| match (pattern.schema.contains('*'), pattern.name.contains('*')) {
+            (true, _) => format!("GRANT SELECT ON *.* TO {user};"),
+            (false, true) => format!("GRANT SELECT ON {}.* TO {user};", escaped(&pattern.schema)),
+            (false, false) => {
+                format!("GRANT SELECT ON {}.{} TO {user};", quote_name(&pattern.schema), quote_name(&pattern.name))
+            }
+        })
+        .collect();
+    selected.dedup();
+    statements.extend(selected);
+    statements
+}
+
+/// In a grant on a whole database `_` and `%` stand for other characters (manual, "GRANT Statement").
+fn escaped(schema: &str) -> String {
+    quote_name(&schema.replace('\\', "\\\\").replace('_', "\\_").replace('%', "\\%"))
+}

@@ -1,0 +1,268 @@
+//! The log of a server: the binary log as a replica reads it (manual, "COM_BINLOG_DUMP").
+//!
+//! A transaction's events stand together, from its GTID event to its end, so nothing is kept for one that has not
+//! committed: the server writes it when it commits. Values are decoded from the receive buffer straight into batches.
+//!
+//! - [`events`]: the events; [`ddl`]: what statements do; [`captured`]: a table's rows
+//! - [`reader`]: which event belongs to what, and where it stands
+
+mod captured;
+pub mod ddl;
+pub mod events;
+mod reader;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use millrace_core::{
+    Changes, Durable, Error, Kind, Position, Result, Table, TableName, ValueRules,
+    error::Context,
+    source::{Budget, Identity, Log},
+};
+
+use self::reader::{Reader, Taken};
+use crate::{
+    MysqlConfig, discover,
+    server::{self, Place},
+    types::{SqlType, charset::Charsets},
+    wire::{Connection, code},
+};
+
+/// What loads and the log must know of each other.
+#[derive(Debug, Default)]
+pub struct LoadPositions {
+    loads: Mutex<HashMap<TableName, Position>>,
+    read: Mutex<Position>,
+    handed_out: Mutex<Position>,
+}
+
+impl LoadPositions {
+    /// A load of the table begins: what the log shows of it before that need not have its shape.
+    pub fn note(&self, table: &TableName, position: Position) {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner).insert(table.clone(), position);
+    }
+
+    fn get(&self, table: &TableName) -> Option<Position> {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner).get(table).copied()
+    }
+
+    /// The log takes a table up, and has read so far without it: its load must have everything before that. A transaction is
+    /// in the log a moment before a snapshot has it.
+    fn note_read(&self, position: Position) {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        *read = position;
+    }
+
+    /// The log has handed out everything before this, and a lookup must see it.
+    fn note_handed_out(&self, position: Position) {
+        *self.handed_out.lock().unwrap_or_else(PoisonError::into_inner) = position;
+    }
+
+    /// What a lookup must see at least.
+    pub fn handed_out(&self) -> Position {
+        *self.handed_out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a snapshot must have at least.
+    pub fn snapshot_min(&self) -> Position {
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How the log is read.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// The reader's number among the server's replicas.
+    pub server_id: u32,
+    /// A row with a longer value is rejected; bytes.
+    pub value_bytes_max: usize,
+    /// What becomes of values that their columns cannot hold.
+    pub values: Arc<ValueRules>,
+    /// Where loads stand.
+    pub loads: Arc<LoadPositions>,
+}
+
+/// An open log.
+#[derive(Debug)]
+pub struct MysqlLog {
+    config: MysqlConfig,
+    session: Connection,
+    reader: Reader,
+    charsets: Charsets,
+    identity: Identity,
+    /// When the server last sent something; it is asked for a sign of life every ten seconds.
+    heard: tokio::time::Instant,
+}
+
+/// After so long a silence the connection is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Refuses where the other end is not `known` or does not hold `from` any more.
+pub async fn verify(
+    config: &MysqlConfig,
+    session: &mut Connection,
+    from: Position,
+    known: &Identity,
+) -> Result<(Identity, String)> {
+    let doing = || format!("comparing the server at {} with the one that was replicated from", config.place());
+    let identity = server::identity(session, &config.database).await?;
+    if identity.system != known.system {
+        return Err(Error::new(Kind::SourceChanged, doing())
+            .with(format!("it is another server: {} instead of {}", identity.system, known.system)));
+    }
+    let place = Place::of(from);
+    let files = server::log_files(session).await?;
+    let Some(file) = server::find(&files, place.file) else {
+        let (first, last) = (files.first().map(|f| f.name()), files.last().map(|f| f.name()));
+        return Err(Error::new(
+            Kind::LogLost,
+            format!("opening the binary log at file {}, byte {}", place.file, place.offset),
+        )
+        .with(format!(
+            "the server has the files {} to {} only: it purged the one that is needed, or began its log anew",
+            first.unwrap_or_default(),
+            last.unwrap_or_default()
+        ))
+        .fix("raise binlog_expire_logs_seconds (MariaDB also: expire_logs_days), then: millrace reload TASK"));
+    };
+    if file.bytes < place.offset {
+        return Err(Error::new(Kind::SourceChanged, doing()).with(format!(
+            "file {} ends at byte {}, and was read to byte {}: the server went back in time",
+            file.name(),
+            file.bytes,
+            place.offset
+        )));
+    }
+    Ok((identity, file.name()))
+}
+
+impl MysqlLog {
+    /// Connects, makes sure that nothing from `from` on is lost, and starts the stream.
+    pub async fn open(
+        config: &MysqlConfig,
+        tables: &[Arc<Table>],
+        from: Position,
+        known: &Identity,
+        options: LogOptions,
+    ) -> Result<Self> {
+        let mut session = Connection::connect(config).await?;
+        let (identity, file) = verify(config, &mut session, from, known).await?;
+        let charsets = Charsets::read(&mut session, &charsets_of(tables)).await?;
+        let checksums = session.query("SELECT @@global.binlog_checksum").await?;
+        let has_checksum = checksums.first().and_then(|row| row.first()?.as_deref()) == Some("CRC32");
+        server::prepare_dump(&mut session).await?;
+        let place = Place::of(from);
+        let offset = u32::try_from(place.offset)
+            .context(Kind::SourceSetup, || format!("opening the binary log beyond 4 GiB of file {file}"))?;
+        session.dump(options.server_id, &file, offset).await?;
+        tracing::info!(file, offset, "the log is open");
+        let reader = Reader::new(tables, place, session.is_mariadb(), has_checksum, options);
+        Ok(Self { config: config.clone(), session, reader, charsets, identity, heard: tokio::time::Instant::now() })
+    }
+
+    /// Asks the catalog about a table whose shape the log shows otherwise. Safe to cancel: it is asked for again.
+    async fn look_at(&mut self, name: &TableName) -> Result<()> {
+        let mut catalog = Connection::connect(&self.config).await?;
+        for charset in charsets_of(&self.reader.tables()) {
+            self.charsets.learn(&mut catalog, &charset).await?;
+        }
+        let generated = discover::generated_columns(&mut catalog, name).await?;
+        self.reader.note_generated(name, generated);
+        Ok(())
+    }
+
+    /// Takes everything that has been received, until there is enough.
+    async fn take(&mut self, budget: &Budget) -> Result<bool> {
+        loop {
+            if let Some(table) = self.reader.unresolved().cloned() {
+                self.look_at(&table).await?;
+                self.reader.resolve(&self.charsets)?;
+            }
+            if self.reader.is_full(budget) {
+                return Ok(true);
+            }
+            let has_packet = self.session.packet_at_hand()?;
+            if !has_packet {
+                return Ok(false);
+            }
+            let body = self.session.body().map_err(log_error)?;
+            if body.first() == Some(&0xfe) && body.len() < 9 {
+                return Err(Error::new(Kind::Connection, "reading the binary log").with("the server ended it"));
+            }
+            let event = body.get(1..).unwrap_or_default();
+            if self.reader.event(event, &self.charsets)? == Taken::Unresolved {
+                continue;
+            }
+        }
+    }
+}
+
+/// The server cannot read its log on, or from there.
+fn log_error(error: Error) -> Error {
+    if code(&error) != Some(1236) {
+        return error;
+    }
+    let said = error.to_string();
+    let kind = if said.contains("same server_uuid/server_id") { Kind::LogBusy } else { Kind::LogLost };
+    let fix = match kind {
+        Kind::LogBusy => "give each reader a number of its own: server-id in the endpoint's section",
+        _ => "see that binary logs are kept long enough (binlog_expire_logs_seconds), then: millrace reload TASK",
+    };
+    Error { kind, doing: "reading the binary log".into(), ..error }.fix(fix)
+}
+
+fn charsets_of(tables: &[Arc<Table>]) -> BTreeSet<String> {
+    let columns = tables.iter().flat_map(|table| &table.columns);
+    let charset = |ty| match ty {
+        SqlType::Text(charset) => Some(charset.to_string()),
+        _ => None,
+    };
+    columns.filter_map(|column| charset(SqlType::parse(&column.source_type)?)).collect()
+}
+
+#[async_trait]
+impl Log for MysqlLog {
+    async fn pull(&mut self, budget: Budget) -> Result<Changes> {
+        let deadline = tokio::time::Instant::now() + budget.wait;
+        while !self.take(&budget).await? && !self.reader.is_ready() {
+            match tokio::time::timeout_at(deadline, self.session.receive()).await {
+                Ok(received) => {
+                    received?;
+                    self.heard = tokio::time::Instant::now();
+                }
+                Err(_) if self.heard.elapsed() > SILENCE_MAX => {
+                    let said = format!("the server was silent for {} s", SILENCE_MAX.as_secs());
+                    return Err(Error::new(Kind::Connection, "reading the binary log").with(said));
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(self.reader.hand_out())
+    }
+
+    fn identity(&self) -> Option<&Identity> {
+        Some(&self.identity)
+    }
+
+    async fn confirm(&mut self, _: Durable<Position>) -> Result<()> {
+        // The server keeps its files by age and by size, whoever reads them.
+        fail::fail_point!("mysql-log-before-confirm");
+        Ok(())
+    }
+
+    fn add_table(&mut self, table: Arc<Table>) {
+        self.reader.add_table(table, true);
+    }
+
+    fn settle_table(&mut self, table: Arc<Table>) {
+        self.reader.add_table(table, false);
+    }
+
+    fn remove_table(&mut self, table: &TableName) {
+        self.reader.remove_table(table);
+    }
+}

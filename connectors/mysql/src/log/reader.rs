@@ -1,0 +1,469 @@
+//! Which event belongs to what: files, transactions, tables; and the changes that are to be handed out.
+
+use std::{collections::HashMap, sync::Arc};
+
+use millrace_core::{Change, Changes, Ddl, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
+
+use super::{
+    LogOptions,
+    captured::{Captured, Mapping, Transaction},
+    ddl::{self, Effect},
+    events::{self, Query, RowsEvent, TableMap, kind},
+};
+use crate::{
+    server::Place,
+    types::charset::Charsets,
+    wire::{
+        Malformed,
+        binlog_dump::{EventHeader, FLAG_ARTIFICIAL, FLAG_IGNORABLE, HEADER_BYTES, event},
+    },
+};
+
+/// Inside a transaction so many times the budget is collected before a part of it is handed out.
+const INSIDE_TRANSACTION: usize = 4;
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It is done with.
+    Done,
+    /// The catalog is to be asked first.
+    Unresolved,
+}
+
+/// What the events so far have come to.
+#[derive(Debug)]
+pub struct Reader {
+    options: LogOptions,
+    mariadb: bool,
+    /// Of the file that is being read.
+    has_checksum: bool,
+    /// Where the next event begins.
+    place: Place,
+    /// A new file was named, and its head has not come.
+    between_files: bool,
+    /// Where the last transaction ended. A snapshot's place stays behind where files follow each other without any.
+    committed: Position,
+    transaction: Option<Transaction>,
+    /// The transaction ends with its only statement.
+    standalone: bool,
+    tables: HashMap<TableName, Captured>,
+    /// By the log's number, for the statement that is being read.
+    mapped: HashMap<u64, (TableName, Arc<Mapping>)>,
+    /// The captured tables' TABLE_MAP_EVENTs of the transaction that is being read, by number.
+    maps: HashMap<u64, (TableName, Arc<[u8]>)>,
+    /// A TABLE_MAP_EVENT whose table the catalog is to be asked about.
+    unresolved: Option<(TableName, u64, Arc<[u8]>)>,
+    items: Vec<Change>,
+    rows: usize,
+    bytes: usize,
+    newest_commit_us: Option<i64>,
+    look_again: bool,
+}
+
+impl Reader {
+    /// Begins at a place between two transactions.
+    pub fn new(tables: &[Arc<Table>], place: Place, mariadb: bool, has_checksum: bool, options: LogOptions) -> Self {
+        let captured = |table: &Arc<Table>| {
+            let captured = Captured::new(table.clone(), false, &options.values, options.value_bytes_max);
+            (table.name.clone(), captured)
+        };
+        Self {
+            tables: tables.iter().map(captured).collect(),
+            options,
+            mariadb,
+            has_checksum,
+            place,
+            between_files: false,
+            committed: Position::default(),
+            transaction: None,
+            standalone: false,
+            mapped: HashMap::new(),
+            maps: HashMap::new(),
+            unresolved: None,
+            items: vec![],
+            rows: 0,
+            bytes: 0,
+            newest_commit_us: None,
+            look_again: false,
+        }
+    }
+
+    /// The shapes of all tables.
+    pub fn tables(&self) -> Vec<Arc<Table>> {
+        self.tables.values().map(|captured| captured.table.clone()).collect()
+    }
+
+    /// Takes a table from here on; while it is `adopting`, rows of another shape are of before its load.
+    pub fn add_table(&mut self, table: Arc<Table>, adopting: bool) {
+        if let Some(mut captured) = self.tables.remove(&table.name) {
+            captured.close(&mut self.items);
+        }
+        if adopting {
+            let read = if self.transaction.is_some() { self.place.position() } else { self.committed };
+            self.options.loads.note_read(read);
+        }
+        let captured = Captured::new(table.clone(), adopting, &self.options.values, self.options.value_bytes_max);
+        self.tables.insert(table.name.clone(), captured);
+        self.mapped.retain(|_, (name, _)| *name != table.name);
+        // Its rows may follow an event that came before this.
+        let map = self.maps.iter().find(|(_, (name, _))| *name == table.name);
+        if let Some((id, (name, bytes))) = map {
+            self.unresolved = Some((name.clone(), *id, bytes.clone()));
+        }
+    }
+
+    /// Leaves a table out from here on.
+    pub fn remove_table(&mut self, table: &TableName) {
+        self.tables.remove(table);
+        self.mapped.retain(|_, (name, _)| name != table);
+    }
+
+    /// The table that the catalog is to be asked about.
+    pub fn unresolved(&self) -> Option<&TableName> {
+        self.unresolved.as_ref().map(|(name, ..)| name)
+    }
+
+    /// What the catalog said.
+    pub fn note_generated(&mut self, table: &TableName, generated: Vec<String>) {
+        if let Some(captured) = self.tables.get_mut(table) {
+            captured.generated = Some(generated);
+        }
+    }
+
+    /// Whether there are whole transactions to hand out.
+    pub fn is_ready(&self) -> bool {
+        self.transaction.is_none() && (self.rows > 0 || !self.items.is_empty())
+    }
+
+    /// Whether there is enough to hand out.
+    pub fn is_full(&self, budget: &Budget) -> bool {
+        let times = if self.transaction.is_some() { INSIDE_TRANSACTION } else { 1 };
+        self.rows >= budget.rows.saturating_mul(times) || self.bytes >= budget.bytes.saturating_mul(times)
+    }
+
+    /// Everything so far.
+    pub fn hand_out(&mut self) -> Changes {
+        self.tables.values_mut().for_each(|captured| captured.close(&mut self.items));
+        (self.rows, self.bytes) = (0, 0);
+        self.options.loads.note_handed_out(self.committed);
+        let whole = self.transaction.is_none() && self.unresolved.is_none() && !self.between_files;
+        Changes {
+            items: std::mem::take(&mut self.items),
+            upto: whole.then(|| self.place.position()),
+            newest_commit_us: self.newest_commit_us.take(),
+            look_again: std::mem::take(&mut self.look_again),
+            ..Changes::default()
+        }
+    }
+
+    /// Takes one event.
+    pub fn event(&mut self, bytes: &[u8], charsets: &Charsets) -> Result<Taken> {
+        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading the binary log").with(error);
+        let (header, _) = event(bytes).map_err(malformed)?;
+        let bytes = self.verified(&header, bytes)?;
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let start = self.place;
+        let made_up = header.flags & FLAG_ARTIFICIAL != 0 || header.next == 0;
+        if !made_up && header.kind != kind::HEARTBEAT && header.kind != kind::HEARTBEAT_V2 {
+            self.advance(header.next)?;
+        }
+        let taken = match header.kind {
+            kind::FORMAT_DESCRIPTION => self.file_begins(&header, body).map(|()| Taken::Done),
+            kind::ROTATE => self.file_ends(body).map(|()| Taken::Done),
+            kind::TABLE_MAP => self.table_map(body, charsets),
+            kind::QUERY => self.query(&header, start, body).map(|()| Taken::Done),
+            kind::XID => self.end_transaction(&header).map(|()| Taken::Done),
+            kind::MARIADB_GTID if self.mariadb => {
+                let (standalone, two_phases) = events::mariadb_gtid(body).map_err(malformed)?;
+                if two_phases {
+                    return Err(refused("it has a transaction of two phases (XA)"));
+                }
+                self.begin(&header, start);
+                self.standalone = standalone;
+                Ok(Taken::Done)
+            }
+            kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED => {
+                self.begin(&header, start);
+                self.standalone = true;
+                Ok(Taken::Done)
+            }
+            number => match RowsEvent::kind_of(number) {
+                Some(kind) => self.rows_event(kind, body).map(|()| Taken::Done),
+                None => self.other(&header).map(|()| Taken::Done),
+            },
+        };
+        taken.map_err(|error| {
+            let doing = format!("{} (file {}, byte {})", error.doing, start.file, start.offset);
+            Error { doing, ..error }
+        })
+    }
+
+    /// Cuts the checksum off, if there is one and it is right.
+    fn verified<'a>(&self, header: &EventHeader, bytes: &'a [u8]) -> Result<&'a [u8]> {
+        let Some((rest, sum)) = bytes.split_last_chunk::<4>() else { return Ok(bytes) };
+        let is_right = || crc32fast::hash(rest) == u32::from_le_bytes(*sum);
+        // The head of a file has one always; the first event is made up before anything says whether there are any.
+        if header.kind == kind::FORMAT_DESCRIPTION {
+            return Ok(bytes);
+        }
+        let made_up = header.flags & FLAG_ARTIFICIAL != 0 || header.next == 0;
+        match (self.has_checksum || made_up, is_right()) {
+            (false, _) => Ok(bytes),
+            (true, true) => Ok(rest),
+            (true, false) if made_up => Ok(bytes),
+            (true, false) => Err(refused("an event has a wrong checksum")),
+        }
+    }
+
+    /// The next event begins there; the log has the lower 32 bits of it only.
+    fn advance(&mut self, next: u32) -> Result<()> {
+        let upper = self.place.offset & !u64::from(u32::MAX);
+        let mut offset = upper | u64::from(next);
+        if offset < self.place.offset {
+            offset += 1 << 32;
+        }
+        if offset - self.place.offset > 1 << 31 {
+            return Err(refused("it goes back"));
+        }
+        self.place.offset = offset;
+        Ok(())
+    }
+
+    fn file_begins(&mut self, header: &EventHeader, body: &[u8]) -> Result<()> {
+        self.has_checksum = events::has_checksum(body);
+        if self.between_files {
+            self.place.begun = header.timestamp;
+            self.between_files = false;
+        } else if self.place.begun != header.timestamp {
+            let what =
+                "the file of this name was begun at another time: the server began its log anew, or is another one";
+            return Err(Error::new(Kind::SourceChanged, "opening the binary log").with(what));
+        }
+        Ok(())
+    }
+
+    fn file_ends(&mut self, body: &[u8]) -> Result<()> {
+        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading the binary log").with(error);
+        let (offset, name) = events::rotate(body).map_err(malformed)?;
+        let digits = name.rsplit(|&byte| byte == b'.').next().unwrap_or_default();
+        let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+        let number: u32 = number.ok_or_else(|| malformed(Malformed("a file has no number")))?;
+        if number != self.place.file {
+            self.place = Place { file: number, offset, begun: 0 };
+            self.between_files = true;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, header: &EventHeader, start: Place) {
+        let time_us = i64::from(header.timestamp) * 1_000_000;
+        self.transaction = Some(Transaction { commit: start.position().0, time_us, ordinal: 0 });
+        self.mapped.clear();
+        self.maps.clear();
+    }
+
+    fn end_transaction(&mut self, header: &EventHeader) -> Result<()> {
+        if self.transaction.take().is_some() {
+            self.committed = self.place.position();
+            self.newest_commit_us = Some(i64::from(header.timestamp) * 1_000_000);
+        }
+        self.mapped.clear();
+        self.maps.clear();
+        Ok(())
+    }
+
+    fn query(&mut self, header: &EventHeader, start: Place, body: &[u8]) -> Result<()> {
+        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a statement in the log").with(error);
+        let query = Query::parse(body).map_err(malformed)?;
+        let sql = String::from_utf8_lossy(query.sql);
+        let word: String = sql.trim_start().chars().take_while(|c| c.is_ascii_alphabetic()).collect();
+        match word.to_ascii_uppercase().as_str() {
+            "BEGIN" => {
+                if self.transaction.is_none() {
+                    self.begin(header, start);
+                }
+                self.standalone = false;
+                return Ok(());
+            }
+            "COMMIT" => return self.end_transaction(header),
+            // Its tables cannot take anything back, or there would be nothing of it in the log.
+            "ROLLBACK" if sql.trim().len() == "ROLLBACK".len() => return self.end_transaction(header),
+            "XA" => return Err(refused("it has a transaction of two phases (XA)")),
+            _ => {}
+        }
+        if self.transaction.is_none() {
+            self.begin(header, start);
+            self.standalone = true;
+        }
+        let effects = ddl::effects(&sql, &String::from_utf8_lossy(query.schema));
+        for effect in effects {
+            self.apply(effect)?;
+        }
+        if self.standalone { self.end_transaction(header) } else { Ok(()) }
+    }
+
+    fn apply(&mut self, effect: Effect) -> Result<()> {
+        match effect {
+            Effect::Truncated(name) if self.tables.contains_key(&name) => {
+                let order = self.next_order()?;
+                self.close(&name);
+                self.items.push(Change::Truncate { tables: vec![name], order });
+                Ok(())
+            }
+            Effect::Altered(name) => self.unsupported(&name, "its columns or values were altered".into()),
+            Effect::Replaced(name) => {
+                self.look_again |= !self.tables.contains_key(&name);
+                self.unsupported(&name, "it was dropped, renamed or made anew at the source".into())
+            }
+            Effect::Dropped(schema) => {
+                let names: Vec<TableName> = self.tables.keys().filter(|name| name.schema == schema).cloned().collect();
+                names.iter().try_for_each(|name| self.unsupported(name, "its database was dropped at the source".into()))
+            }
+            Effect::Truncated(_) => Ok(()),
+            Effect::Rows => Err(Error::new(Kind::LogLost, "reading the binary log")
+                .with("it has a change as a statement instead of its rows")
+                .fix(
+                    "SET GLOBAL binlog_format = 'ROW'; end the sessions that set another one; then: millrace reload TASK",
+                )),
+            Effect::PartTakenBack => Err(refused("a part of a transaction was taken back that the log has all the same")),
+        }
+    }
+
+    fn next_order(&mut self) -> Result<Order> {
+        match &mut self.transaction {
+            Some(transaction) => transaction.next(),
+            None => Err(refused("a change stands outside of a transaction")),
+        }
+    }
+
+    fn close(&mut self, table: &TableName) {
+        if let Some(captured) = self.tables.get_mut(table) {
+            captured.close(&mut self.items);
+        }
+    }
+
+    /// The table changed in a way that is not applied: it is loaded anew. What lies before the position of a load that is
+    /// under way does not concern it.
+    fn unsupported(&mut self, name: &TableName, what: String) -> Result<()> {
+        let order = self.next_order()?;
+        let loaded_from = self.options.loads.get(name);
+        let Some(captured) = self.tables.get_mut(name) else { return Ok(()) };
+        captured.forget();
+        let before_load = loaded_from.is_some_and(|position| position.covers(order.commit));
+        if captured.suspended || before_load || (captured.adopting && loaded_from.is_none()) {
+            return Ok(());
+        }
+        captured.suspended = true;
+        self.close(name);
+        self.items.push(Change::Ddl(Ddl::Unsupported { table: name.clone(), what, order }));
+        Ok(())
+    }
+
+    fn table_map(&mut self, body: &[u8], charsets: &Charsets) -> Result<Taken> {
+        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
+        let (id, _, rest) = events::table_id(body).map_err(malformed)?;
+        self.mapped.remove(&id);
+        self.maps.remove(&id);
+        let (schema, table, _) = events::table_name(rest).map_err(malformed)?;
+        let (Ok(schema), Ok(table)) = (std::str::from_utf8(schema), std::str::from_utf8(table)) else {
+            return Ok(Taken::Done);
+        };
+        let name = TableName::new(schema, table);
+        let Some(captured) = self.tables.get_mut(&name) else { return Ok(Taken::Done) };
+        if let Some((bytes, mapping)) = captured.known(rest) {
+            self.maps.insert(id, (name.clone(), bytes));
+            self.mapped.insert(id, (name, mapping));
+            return Ok(Taken::Done);
+        }
+        let bytes: Arc<[u8]> = rest.into();
+        self.maps.insert(id, (name.clone(), bytes.clone()));
+        self.unresolved = Some((name, id, bytes));
+        let has_catalog = captured.generated.is_some();
+        if has_catalog || self.try_map(charsets)? {
+            self.resolve(charsets)?;
+            return Ok(Taken::Done);
+        }
+        Ok(Taken::Unresolved)
+    }
+
+    /// Whether the table's shape is as we know it, so that the catalog need not be asked.
+    fn try_map(&mut self, charsets: &Charsets) -> Result<bool> {
+        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
+        let Some((name, _, bytes)) = &self.unresolved else { return Ok(true) };
+        let map = TableMap::parse(bytes).map_err(malformed)?;
+        let Some(captured) = self.tables.get_mut(name) else { return Ok(true) };
+        Ok(captured.map(bytes, &map, charsets).is_ok())
+    }
+
+    /// Goes on with the table that the catalog was asked about.
+    pub fn resolve(&mut self, charsets: &Charsets) -> Result<()> {
+        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
+        let Some((name, id, bytes)) = self.unresolved.take() else { return Ok(()) };
+        let map = TableMap::parse(&bytes).map_err(malformed)?;
+        let Some(captured) = self.tables.get_mut(&name) else { return Ok(()) };
+        match captured.map(&bytes, &map, charsets) {
+            Ok(mapping) => {
+                self.mapped.insert(id, (name, mapping));
+                Ok(())
+            }
+            Err(what) => self.unsupported(&name, what),
+        }
+    }
+
+    fn rows_event(&mut self, rows: (events::RowsKind, u8), body: &[u8]) -> Result<()> {
+        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading rows in the log").with(error);
+        let (id, _, rest) = events::table_id(body).map_err(malformed)?;
+        let Some((name, mapping)) = self.mapped.get(&id) else { return Ok(()) };
+        let (Some(captured), Some(transaction)) = (self.tables.get_mut(name), &mut self.transaction) else {
+            return Ok(());
+        };
+        if captured.suspended {
+            return Ok(());
+        }
+        let event = RowsEvent::parse(rows, rest).map_err(malformed)?;
+        let before = transaction.ordinal;
+        self.bytes += captured.take(transaction, mapping, event)?;
+        self.rows += (transaction.ordinal - before) as usize;
+        if captured.is_full() {
+            captured.close(&mut self.items);
+        }
+        Ok(())
+    }
+
+    /// Events that concern nobody here, and those that must not be passed over.
+    fn other(&self, header: &EventHeader) -> Result<()> {
+        match header.kind {
+            kind::STOP
+            | kind::INTVAR
+            | kind::RAND
+            | kind::USER_VAR
+            | kind::HEARTBEAT
+            | kind::HEARTBEAT_V2
+            | kind::IGNORABLE
+            | kind::ROWS_QUERY
+            | kind::PREVIOUS_GTIDS
+            | kind::TRANSACTION_CONTEXT
+            | kind::VIEW_CHANGE
+            | kind::MARIADB_ANNOTATE
+            | kind::MARIADB_CHECKPOINT
+            | kind::MARIADB_GTID_LIST
+            | kind::MARIADB_START_ENCRYPTION => Ok(()),
+            17 | 18 => Err(refused("it has LOAD DATA as a statement instead of its rows")),
+            26 => Err(refused("the server notes an incident: changes are missing from its log")),
+            38 => Err(refused("it has a transaction of two phases (XA)")),
+            39 => Err(refused("it has parts of JSON values (binlog_row_value_options)")),
+            40 => Err(refused("it has compressed transactions (binlog_transaction_compression)")),
+            165..=171 => Err(refused("it has compressed events (log_bin_compress)")),
+            _ if header.flags & FLAG_IGNORABLE != 0 => Ok(()),
+            kind => Err(refused(&format!("it has an event of a kind that is not known ({kind})"))),
+        }
+    }
+}
+
+/// Something stands in the log that is not read: what it changed is unknown, so everything is to be loaded anew.
+fn refused(what: &str) -> Error {
+    Error::new(Kind::LogLost, "reading the binary log").with(what.to_string()).fix(
+        "see the runbook of MySQL and MariaDB for what is not read, then load everything anew: millrace reload TASK",
+    )
+}

@@ -1,0 +1,149 @@
+//! Values that the log did not send, read anew by key (`binlog_row_image` MINIMAL and NOBLOB).
+
+use std::time::Duration;
+
+use millrace_core::{
+    ColumnType, ColumnVec, Columns, Error, Kind, Position, Result, Table, Values, error::Context, source::Lookup,
+};
+
+use crate::{
+    Options,
+    discover::{quote_literal, quote_name, quote_table},
+    server::Place,
+    snapshot::begin_with_place,
+    types::{self, text, value::Value},
+    wire::{Connection, Reader},
+};
+
+/// Keys of one statement.
+const KEYS_AT_ONCE: usize = 500;
+
+/// While a snapshot does not have yet what the log has handed out.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Opens a snapshot in which everything that the log has handed out is visible: a transaction is in the log a moment before
+/// its engine shows it.
+pub async fn wait_until_visible(session: &mut Connection, handed_out: Position) -> Result<()> {
+    if !session.is_mariadb() {
+        return Err(Error::new(Kind::SourceSetup, "looking unchanged values up")
+            .with("the log has only a part of a row, and the server does not tell what a snapshot has")
+            .fix("SET GLOBAL binlog_row_image = 'FULL'; and end the sessions that set another one"));
+    }
+    let wanted = Place::of(handed_out);
+    loop {
+        let (file, offset) = begin_with_place(session).await?;
+        let number = file.rsplit('.').next().and_then(|digits| digits.parse::<u32>().ok()).unwrap_or_default();
+        if (number, offset) >= (wanted.file, wanted.offset) {
+            return Ok(());
+        }
+        session.execute("COMMIT").await?;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Reads columns of rows by key.
+pub async fn read(
+    session: &mut Connection,
+    table: &Table,
+    keys: &Columns,
+    columns: &[usize],
+    options: &Options,
+) -> Result<Lookup> {
+    let doing = || format!("looking unchanged values of {} up", table.name);
+    let all_types = types::of_table(table).ok_or_else(|| Error::new(Kind::SchemaChange, doing()))?;
+    let policies = types::policies(&options.values, table);
+    let wanted = columns.iter().map(|&index| &table.columns[index].ty);
+    let mut answer = Lookup { found: vec![], columns: Columns::new(wanted), rejected: vec![] };
+    let selected: Vec<String> =
+        columns.iter().map(|&index| all_types[index].selected(&quote_name(&table.columns[index].name))).collect();
+    for first in (0..keys.rows()).step_by(KEYS_AT_ONCE) {
+        let rows = first..(first + KEYS_AT_ONCE).min(keys.rows());
+        let one = |row: usize| {
+            let conditions = table.key.iter().enumerate().map(|(place, &index)| {
+                let name = quote_name(&table.columns[index].name);
+                let key = match keys.exact(row, place) {
+                    Some(text) => quote_literal(text),
+                    None => literal(&keys.columns()[place], row),
+                };
+                format!("{name} = {key}")
+            });
+            let condition = conditions.collect::<Vec<_>>().join(" AND ");
+            format!("(SELECT {row}, {} FROM {} WHERE {condition})", selected.join(", "), quote_table(&table.name))
+        };
+        let sql = rows.map(one).collect::<Vec<_>>().join(" UNION ALL ") + " ORDER BY 1";
+        session.rows(&sql).await.map_err(|error| Error { doing: doing(), ..error })?;
+        while let Some(row) = session.next_row().await? {
+            let mut reader = Reader::new(row);
+            let number = reader.cell().context(Kind::Protocol, doing)?.unwrap_or_default();
+            let number: u32 = std::str::from_utf8(number).ok().and_then(|n| n.parse().ok()).unwrap_or_default();
+            let mut refused = None;
+            for (place, &index) in columns.iter().enumerate() {
+                match reader.cell().context(Kind::Protocol, doing)? {
+                    None => answer.columns.column_mut(place).push_null(),
+                    Some(bytes) => {
+                        let pushed = text::decode(&all_types[index], bytes)
+                            .and_then(|value| value.push(place, policies[index], &mut answer.columns));
+                        if let Err(reason) = pushed {
+                            refused = Some(format!("column {:?}: {reason}", table.columns[index].name));
+                            break;
+                        }
+                    }
+                }
+            }
+            match refused {
+                Some(reason) => {
+                    answer.columns.abort_row();
+                    answer.rejected.push((number, reason));
+                }
+                None => {
+                    answer.columns.end_row();
+                    answer.found.push(number);
+                }
+            }
+        }
+    }
+    Ok(answer)
+}
+
+/// A value as SQL takes it in a comparison with its column.
+fn literal(column: &ColumnVec, row: usize) -> String {
+    let printed = |value: Value<'_>| {
+        let mut text = String::new();
+        value.print(&mut text);
+        quote_literal(&text)
+    };
+    match (column.ty(), column.values()) {
+        (ColumnType::Date, Values::Int32(days)) => printed(Value::Date(days[row])),
+        (ColumnType::Timestamp | ColumnType::TimestampTz, Values::Int64(micros)) => {
+            printed(Value::Moment(micros[row], 6))
+        }
+        (ColumnType::Time, Values::Int64(micros)) => printed(Value::Time(micros[row], 6)),
+        (ColumnType::Binary, _) => {
+            let bytes = column.bytes(row).unwrap_or_default();
+            format!("x'{}'", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+        }
+        (ColumnType::Text, _) => quote_literal(&column.cell_text(row).unwrap_or_default()),
+        // Numbers, and `true`: in quotes they would be compared as floats.
+        _ => column.cell_text(row).unwrap_or_else(|| "NULL".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_written_as_the_server_reads_them() {
+        let of = |ty: ColumnType, push: &dyn Fn(&mut ColumnVec)| {
+            let mut column = ColumnVec::new(&ty);
+            push(&mut column);
+            literal(&column, 0)
+        };
+        assert_eq!(of(ColumnType::Timestamp, &|c| c.push_i64(1_500_000)), "'1970-01-01 00:00:01.500000'");
+        assert_eq!(of(ColumnType::Date, &|c| c.push_i32(1)), "'1970-01-02'");
+        assert_eq!(of(ColumnType::Text, &|c| c.push_str("it's")), "'it''s'");
+        assert_eq!(of(ColumnType::Binary, &|c| c.push_bytes(&[0, 255])), "x'00ff'");
+        assert_eq!(of(ColumnType::Int64, &|c| c.push_i64(-5)), "-5");
+        assert_eq!(of(ColumnType::Boolean, &|c| c.push_bool(true)), "true");
+    }
+}

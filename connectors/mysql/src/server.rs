@@ -1,0 +1,180 @@
+//! A server's binary log as a whole: which of the two systems it is, its files, and places in them.
+
+use millrace_core::{Error, Kind, Position, Result, error::Context, source::Identity};
+
+use crate::{
+    MysqlConfig,
+    wire::{Connection, binlog_dump},
+};
+
+/// Where the events of a file begin, behind its magic number.
+pub const FILE_START: u64 = 4;
+/// FORMAT_DESCRIPTION_EVENT.
+pub const FORMAT_DESCRIPTION: u8 = 15;
+/// ROTATE_EVENT.
+pub const ROTATE: u8 = 4;
+
+/// A place in the binary log. As a [`Position`] it has, from its highest bit below the history's number on: 8 bits that are
+/// zero, 32 of the file's number, 40 of the byte in the file, and 32 of when the file was begun.
+///
+/// The last tells nothing of the order, because all places in one file have the same; but after `RESET MASTER`, or on
+/// another server, a file of the same number was begun at another time, and a place in the old one is not taken for one in
+/// the new one. An [`millrace_core::Order::commit`] is the place where the transaction's first event begins: transactions
+/// do not mix in a binary log, so their beginnings are in the order of their commits, and are known before their rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Number of the file: what stands behind the dot.
+    pub file: u32,
+    /// Byte in the file.
+    pub offset: u64,
+    /// When the file was begun, in seconds since 1970-01-01 UTC by the server's clock.
+    pub begun: u32,
+}
+
+const OFFSET_BITS: u32 = 40;
+
+impl Place {
+    /// As the daemon keeps it.
+    pub fn position(self) -> Position {
+        let offset = self.offset & ((1 << OFFSET_BITS) - 1);
+        Position(u128::from(self.file) << 72 | u128::from(offset) << 32 | u128::from(self.begun))
+    }
+
+    /// Reads what [`Self::position`] made.
+    pub fn of(position: Position) -> Self {
+        let offset = (position.0 >> 32) as u64 & ((1 << OFFSET_BITS) - 1);
+        Self { file: (position.0 >> 72) as u32, offset, begun: position.0 as u32 }
+    }
+}
+
+/// A file of the binary log, as `SHOW BINARY LOGS` lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFile {
+    /// What stands before the dot.
+    pub base: String,
+    /// What stands behind it.
+    pub number: u32,
+    /// As text: it has at least six digits.
+    pub digits: String,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+impl LogFile {
+    /// Its whole name.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.base, self.digits)
+    }
+
+    fn parse(name: &str, bytes: u64) -> Option<Self> {
+        let (base, digits) = name.rsplit_once('.')?;
+        Some(Self { base: base.into(), number: digits.parse().ok()?, digits: digits.into(), bytes })
+    }
+}
+
+/// The files that the server has, oldest first.
+pub async fn log_files(connection: &mut Connection) -> Result<Vec<LogFile>> {
+    let rows = connection.query("SHOW BINARY LOGS").await.map_err(|error| match crate::wire::code(&error) {
+        // ER_NO_BINARY_LOGGING
+        Some(1381) => Error { kind: Kind::SourceSetup, ..error }.fix("set log_bin in the server's configuration"),
+        _ => error,
+    })?;
+    let file = |row: &Vec<Option<String>>| {
+        let [Some(name), Some(bytes), ..] = row.as_slice() else { return None };
+        LogFile::parse(name, bytes.parse().ok()?)
+    };
+    Ok(rows.iter().filter_map(file).collect())
+}
+
+/// The file of this number.
+pub fn find(files: &[LogFile], number: u32) -> Option<&LogFile> {
+    files.iter().find(|file| file.number == number)
+}
+
+/// The place where the server writes next, between two transactions.
+pub async fn end(config: &MysqlConfig, connection: &mut Connection) -> Result<Place> {
+    let doing = || "asking where the binary log ends";
+    // MySQL 8.2 renamed it, and 8.4 forgot the old name.
+    let rows = match connection.query("SHOW MASTER STATUS").await {
+        Err(error) if crate::wire::code(&error) == Some(1064) => connection.query("SHOW BINARY LOG STATUS").await?,
+        rows => rows?,
+    };
+    let Some([Some(name), Some(offset), ..]) = rows.first().map(Vec::as_slice) else {
+        return Err(Error::new(Kind::SourceSetup, doing())
+            .with("the server writes none")
+            .fix("set log_bin in the server's configuration"));
+    };
+    place(config, name, offset.parse().context(Kind::Protocol, doing)?).await
+}
+
+/// A place in a file of which only the name is known.
+pub async fn place(config: &MysqlConfig, name: &str, offset: u64) -> Result<Place> {
+    let doing = || format!("reading the head of the binary log {name:?}");
+    let file = LogFile::parse(name, 0).ok_or_else(|| Error::new(Kind::Protocol, doing()))?;
+    let mut session = Connection::connect(config).await?;
+    prepare_dump(&mut session).await?;
+    // A number of its own: the server ends an older reader of the same number.
+    let server_id = 0x2000_0000 | (session.thread_id() & 0x0fff_ffff);
+    session.dump(server_id, name, FILE_START as u32).await?;
+    loop {
+        let packet = session.packet().await?;
+        let event = packet.get(1..).unwrap_or_default();
+        let (header, _) = binlog_dump::event(event).context(Kind::Protocol, doing)?;
+        if header.kind == FORMAT_DESCRIPTION {
+            return Ok(Place { file: file.number, offset, begun: header.timestamp });
+        }
+    }
+}
+
+/// What a session says before it asks for the log: it understands checksums and MariaDB's own events, and wants a sign of
+/// life every ten seconds, which also tells where the log ends.
+pub async fn prepare_dump(session: &mut Connection) -> Result<()> {
+    session.execute("SET @master_binlog_checksum = @@global.binlog_checksum").await?;
+    session.execute("SET @source_binlog_checksum = @@global.binlog_checksum").await?;
+    session.execute("SET @master_heartbeat_period = 10000000000, @source_heartbeat_period = 10000000000").await?;
+    session.execute("SET @mariadb_slave_capability = 4").await
+}
+
+/// Who answers.
+pub async fn identity(connection: &mut Connection, database: &str) -> Result<Identity> {
+    let own = if connection.is_mariadb() { "server_uid" } else { "server_uuid" };
+    let sql = format!("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('{own}', 'server_id', 'hostname', 'port')");
+    let rows = connection.query(&sql).await?;
+    let value = |name: &str| {
+        let row = rows.iter().find(|row| row.first().and_then(Option::as_deref) == Some(name));
+        row.and_then(|row| row.get(1)?.clone())
+    };
+    // Servers before 10.5.26 and its contemporaries have no number of their own.
+    let fallback = || ["server_id", "hostname", "port"].map(|name| value(name).unwrap_or_default()).join("/");
+    let system = value(own).filter(|uid| !uid.is_empty()).unwrap_or_else(fallback);
+    let product = if connection.is_mariadb() { "MariaDB" } else { "MySQL" };
+    let server = format!("{product} {}", connection.server_version());
+    Ok(Identity { system, timeline: 0, database: database.into(), server, started: String::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn files_are_in_the_order_of_their_numbers() {
+        let file = |name: &str| LogFile::parse(name, 0).unwrap();
+        assert!(file("db.example.999999").number < file("db.example.1000000").number);
+        assert_eq!(file("db.example.000007").name(), "db.example.000007");
+        assert_eq!(LogFile::parse("binlog.index", 0), None);
+    }
+
+    proptest! {
+        #[test]
+        fn places_round_trip_and_keep_their_order(
+            (a, b) in ((any::<u32>(), 0..1_u64 << 40), (any::<u32>(), 0..1_u64 << 40)), begun: u32,
+        ) {
+            let place = |(file, offset)| Place { file, offset, begun };
+            prop_assert_eq!(Place::of(place(a).position()), place(a));
+            prop_assert_eq!(place(a).position() < place(b).position(), a < b);
+            prop_assert_eq!(place(a).position().history(), 0);
+        }
+    }
+}

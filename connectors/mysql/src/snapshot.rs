@@ -1,0 +1,151 @@
+//! A consistent view of all data at an exact position, and one table in it.
+//!
+//! MariaDB tells the place in its binary log that belongs to a snapshot (`binlog_snapshot_file`, `binlog_snapshot_position`;
+//! Knowledge Base, "START TRANSACTION"). MySQL does not: there the snapshot is taken while nobody can commit, under FLUSH
+//! TABLES WITH READ LOCK, which is held for that moment only. A place that is asked for beside a snapshot is not exact: a
+//! transaction is in the binary log before its engine shows it.
+//!
+//! The exact snapshot belongs to one session, and a server gives it to no other. Tables without a key are read in it, one
+//! after the other. Those with a key are read in snapshots of their own, taken later: what happened in between is in their
+//! rows already, comes once more from the log, and the newest order of each key is right either way.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use millrace_core::{
+    Error, Kind, Position, Result, TableName,
+    error::Context,
+    source::{LoadPlan, Snapshot, TableLoad},
+};
+use tokio::sync::Mutex;
+
+use crate::{
+    Shared, discover,
+    load::{self, MysqlLoad},
+    server,
+    wire::{Connection, code},
+};
+
+/// Opens a transaction in a snapshot of now.
+pub const BEGIN: &str = "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
+/// MariaDB takes no second word behind it before 10.6, and READ ONLY may stand alone.
+const BEGIN_MARIADB: &str = "START TRANSACTION WITH CONSISTENT SNAPSHOT";
+
+/// A snapshot that is held open.
+#[derive(Debug)]
+pub struct MysqlSnapshot {
+    shared: Arc<Shared>,
+    position: Position,
+    exact: bool,
+    /// Its session; who reads in it has it alone.
+    session: Arc<Mutex<Connection>>,
+}
+
+/// Opens a transaction of our own in a snapshot of now.
+pub async fn begin(session: &mut Connection) -> Result<()> {
+    session.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
+    session.execute(if session.is_mariadb() { BEGIN_MARIADB } else { BEGIN }).await
+}
+
+/// Opens a transaction in a snapshot of now, at a server that tells the snapshot's place in its log: file and byte.
+pub async fn begin_with_place(session: &mut Connection) -> Result<(String, u64)> {
+    begin(session).await?;
+    let rows = session.query("SHOW STATUS LIKE 'binlog_snapshot_%'").await?;
+    let value = |name: &str| {
+        let row = rows
+            .iter()
+            .find(|row| row.first().and_then(Option::as_deref).is_some_and(|own| own.eq_ignore_ascii_case(name)));
+        row.and_then(|row| row.get(1)?.clone()).filter(|value| !value.is_empty())
+    };
+    let (file, offset) = (value("binlog_snapshot_file"), value("binlog_snapshot_position"));
+    let (Some(file), Some(offset)) = (file, offset) else {
+        return Err(Error::new(Kind::SourceSetup, "taking a snapshot")
+            .with("the server does not tell the snapshot's place in its binary log")
+            .fix("set log_bin in the server's configuration"));
+    };
+    let offset = offset.parse().context(Kind::Protocol, || "taking a snapshot")?;
+    Ok((file, offset))
+}
+
+impl MysqlSnapshot {
+    /// Takes a snapshot; `exact` as in [`millrace_core::source::Source::snapshot`].
+    pub async fn take(shared: Arc<Shared>, exact: bool) -> Result<Self> {
+        let mut session = Connection::connect(&shared.config).await?;
+        let position = match (exact, session.is_mariadb()) {
+            (false, _) => {
+                begin(&mut session).await?;
+                Position::default()
+            }
+            (true, true) => Self::begin_mariadb(&shared, &mut session).await?,
+            (true, false) => Self::begin_mysql(&shared, &mut session).await?,
+        };
+        if exact && position < shared.loads.snapshot_min() {
+            let said = "the log was read further than the snapshot goes";
+            return Err(Error::new(Kind::SnapshotStale, "taking a snapshot").with(said));
+        }
+        tracing::info!(%position, exact, "snapshot was taken");
+        Ok(Self { shared, position, exact, session: Arc::new(Mutex::new(session)) })
+    }
+
+    async fn begin_mariadb(shared: &Shared, session: &mut Connection) -> Result<Position> {
+        let (file, offset) = begin_with_place(session).await?;
+        Ok(server::place(&shared.config, &file, offset).await?.position())
+    }
+
+    async fn begin_mysql(shared: &Shared, session: &mut Connection) -> Result<Position> {
+        let mut lock = Connection::connect(&shared.config).await?;
+        // Statements that run for long keep the lock from being taken, and everybody behind it.
+        lock.execute("SET SESSION lock_wait_timeout = 10").await?;
+        lock.execute("FLUSH TABLES WITH READ LOCK").await?;
+        begin(session).await?;
+        let place = server::end(&shared.config, &mut lock).await?;
+        lock.execute("UNLOCK TABLES").await?;
+        Ok(place.position())
+    }
+}
+
+#[async_trait]
+impl Snapshot for MysqlSnapshot {
+    fn position(&self) -> Position {
+        self.position
+    }
+
+    async fn open(
+        &self,
+        table: &TableName,
+        segments_wanted: usize,
+        previous: Option<&LoadPlan>,
+    ) -> Result<Box<dyn TableLoad>> {
+        let doing = || format!("opening table {table} for its load");
+        let mut lock = Connection::connect(&self.shared.config).await?;
+        begin(&mut lock).await?;
+        // A read locks the table's shape to the end of the transaction.
+        let locking = lock.query(&format!("SELECT 1 FROM {} LIMIT 1", discover::quote_table(table))).await;
+        locking.map_err(|error| match code(&error) {
+            Some(1146) => Error { kind: Kind::TableMissing, doing: doing(), ..error },
+            _ => Error { doing: doing(), ..error },
+        })?;
+        let mut catalog = Connection::connect(&self.shared.config).await?;
+        let found = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop();
+        let mut shape = found.ok_or_else(|| Error::new(Kind::TableMissing, doing()))?.known()?;
+        crate::types::retype(&self.shared.options.values, &mut shape);
+        if self.exact {
+            self.shared.loads.note(table, self.position);
+        }
+        let resumable = previous.filter(|_| self.exact && shape.is_keyed());
+        let plan = match resumable {
+            Some(plan) => plan.clone(),
+            None => load::divide(&mut lock, &shape, segments_wanted).await?,
+        };
+        let session = (!self.exact || !shape.is_keyed()).then(|| self.session.clone());
+        Ok(Box::new(MysqlLoad::new(
+            self.shared.clone(),
+            self.position,
+            shape,
+            plan,
+            resumable.is_some(),
+            session,
+            lock,
+        )))
+    }
+}

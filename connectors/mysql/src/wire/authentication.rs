@@ -1,0 +1,120 @@
+//! How a password is proved (manual, "Authentication Method"): `mysql_native_password`, `caching_sha2_password`, and in
+//! the clear, where the connection is encrypted or does not leave the machine.
+
+use millrace_core::{Error, Kind, Result};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use super::connection::Connection;
+
+/// A method of which the server names the plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Native,
+    CachingSha2,
+    Clear,
+}
+
+impl Method {
+    fn of(plugin: &str) -> Option<Self> {
+        match plugin {
+            "mysql_native_password" => Some(Self::Native),
+            "caching_sha2_password" => Some(Self::CachingSha2),
+            "mysql_clear_password" => Some(Self::Clear),
+            _ => None,
+        }
+    }
+}
+
+/// The first proof, by the plugin of the greeting; with another one's name where we do not know it, the server asks anew.
+pub fn first_proof(plugin: &str, password: &[u8], nonce: &[u8]) -> (&'static str, Vec<u8>) {
+    match Method::of(plugin) {
+        Some(Method::CachingSha2) => ("caching_sha2_password", sha256_proof(password, nonce)),
+        _ => ("mysql_native_password", native_proof(password, nonce)),
+    }
+}
+
+/// Answers the server until it is convinced.
+pub async fn log_in(connection: &mut Connection, password: &[u8], private: bool) -> Result<()> {
+    loop {
+        let body = connection.packet().await?.to_vec();
+        match body.split_first() {
+            Some((0, _)) => return Ok(()),
+            // Another method, with its own nonce.
+            Some((0xfe, rest)) => {
+                let end = rest.iter().position(|&byte| byte == 0).unwrap_or(rest.len());
+                let plugin = String::from_utf8_lossy(rest.get(..end).unwrap_or_default()).into_owned();
+                let data = rest.get(end + 1..).unwrap_or_default();
+                let nonce = data.strip_suffix(&[0]).unwrap_or(data);
+                let proof = match Method::of(&plugin) {
+                    Some(Method::Native) => native_proof(password, nonce),
+                    Some(Method::CachingSha2) => sha256_proof(password, nonce),
+                    Some(Method::Clear) if private => clear(password),
+                    _ => return Err(unknown(&plugin)),
+                };
+                connection.send(&proof).await?;
+            }
+            // caching_sha2_password: 3 is a hit in the server's cache, an OK follows; 4 asks for the password itself.
+            Some((1, [3])) => {}
+            Some((1, [4])) if private => connection.send(&clear(password)).await?,
+            Some((1, [4])) => {
+                return Err(Error::new(Kind::Authentication, "logging in")
+                    .with("the server asks for the password itself, which is not sent over a connection in the clear")
+                    .fix("encrypt the connection: tls: { mode: require } (or ?ssl-mode=require in the URL)"));
+            }
+            _ => return Err(Error::new(Kind::Protocol, "logging in").with("the server's answer makes no sense")),
+        }
+    }
+}
+
+fn unknown(plugin: &str) -> Error {
+    Error::new(Kind::Authentication, "logging in")
+        .with(format!("the server wants the method {plugin:?}, which is not known or needs an encrypted connection"))
+        .fix("make the user with caching_sha2_password or mysql_native_password, or encrypt the connection")
+}
+
+fn clear(password: &[u8]) -> Vec<u8> {
+    [password, &[0]].concat()
+}
+
+/// `SHA1(password) XOR SHA1(nonce, SHA1(SHA1(password)))`; nothing for no password.
+fn native_proof(password: &[u8], nonce: &[u8]) -> Vec<u8> {
+    if password.is_empty() {
+        return vec![];
+    }
+    let once = Sha1::digest(password);
+    let salted = Sha1::new().chain_update(nonce).chain_update(Sha1::digest(once)).finalize();
+    once.iter().zip(salted).map(|(a, b)| a ^ b).collect()
+}
+
+/// `SHA256(password) XOR SHA256(SHA256(SHA256(password)), nonce)`; nothing for no password.
+fn sha256_proof(password: &[u8], nonce: &[u8]) -> Vec<u8> {
+    if password.is_empty() {
+        return vec![];
+    }
+    let once = Sha256::digest(password);
+    let salted = Sha256::new().chain_update(Sha256::digest(Sha256::digest(password))).chain_update(nonce).finalize();
+    once.iter().zip(salted).map(|(a, b)| a ^ b).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proofs_are_those_of_the_servers() {
+        // Both can be checked by who knows the stored hash: XOR with the salted part gives the hash of the password.
+        let nonce = b"0123456789abcdefghij";
+        let proof = native_proof(b"secret", nonce);
+        let stored = Sha1::digest(Sha1::digest(b"secret"));
+        let salted = Sha1::new().chain_update(nonce).chain_update(stored).finalize();
+        let once: Vec<u8> = proof.iter().zip(salted).map(|(a, b)| a ^ b).collect();
+        assert_eq!(Sha1::digest(once), stored);
+        let proof = sha256_proof(b"secret", nonce);
+        let stored = Sha256::digest(Sha256::digest(b"secret"));
+        let salted = Sha256::new().chain_update(stored).chain_update(nonce).finalize();
+        let once: Vec<u8> = proof.iter().zip(salted).map(|(a, b)| a ^ b).collect();
+        assert_eq!(Sha256::digest(once), stored);
+        assert_eq!(first_proof("something_else", b"", nonce), ("mysql_native_password", vec![]));
+    }
+}

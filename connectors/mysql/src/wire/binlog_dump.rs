@@ -1,0 +1,54 @@
+//! The command that asks for the binary log (manual, "COM_BINLOG_DUMP"), and the frame of an event.
+
+use super::reader::{Malformed, Reader};
+
+/// The command's body: from a byte of a file on, for a replica with this number.
+pub fn command(server_id: u32, file: &str, position: u32) -> Vec<u8> {
+    let mut body = vec![0x12];
+    body.extend(position.to_le_bytes());
+    body.extend(0_u16.to_le_bytes());
+    body.extend(server_id.to_le_bytes());
+    body.extend(file.as_bytes());
+    body
+}
+
+/// The header of an event (manual, "Binlog Event header").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventHeader {
+    /// When it was written, in seconds since 1970-01-01 UTC.
+    pub timestamp: u32,
+    /// What it is.
+    pub kind: u8,
+    /// Of the server where it was written first.
+    pub server_id: u32,
+    /// Its length with the header.
+    pub size: u32,
+    /// The low 32 bits of where the next event begins; 0 for what is not in the file.
+    pub next: u32,
+    /// What `LOG_EVENT_…_F` says.
+    pub flags: u16,
+}
+
+/// The server made it up for us: it is not in the file.
+pub const FLAG_ARTIFICIAL: u16 = 0x20;
+/// Who does not know the event may pass over it.
+pub const FLAG_IGNORABLE: u16 = 0x80;
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = 19;
+
+/// Splits an event into header and body; a checksum is still at its end.
+pub fn event(bytes: &[u8]) -> Result<(EventHeader, &[u8]), Malformed> {
+    let mut reader = Reader::new(bytes);
+    let header = EventHeader {
+        timestamp: reader.u32()?,
+        kind: reader.u8()?,
+        server_id: reader.u32()?,
+        size: reader.u32()?,
+        next: reader.u32()?,
+        flags: reader.u16()?,
+    };
+    if header.size as usize != bytes.len() {
+        return Err(Malformed("an event has not the length that it says"));
+    }
+    Ok((header, reader.rest()))
+}

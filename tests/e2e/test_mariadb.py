@@ -1,0 +1,145 @@
+"""MariaDB as a source, from the first load to changes, crashes and what is refused."""
+
+import re
+import threading
+
+import pytest
+
+from daemon import Daemon, Failed
+from servers import MariaDB, wait_for
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A private MariaDB."""
+    with MariaDB() as running:
+        yield running
+
+
+@pytest.fixture
+def database(server, request):
+    """A fresh database."""
+    name = re.sub(r"\W", "_", request.node.name)[:50]
+    server.create_database(name)
+    yield name
+    server.execute("mysql", f"drop database `{name}`", user="root")
+
+
+def shop(sql, rows=1000):
+    """Three tables: a plain one, one with a composite key of texts, one without a key."""
+    sql(
+        "create table orders (id int primary key auto_increment, customer varchar(40) character set utf8mb4, "
+        "amount decimal(10,2) not null, placed datetime(6), note text)",
+        "create table items (sku varchar(20) character set latin1, place int unsigned, price double, "
+        "primary key (sku, place))",
+        "create table visits (at timestamp(3) null, path varchar(100))",
+        f"insert into orders (customer, amount, placed) select concat('Zoë ', seq), seq / 7, "
+        f"'2024-01-01' + interval seq second from seq_1_to_{rows}",
+        f"insert into items select concat('é', seq), seq, seq / 3 from seq_1_to_{rows}",
+        f"insert into visits select '2024-03-31 01:30:00' + interval seq second, seq from seq_1_to_{rows}",
+    )
+
+
+TABLES = ["orders", "items", "visits"]
+
+
+def changes(sql):
+    """Inserts, updates, deletes, moves of keys, several in one transaction."""
+    sql(
+        "insert into orders (customer, amount) values ('new', 1.5), ('a''b\\\\c\\n', -2)",
+        "update orders set note = repeat('ü', 5000) where id % 10 = 0",
+        "delete from orders where id % 7 = 0",
+        "update orders set id = id + 100000 where id % 11 = 0",
+        "begin",
+        "update items set price = -price where place < 50",
+        "update items set sku = concat(sku, 'x') where place between 50 and 60",
+        "delete from items where place > 990",
+        "insert into items values ('twice', 1, null)",
+        "update items set price = 2 where sku = 'twice'",
+        "commit",
+        "begin",
+        "insert into items values ('never', 1, null)",
+        "rollback",
+        "insert into visits values ('2024-10-27 01:30:00.123', 'new'), (null, null)",
+    )
+
+
+def test_a_database_is_loaded_and_followed(server, database, daemon):
+    sql = lambda *statements: server.execute(database, *statements)  # noqa: E731
+    shop(sql)
+    run = daemon([f"{database}.*"], server=server)
+    run.start_and_load()
+    run.compare([(database, table) for table in TABLES])
+    changes(sql)
+    run.compare([(database, table) for table in TABLES])
+
+
+def test_the_shortest_config(server, database, daemon):
+    server.execute(database, "create table t (id int primary key)", "insert into t values (1), (2)")
+    run = daemon([f"{database}.t"], server=server, minimal=True, task=None)
+    run.task = database
+    run.run("check")
+    run.start_and_load()
+    server.execute(database, "insert into t values (3)")
+    run.compare([(database, "t")])
+
+
+def test_kill_9_loses_nothing_and_doubles_nothing(server, database, daemon):
+    sql = lambda *statements: server.execute(database, *statements)  # noqa: E731
+    shop(sql, rows=20_000)
+    run = daemon([f"{database}.*"], server=server)
+    stop = threading.Event()
+
+    def write():
+        number = 0
+        with server.connect(database) as connection, connection.cursor() as cursor:
+            while not stop.is_set():
+                number += 1
+                cursor.execute("begin")
+                cursor.execute("insert into orders (customer, amount) values ('w', %s)", (number,))
+                cursor.execute("update orders set amount = amount + 1 where id %% 997 = %s", (number % 997,))
+                cursor.execute("insert into visits values (now(3), %s)", (str(number),))
+                cursor.execute("update items set price = %s where place = %s", (number, number % 20_000))
+                cursor.execute("delete from items where place = %s", ((number * 7919) % 20_000,))
+                cursor.execute("commit" if number % 5 else "rollback")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        run.start()
+        for pause in (0.3, 1.5, 2.5, 1.0):
+            stop.wait(pause)
+            run.kill()
+            run.start()
+        run.wait_states(seconds=90)
+        stop.wait(2)
+        run.kill()
+        run.start()
+    finally:
+        stop.set()
+        writer.join()
+    run.compare([(database, table) for table in TABLES])
+
+
+def test_a_large_table_is_read_in_parts_and_goes_on_after_a_kill(server, database, daemon):
+    server.execute(
+        database,
+        "create table big (id bigint unsigned, part int, text varchar(300), primary key (id, part))",
+        "insert into big select seq * 3, 1, repeat(md5(seq), 8) from seq_1_to_100000",
+        "insert into big select 18446744073709000000 + seq, 2, repeat(md5(seq), 8) from seq_1_to_100000",
+        "analyze table big",
+    )
+    run = daemon([f"{database}.big"], server=server, options={"full-load": {"rate-limit": "20MiB"}})
+    run.start()
+    wait_for(lambda: rows_loaded(run) > 120_000, 60, "a part of the load")
+    server.execute(database, "delete from big where id % 5 = 0", "update big set text = 'new' where id % 7 = 0")
+    run.kill()
+    run.start()
+    run.wait_states(seconds=120)
+    run.compare([(database, "big")], seconds=90)
+    assert "load goes on after its finished segments" in run.log(100_000)
+
+
+def rows_loaded(run):
+    """Rows of loads under way."""
+    return sum(value for name, value in run.metrics().items() if name[0] == "millrace_full_load_rows")

@@ -1,0 +1,219 @@
+"""MariaDB as a source: changes of shape, what cannot be read and is refused, and what `check` finds and `grants` mends."""
+
+import re
+import time
+
+import pytest
+
+from daemon import Daemon
+from servers import MariaDB, wait_for
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A private MariaDB."""
+    with MariaDB() as running:
+        yield running
+
+
+@pytest.fixture
+def database(server, request):
+    """A fresh database."""
+    name = re.sub(r"\W", "_", request.node.name)[:50]
+    server.create_database(name)
+    yield name
+    server.execute("mysql", f"drop database if exists `{name}`", user="root")
+
+
+@pytest.fixture
+def loaded(server, database, daemon):
+    """Runs a task whose one table is loaded."""
+
+    def start(*statements, **options):
+        server.execute(database, "create table t (id int primary key, a varchar(20), b int)", *statements)
+        server.execute(database, "insert into t (id, a, b) values (1, 'one', 1), (2, 'two', 2)")
+        return daemon([f"{database}.t"], server=server, **options).start_and_load()
+
+    return start
+
+
+def test_a_truncate_is_applied(server, database, loaded):
+    run = loaded()
+    server.execute(database, "insert into t values (3, 'x', 3)", "truncate t", "insert into t values (4, 'y', 4)")
+    run.compare([(database, "t")])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "alter table t add column c int default 7 first",
+        "alter table t drop column a, add column a varchar(20) default 'new'",
+        "alter table t rename column a to z",
+        "alter table t change b b bigint unsigned",
+        "alter table t modify a varchar(20) character set utf8mb3",
+        "alter table t drop primary key, modify a varchar(20) not null default 'k', add primary key (a, id)",
+        "alter table t add column g int generated always as (b * 2) stored",
+    ],
+)
+def test_an_altered_table_is_right_again(server, database, loaded, statement):
+    run = loaded()
+    server.execute(database, "insert into t values (3, 'x', 3)", statement, "insert into t (id, b) values (4, 4)")
+    run.compare([(database, "t")])
+    server.execute(database, "insert into t (id, b) values (5, 5)", "delete from t where id = 1")
+    run.compare([(database, "t")])
+
+
+def test_statements_that_change_no_column_load_nothing_anew(server, database, loaded):
+    run = loaded()
+    server.execute(
+        database,
+        "alter table t add index i (b), comment = 'drop column a'",
+        "create table other (id int)",
+        "alter table other add column x int",
+        "create view v as select * from t",
+        "analyze table t",
+        "optimize table t",
+        "insert into t values (3, 'x', 3)",
+    )
+    run.compare([(database, "t")])
+    assert "table is suspended" not in run.log(100_000)
+
+
+def test_a_table_that_takes_another_ones_place_is_loaded(server, database, loaded):
+    run = loaded()
+    server.execute(
+        database,
+        "create table _t_gho like t",
+        "alter table _t_gho add column c int default 9",
+        "insert into _t_gho select *, 5 from t",
+        "insert into t values (3, 'x', 3)",
+        "insert into _t_gho values (3, 'x', 3, 5)",
+        "rename table t to _t_del, _t_gho to t",
+        "insert into t values (4, 'y', 4, 4)",
+    )
+    run.compare([(database, "t")], seconds=90)
+
+
+def wait_error(run, words, seconds=60):
+    """Waits until the task's record tells something; gives its text."""
+
+    def told():
+        text = str(run.task_record())
+        return text if all(word in text for word in words) else None
+
+    return wait_for(told, seconds, f"{words} in the task's record", every=0.3)
+
+
+def test_a_change_as_a_statement_is_refused(server, database, loaded):
+    run = loaded()
+    with server.connect(database, "root") as connection, connection.cursor() as cursor:
+        cursor.execute("set binlog_format = 'STATEMENT'")
+        cursor.execute("update t set b = b + 1")
+    assert "ROW" in wait_error(run, ["LOG-LOST", "statement instead of its rows", "binlog_format"])
+    run.run("reload", "shop")
+    run.run("resume", "shop")
+    server.execute(database, "insert into t values (3, 'x', 3)")
+    run.compare([(database, "t")], seconds=90)
+
+
+@pytest.mark.fault("28", "the binary log is purged", promise="stops safely")
+def test_a_purged_log_is_refused_and_a_reload_mends(server, database, loaded):
+    run = loaded()
+    run.terminate()
+    server.execute(database, "insert into t values (3, 'x', 3)", "flush binary logs", user="root")
+    server.execute(database, "insert into t values (4, 'y', 4)", "flush binary logs", user="root")
+    newest = server.execute(database, "show binary logs", user="root")[-1][0]
+    wait_for(lambda: _purged(server, database, newest), 20, "the purge")
+    run.start(ready=False)
+    wait_error(run, ["LOG-LOST", "purged"])
+    run.run("reload", "shop")
+    run.run("resume", "shop")
+    run.compare([(database, "t")], seconds=90)
+
+
+def _purged(server, database, newest):
+    server.execute(database, f"purge binary logs to '{newest}'", user="root")
+    return len(server.execute(database, "show binary logs", user="root")) == 1
+
+
+def test_a_log_that_began_anew_is_refused(server, database, loaded):
+    run = loaded()
+    run.terminate()
+    time.sleep(1.1)
+    server.execute(database, "reset master", user="root")
+    for number in range(20):
+        server.execute(database, f"insert into t values ({10 + number}, repeat('x', 20), 1)")
+    run.start(ready=False)
+    wait_for(lambda: any(code in str(run.task_record()) for code in ("SOURCE-CHANGED", "LOG-LOST")), 60, "the refusal")
+
+
+def test_a_server_that_restarts_is_followed(server, database, loaded):
+    run = loaded()
+    server.execute(database, "insert into t values (3, 'x', 3)")
+    server.stop()
+    server.start()
+    server.execute(database, "insert into t values (4, 'y', 4)", "flush binary logs", user="root")
+    server.execute(database, "insert into t values (5, 'y', 5)")
+    run.compare([(database, "t")], seconds=90)
+
+
+def test_a_partial_row_is_made_whole(server, database, loaded):
+    run = loaded("alter table t add column bits bit(9) default 257", "alter table t add column at timestamp(3) null")
+    with server.connect(database, "root") as connection, connection.cursor() as cursor:
+        cursor.execute("set binlog_row_image = 'MINIMAL'")
+        cursor.execute("update t set b = b + 10 where id = 1")
+        cursor.execute("insert into t (id, b) values (7, 7)")
+        cursor.execute("update t set id = 8 where id = 2")
+        cursor.execute("delete from t where id = 7")
+    run.compare([(database, "t")])
+
+
+def test_check_finds_everything_and_its_remedies_heal(server, database):
+    server.execute(
+        database,
+        "create table t (id int primary key)",
+        "create table m (id int primary key) engine = MyISAM",
+        "create user weak@'%' identified by 'wheel and race'",
+        user="root",
+    )
+    names = ["binlog_format", "binlog_row_image", "binlog_row_metadata"]
+    values = [server.execute("mysql", f"select @@global.{name}", user="root")[0][0] for name in names]
+    run = Daemon(server, database, [f"{database}.t", f"{database}.m", f"{database}.gone"], user="weak")
+    with run:
+        for name, value in zip(names, ["MIXED", "MINIMAL", "NO_LOG"]):
+            server.execute("mysql", f"set global {name} = '{value}'", user="root")
+        try:
+            codes = found_codes(run, 3)
+            assert {"MYSQL-BINLOG-FORMAT", "MYSQL-ROW-IMAGE", "MYSQL-ROW-METADATA"} <= codes
+            assert {"MYSQL-REPLICATION-RIGHTS", "MYSQL-TABLE-MISSING"} <= codes
+            apply_fixes(server, run)
+            codes = found_codes(run, 3)
+            assert "MYSQL-ENGINE" in codes and "MYSQL-BINLOG-FORMAT" not in codes, codes
+            for statement in run.run("grants", "shop").splitlines():
+                if statement.startswith("GRANT") and ".`gone`" not in statement:
+                    server.execute("mysql", statement.split(";")[0], user="root")
+            apply_fixes(server, run)
+            assert found_codes(run, 3) == {"MYSQL-TABLE-MISSING"}
+        finally:
+            for name, value in zip(names, values):
+                server.execute("mysql", f"set global {name} = '{value}'", user="root")
+            server.execute("mysql", "drop user weak@'%'", user="root")
+
+
+def findings(run, code):
+    """What `check` found."""
+    found = run.json("check", code=code)
+    return found if isinstance(found, list) else found["findings"]
+
+
+def found_codes(run, code):
+    """The codes of what `check` found at the source."""
+    return {finding["code"] for finding in findings(run, code) if finding["code"].startswith("MYSQL")}
+
+
+def apply_fixes(server, run):
+    """Pastes every remedy that is SQL."""
+    for finding in findings(run, 3):
+        for line in finding["fix"]:
+            if re.match("(SET|GRANT|ALTER) ", line) and "gone" not in line:
+                server.execute("mysql", line.rstrip(";"), user="root")

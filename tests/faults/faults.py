@@ -289,7 +289,7 @@ def main():
         outcomes[test].run = run
     whole = not only and not arguments.new
     version = os.environ.get("MILLRACE_TEST_PG", "15")
-    head = f"Each line has the day and the seed of its run, the newest with PostgreSQL {version}; those with - are older."
+    head = f"Each line has the day and seed of its run, the newest with PostgreSQL {version}; those with - are older."
     write_page(marks, outcomes, head)
     return 1 if print_table(chosen, outcomes, seed, whole) else 0
 

@@ -114,7 +114,7 @@ def test_killed_at_each_system_call(bank, daemon, fault, calls, tmp_path):
         running.start()
         arrival(running, bank)
     rows = check(running, bank)
-    how = "each" if every == 1 else f"every {every}th"
+    how = "each" if n <= 12 else f"one in {every}"
     fault.outcome(f"{calls.split(',')[0]}: {how}, killed at {len(died)} of {n}, {rows} rows identical")
 
 

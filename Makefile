@@ -91,6 +91,7 @@ outage: binary ## the target unreachable for a minute
 .PHONY: kills
 kills: setup release ## 200 random kills (MILLRACE_KILLS) under load: rows compared, recovery times
 	$(RELEASE) $(PYTHON) tests/faults/kills.py $(if $(RECORD),--json docs/kills.json)
+	$(RELEASE) $(PYTHON) tests/faults/kills_mariadb.py $(if $(RECORD),--json docs/kills-mariadb.json)
 
 .PHONY: soak
 soak: setup release ## MINUTES of transfers under random faults, everything watched; RECORD=1 writes docs/soak.md

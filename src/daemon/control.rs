@@ -12,7 +12,10 @@ use millrace_core::{Finding, TableName};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream, unix::OwnedWriteHalf as Answers},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf as Answers},
+    },
     sync::Semaphore,
     task::JoinSet,
 };
@@ -169,12 +172,15 @@ pub async fn serve(listener: UnixListener, tasks: Arc<Tasks>, cancel: Cancellati
 }
 
 /// Answers a request; gives the task and the socket back where the request is to follow it.
-async fn answer(socket: UnixStream, tasks: &Tasks) -> io::Result<Option<(String, Answers)>> {
+async fn answer(socket: UnixStream, tasks: &Tasks) -> io::Result<Option<(String, (OwnedReadHalf, Answers))>> {
     let (read, mut write) = socket.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
+    let mut read = BufReader::new(read.take(REQUEST_BYTES_MAX));
+    read.read_line(&mut line).await?;
     let replies = match serde_json::from_str(&line) {
-        Ok(Request::Follow { task }) => return Ok(Some((task, write))),
+        Ok(Request::Follow { task }) => {
+            return Ok(Some((task, (read.into_inner().into_inner(), write))));
+        }
         Ok(Request::Live) => vec![Reply::Live(tasks.live().await), Reply::Done],
         Ok(request) => match tasks.obey(&request).await {
             Ok(lines) => lines.into_iter().map(Reply::Line).chain([Reply::Done]).collect(),
@@ -194,7 +200,7 @@ async fn answer(socket: UnixStream, tasks: &Tasks) -> io::Result<Option<(String,
 
 /// Tells of every move of the stream's head until the task or the daemon ends, or nobody listens.
 async fn follow(
-    mut write: Answers,
+    (mut read, mut write): (OwnedReadHalf, Answers),
     tasks: &Tasks,
     task: &str,
     seats: &Semaphore,
@@ -212,9 +218,10 @@ async fn follow(
         let mark = tokio::select! {
             () = cancel.cancelled() => None,
             mark = follower.next() => mark,
+            // It says nothing more: this is its end.
+            _ = read.read_u8() => return Ok(()),
         };
         let Some(mark) = mark else { return write_line(&mut write, &Reply::Done).await };
-        // A follower that went away is found at the next move.
         if write_line(&mut write, &Reply::Head(Head::from(mark))).await.is_err() {
             return Ok(());
         }

@@ -151,7 +151,7 @@ impl Delivery {
         let mut marks = self.ground.log.marks();
         while !cancel.is_cancelled() {
             if housekeeping.elapsed() >= HOUSEKEEPING_EVERY {
-                self.keep_house().await;
+                self.keep_house().await?;
                 housekeeping = Instant::now();
             }
             let due = match self.is_due().await {
@@ -363,17 +363,21 @@ impl Delivery {
     }
 
     /// Retention and garbage; what fails here is tried again next time.
-    async fn keep_house(&self) {
+    async fn keep_house(&self) -> Result<()> {
         let task = &self.ground.options.task;
         let log = self.ground.log.clone();
-        if let Err(error) = blocking("retiring segments", move || log.retain()).await {
-            tracing::warn!(task, %error, "retention failed");
+        match blocking("retiring segments", move || log.retain()).await {
+            // Tried again, a failed fsync could seem to have worked.
+            Err(error) if error.kind.action() == Action::Exit => return Err(error),
+            Err(error) => tracing::warn!(task, %error, "retention failed"),
+            Ok(()) => {}
         }
         match self.collect_garbage().await {
             Ok(0) => {}
             Ok(objects) => tracing::info!(task, objects, "replaced objects deleted"),
             Err(error) => tracing::warn!(task, %error, "deleting replaced objects failed"),
         }
+        Ok(())
     }
 
     async fn collect_garbage(&self) -> Result<usize> {

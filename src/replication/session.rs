@@ -58,6 +58,8 @@ const LOOKS_PER_POSITION: u64 = 5;
 static CLAIMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// What is not delivered by then waits in the stream for the next start.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
+/// A session of so long is taken for one that works.
+const WORKED_MIN: Duration = Duration::from_secs(30);
 /// How long the loops may take to end what they are at: a target that hangs answers after minutes. With the drain before
 /// it, a SIGTERM takes less than 30 s.
 const END_MAX: Duration = Duration::from_secs(5);
@@ -198,8 +200,11 @@ impl Session {
             }
         }
         delivering.cancel();
-        let ended = tokio::time::timeout(END_MAX, async { while loops.join_next().await.is_some() {} });
-        if ended.await.is_err() {
+        let all_ended = async { while loops.join_next().await.is_some() {} };
+        if !matches!(&outcome, Ok(Ended::Asked((Command::ShutDown { .. }, _)))) {
+            // What is given up goes on in its thread for a while, and must not meet the task's next life.
+            all_ended.await;
+        } else if tokio::time::timeout(END_MAX, all_ended).await.is_err() {
             warn!(task = self.task.name(), "an upload or a load takes too long; it is given up and done anew");
             loops.shutdown().await;
         }
@@ -424,7 +429,7 @@ impl Session {
                 metrics: &self.task.wiring.metrics,
                 look_again: &self.look_again,
             };
-            let worked = AtomicBool::new(false);
+            let (worked, began) = (AtomicBool::new(false), Instant::now());
             let opened = |identity| {
                 worked.store(true, Ordering::Relaxed);
                 self.task.update(|record| record.identity = Some(identity))?;
@@ -433,7 +438,8 @@ impl Session {
             match capture.run(asked, cancel, &opened).await {
                 Ok(()) => break,
                 Err(error) => {
-                    if worked.load(Ordering::Relaxed) {
+                    // What fails at the same place each time must not make a session each half second.
+                    if worked.load(Ordering::Relaxed) && began.elapsed() >= WORKED_MIN {
                         backoff = Backoff::new();
                     }
                     self.bear(error, &mut backoff, cancel).await?;
@@ -487,7 +493,7 @@ impl Session {
                     })?;
                     tokio::select! {
                         () = cancel.cancelled() => return Ok(false),
-                        () = tokio::time::sleep(backoff.after(&error)) => {}
+                        () = tokio::time::sleep(backoff.next()) => {}
                     }
                 }
             }

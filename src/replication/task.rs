@@ -320,6 +320,7 @@ impl Task {
             record.stopped_by_operator = true;
             record.stop_reason = Some("NORMAL".into());
             record.retained.clone_from(&retained);
+            record.target = None;
         })?;
         let mut lines = vec![format!("task {} is stopped", self.name())];
         if let Some(retained) = retained {

@@ -291,7 +291,11 @@ pub(super) fn remove(disk: &dyn Disk, folder: &Path, base: u64) -> Result<()> {
     let path = path(folder, base);
     match disk.remove(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.context(ErrorKind::Storage, || format!("removing {}", path.display())),
+        // It is still there, whole: nothing is in doubt.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Error::new(ErrorKind::Permission, format!("removing {}", path.display())).with(error))
+        }
+        removed => removed.map_err(|error| disk_error(error, "removing", &path)),
     }
 }
 

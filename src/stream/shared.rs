@@ -176,15 +176,18 @@ impl Shared {
         Ok(Ticket { shared: self, is_answered: false })
     }
 
-    /// Appends are let in again: the log stands at its last mark. Gives the failure back that only a restart mends.
-    pub(super) fn reopen(&self) -> Result<()> {
+    /// Gives the failure back that only a restart mends.
+    pub(super) fn must_be_mendable(&self) -> Result<()> {
+        let gate = lock(&self.gate);
+        let failure = gate.failure.as_ref().filter(|failure| failure.kind != ErrorKind::DiskFull);
+        failure.map_or(Ok(()), |failure| Err(failure.error()))
+    }
+
+    /// Appends are let in again: the log stands at its last mark.
+    pub(super) fn reopen(&self) {
         let mut gate = lock(&self.gate);
-        if let Some(failure) = gate.failure.as_ref().filter(|failure| failure.kind != ErrorKind::DiskFull) {
-            return Err(failure.error());
-        }
         gate.failure = None;
         gate.was_abandoned = false;
-        Ok(())
     }
 
     /// Whether an append failed or was abandoned since the log was last known to stand at a mark.

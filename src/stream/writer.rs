@@ -171,7 +171,7 @@ impl Writer {
         if !self.state.is_unmarked && !self.shared.is_in_doubt() {
             return Ok(());
         }
-        self.shared.reopen()?;
+        self.shared.must_be_mendable()?;
         let shared = self.shared.clone();
         let _held = shared.folder.lock().unwrap_or_else(PoisonError::into_inner);
         let options = &shared.options;
@@ -181,6 +181,8 @@ impl Writer {
         self.shared.segments().clone_from(&recovered.segments);
         *self = Self::new(self.shared.clone(), &recovered)?;
         self.shared.durable.send_replace(recovered.mark);
+        // Not before: where the disk is too full for a new segment, the log is as much in doubt as it was.
+        self.shared.reopen();
         Ok(())
     }
 
@@ -420,7 +422,13 @@ impl Writer {
 
     /// Everything in flight fails.
     fn fail(&mut self, error: Error) {
-        let is_final = error.kind != ErrorKind::DiskFull || !self.restore();
+        let (error, is_final) = match error.kind {
+            ErrorKind::DiskFull => match self.restore() {
+                Ok(restored) => (error, !restored),
+                Err(worse) => (worse, true),
+            },
+            _ => (error, true),
+        };
         let failure = Failure::new(&error, is_final);
         if is_final {
             // Best effort; the process is about to end or to open the stream anew.
@@ -437,21 +445,21 @@ impl Writer {
         }
     }
 
-    /// Takes back everything behind the last mark; false if that cannot be done.
-    fn restore(&mut self) -> bool {
-        let Some(clean) = self.clean.clone() else { return false };
+    /// Takes back everything behind the last mark; false where frames of a transaction that goes on are in the log
+    /// already, which only a rewind takes out.
+    fn restore(&mut self) -> Result<bool> {
+        let Some(clean) = self.clean.clone() else { return Ok(false) };
         let len = self.synced - self.segment.base;
         // Durably, so that nothing of it comes back behind what will be written in its place.
-        if self.file.set_len(len).and_then(|()| self.file.sync_all()).is_err() {
-            return false;
-        }
+        let cut = self.file.set_len(len).and_then(|()| self.file.sync_all());
+        cut.map_err(|e| Error::new(ErrorKind::Storage, format!("cutting {}", self.path.display())).with(e))?;
         self.segment.end = self.synced;
         self.segment.shapes.truncate(clean.shape_count as usize);
         for numbers in self.shape_numbers.values_mut() {
             numbers.retain(|(_, number)| *number < clean.shape_count);
         }
         self.state = clean;
-        true
+        Ok(true)
     }
 
     fn roll_if_due(&mut self, bytes: u64) -> Result<()> {

@@ -209,6 +209,14 @@ def kills(folder):
     ]
     for where, title in (("stream", "durable in the stream"), ("catalog", "in the catalog, at `interval: 1s`")):
         lines.append(f"| {title} | {' | '.join(f'{record[where][what]:.2f}' for what in ('p50', 'p95', 'max'))} |")
+    if maria := stored(f"{folder}/kills-mariadb.json"):
+        times = ", ".join(f"{what} {maria['catalog'][what]:.2f} s" for what in ("p50", "p95", "max"))
+        lines += [
+            "",
+            f"The same with a MariaDB as the source ([kills-mariadb.json](kills-mariadb.json)): {maria['kills']}",
+            f"kills, {maria['in_loads']} of them inside a load, seed {maria['seed']}; {maria['rows']} rows identical",
+            f"at the end. To the next row in the catalog: {times}.",
+        ]
     return "\n".join(lines) + "\n"
 
 

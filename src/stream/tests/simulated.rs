@@ -26,6 +26,8 @@ pub enum Fault {
     Error(i32),
     /// The same, and at the next call the process dies.
     ErrorAndDeath(i32),
+    /// Writes and new names find no space at as many calls.
+    Full(u32),
     /// A write or read is interrupted by a signal.
     Interrupted,
     /// A write or read ends after a part.
@@ -183,6 +185,7 @@ impl SimulatedDisk {
                 content.faults += 1;
                 content.fault = match fault {
                     Fault::ErrorAndDeath(_) => Some((0, Fault::Death)),
+                    Fault::Full(calls @ 1..) => Some((0, Fault::Full(calls - 1))),
                     _ => None,
                 };
                 Some(fault)
@@ -205,6 +208,7 @@ impl SimulatedDisk {
             (_, Some(Fault::Error(number) | Fault::ErrorAndDeath(number))) if has_room || number != NO_SPACE => {
                 Err(io::Error::from_raw_os_error(number))
             }
+            (_, Some(Fault::Full(_))) if has_room => Err(io::Error::from_raw_os_error(NO_SPACE)),
             (content, _) => Ok(content),
         }
     }
@@ -392,6 +396,7 @@ impl SimulatedFile {
             Some(Fault::Error(number) | Fault::ErrorAndDeath(number)) if is_write || number != NO_SPACE => {
                 (content, if is_write { part } else { 0 }, fault_of(number))
             }
+            Some(Fault::Full(_)) if is_write => (content, part, fault_of(NO_SPACE)),
             _ => (content, len, Ok(())),
         })
     }

@@ -67,6 +67,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         3 => Just(Fault::Death),
         3 => number().prop_map(Fault::Error),
         2 => number().prop_map(Fault::ErrorAndDeath),
+        3 => (1..40u32).prop_map(Fault::Full),
         1 => Just(Fault::Interrupted),
         1 => Just(Fault::Short),
     ]
@@ -324,7 +325,16 @@ impl Simulation {
             Err(_) if self.disk.is_dead() => Ok(()),
             Err(error) => {
                 prop_assert!(has_failed || self.disk.faults() > faults, "failed without a reason: {}", error);
-                if error.kind == ErrorKind::DiskFull { Ok(()) } else { self.restart_after(seed) }
+                if error.kind != ErrorKind::DiskFull {
+                    return self.restart_after(seed);
+                }
+                // Tried again when there is room, as the capture does.
+                let disk = self.disk.clone();
+                disk.quietly(|| {
+                    let rewound = self.process.rewind();
+                    prop_assert!(rewound.is_ok(), "{:?}", rewound);
+                    self.observe()
+                })
             }
         }
     }

@@ -177,7 +177,7 @@ impl Decoder {
             newest_commit_us: self.newest_commit_us.take(),
             source_end: Some(Position(u128::from(self.source_end))),
             look_again: std::mem::take(&mut self.look_again),
-            awaited: std::mem::take(&mut self.awaited),
+            awaited: self.transaction.is_none() && std::mem::take(&mut self.awaited),
         }
     }
 

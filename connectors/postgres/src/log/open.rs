@@ -154,7 +154,10 @@ pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position
             None => break slot,
             Some(process) if process == before && !ended && began.elapsed() >= OWN_PATIENCE => {
                 tracing::info!(process, slot = names.slot, "our last session is still there, and is ended");
-                session.execute(&format!("SELECT pg_terminate_backend({process})")).await?;
+                // Where it may not be, it goes by itself once the server notices.
+                if let Err(error) = session.execute(&format!("SELECT pg_terminate_backend({process})")).await {
+                    tracing::info!(process, error = %error, "our last session could not be ended");
+                }
                 ended = true;
             }
             Some(_) if began.elapsed() < ACTIVE_PATIENCE => tokio::time::sleep(ACTIVE_PAUSE).await,

@@ -45,6 +45,10 @@ const PINNED: &[&str] = &[
     "idle_in_transaction_session_timeout=0",
 ];
 
+/// How long the server may take to take a statement: it need not be read from while nothing comes, so [`Silence`] is not
+/// asked, and TCP itself gives up after a quarter of an hour. The largest statements have some megabytes.
+const SEND_MAX: std::time::Duration = std::time::Duration::from_secs(120);
+
 /// Pinned on a walsender as well. With 0 the server makes one more system call per change.
 const PINNED_REPLICATION: &[&str] = &["wal_sender_timeout=60s"];
 
@@ -288,8 +292,15 @@ impl Connection {
     pub(super) async fn send(&mut self, build: impl FnOnce(&mut BytesMut) -> std::io::Result<()>) -> Result<()> {
         let mut out = BytesMut::new();
         build(&mut out).context(Kind::Config, || "building a message to the server")?;
-        self.socket.write_all(&out).await.context(Kind::Connection, || "writing to the server")?;
-        self.socket.flush().await.context(Kind::Connection, || "writing to the server")
+        let doing = || "writing to the server";
+        let write = async {
+            self.socket.write_all(&out).await?;
+            self.socket.flush().await
+        };
+        match tokio::time::timeout(SEND_MAX, write).await {
+            Ok(written) => written.context(Kind::Connection, doing),
+            Err(_) => Err(Error::new(Kind::Connection, doing()).with("it takes nothing more")),
+        }
     }
 
     /// Waits until a whole message is at the front that is not a notice or a parameter; gives its tag.

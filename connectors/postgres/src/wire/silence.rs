@@ -12,11 +12,11 @@ use super::{Connection, Mode, sqlstate};
 use crate::{PostgresConfig, discover::CatalogRow};
 
 /// After so long a silence it is looked, and again each time.
-pub const PATIENCE: Duration = Duration::from_secs(15);
-/// How long a look may take.
-const LOOK_MAX: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(12);
+/// How long a look may take behind the time that connecting may take.
+const LOOK_MAX: Duration = Duration::from_secs(3);
 /// A connection is given up at so many looks in a row that found nothing to wait for: what the server had just said may
-/// have been on its way at the first. With [`PATIENCE`] and [`LOOK_MAX`] that is after 30 to 50 s.
+/// have been on its way at the first. With [`PATIENCE`] and what a look may take that is after 24 to 50 s.
 const LOOKS: u32 = 2;
 
 /// What the server process of a session waits for when there is nothing to wait for: it has sent everything, or cannot
@@ -74,12 +74,14 @@ fn why_in_vain<'a>(
 ) -> BoxFuture<'a, Option<String>> {
     // Boxed, because a session is what asks about a session; that one is bounded here, and not asked about.
     Box::pin(async move {
-        match tokio::time::timeout(LOOK_MAX, ask(config, process_id, in_vain)).await {
+        match tokio::time::timeout(config.connect_timeout + LOOK_MAX, ask(config, process_id, in_vain)).await {
             Ok(Ok(why)) => why,
             // cannot_connect_now: it starts, recovers from a crash, or shuts down, and all sessions are gone.
             Ok(Err(error)) if sqlstate(&error) == Some("57P03") => Some(error.to_string()),
             // It answers, and has no connection left, or other sorrows.
             Ok(Err(error)) if sqlstate(&error).is_some() => None,
+            // Our own: a password file that cannot be read just now, say.
+            Ok(Err(error)) if error.kind != Kind::Connection => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some("it does not answer another session either".into()),
         }

@@ -11,7 +11,7 @@ RELEASE = MILLRACE_BIN=$(TARGET)/release/millrace
 TOOLS = $(or $(MILLRACE_TEST_TOOLS),/var/tmp/millrace-test-tools-$(shell id -u))
 # Three servers and daemons side by side keep two cores busy.
 WORKERS ?= 3
-PYTEST_ALL = $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 300 -n $(WORKERS) --dist worksteal
+PYTEST_ALL = $(PYTHON) -m pytest -q -rs -p no:cacheprovider --timeout 300 -n $(WORKERS) --dist worksteal
 PYTEST = $(PYTEST_ALL) tests/e2e
 
 .PHONY: help

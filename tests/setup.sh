@@ -20,6 +20,11 @@ need() { # need PROGRAM-OR-FILE PACKAGE
 }
 need cc build-essential
 need pkg-config pkg-config
+# What the faults break things with.
+need strace strace
+need faketime faketime
+need openssl openssl
+need /usr/sbin/mkfs.ext4 e2fsprogs
 need python3 python3
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages="$packages python3-venv"
 # The client programs (psql, pg_recvlogical) and the server that most tests run against.

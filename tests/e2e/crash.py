@@ -41,10 +41,15 @@ FLOW_POINTS = [
     "stream-after-fsync",
     "pg-log-before-confirm",
     "target-during-upload",
+    "target-after-upload",
     "delivery-after-intent",
     "delivery-between-upload-and-commit",
     "delivery-after-commit",
 ]
+# Passed while a new slot is made in place of a lost one (test_source_care.py).
+REMAKE_POINTS = ["remake-before-slot", "remake-after-slot", "remake-after-mark"]
+# The same of a load and of the flow from MariaDB (../faults/test_failpoints.py).
+MARIADB_POINTS = ["mysql-load-inside-segment", "mysql-log-before-confirm"]
 FEW = [
     "pg-after-slot",
     "load-between-segment-and-record",

@@ -229,7 +229,9 @@ def test_sigterm_drains_and_a_second_one_ends_it_at_once(running, sql):
 @pytest.mark.fault("46", "two daemons on one state folder", promise="stops safely")
 def test_two_daemons_never_share_a_state_folder(running):
     done = running.command("run", timeout=20)
-    assert done.returncode not in (0, 101)
+    said = done.stdout + done.stderr
+    assert done.returncode == 3 and "DAEMON-RUNS" in said, said
+    assert f"lock is locked by process {running.process.pid}" in said and "fix:" in said, said
     assert running.http("/healthz")[0] == 200
 
 

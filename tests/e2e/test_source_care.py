@@ -11,6 +11,7 @@ import time
 import psycopg
 import pytest
 from conftest import SEED
+from crash import REMAKE_POINTS
 from daemon import Daemon
 from servers import Postgres, Proxy, client_program, temporary_folder, wait_for
 from workload import PATTERNS, TABLES, Shop
@@ -527,7 +528,7 @@ def test_a_lost_slot_stops_the_task_and_is_reloaded_on_request(primary):
 
 
 @pytest.mark.trap("9", "40", crash=True)
-@pytest.mark.parametrize("crash_at", [None, "remake-before-slot", "remake-after-slot", "remake-after-mark"])
+@pytest.mark.parametrize("crash_at", [None, *REMAKE_POINTS])
 @pytest.mark.fault("26", "the slot is lost and the config says to load anew", promise="continues")
 def test_on_slot_lost_reload(primary, crash_at):
     """A slot that the server gave up, with and without a crash on the way: a new slot, all tables anew, an event."""

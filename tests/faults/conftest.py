@@ -18,8 +18,11 @@ _spec = importlib.util.spec_from_file_location("e2e_conftest", os.path.join(E2E,
 shared = sys.modules["e2e_conftest"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(shared)
 
-from verify import Bank  # noqa: E402
+from faulty_s3 import FaultyS3  # noqa: E402
+from verify import Bank, Watched  # noqa: E402
 
+# Daemons remember what they were before the fault.
+shared.Daemon = Watched
 SEED = shared.SEED
 server, database, sql, daemon, s3 = shared.server, shared.database, shared.sql, shared.daemon, shared.s3
 pytest_report_header, pytest_configure = shared.pytest_report_header, shared.pytest_configure
@@ -69,3 +72,10 @@ def bank(server, database, fault):
     made = Bank(server, database, fault.seed)
     yield made
     made.stopping.set()
+
+
+@pytest.fixture
+def faulty(s3):
+    """A proxy in front of S3 that answers badly where it is told to."""
+    with FaultyS3(s3.port) as running:
+        yield running

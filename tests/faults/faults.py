@@ -15,6 +15,7 @@ import argparse
 import ast
 import collections
 import dataclasses
+import datetime
 import glob
 import os
 import re
@@ -52,6 +53,8 @@ class Outcome:
     verdict: str
     said: str = ""
     seconds: str = ""
+    # When it was run, and the seed: "2026-11-24, 1234".
+    run: str = ""
 
     @property
     def passed(self):
@@ -113,7 +116,12 @@ def wrong_marks(marks):
     found += [
         f"fault {row.number} has no test, and fault_list.py does not say why"
         for row in ROWS
-        if row.number not in tested and not row.left_out
+        if row.number not in tested and not row.not_tested
+    ]
+    found += [
+        f"fault {row.number} has a test, and fault_list.py says that it has none: {row.not_tested}"
+        for row in ROWS
+        if row.number in tested and row.not_tested
     ]
     return found
 
@@ -166,19 +174,19 @@ def judge(cases):
 def page_lines(marks, outcomes):
     """The table in Markdown: a line per fault and test, and one per fault that has none."""
     lines = [
-        "| # | fault | promise | outcome | recovered within (s) | test |\n",
-        "|--:|---|---|---|--:|---|\n",
+        "| # | fault | promise | outcome | recovered within (s) | run (UTC, seed) | test |\n",
+        "|--:|---|---|---|--:|---|---|\n",
     ]
     for row in ROWS:
         mine = [mark for mark in marks if mark.number == row.number]
         for mark in mine:
             outcome = outcomes.get(mark.test, Outcome(NOT_RUN))
             said = f"{outcome.verdict}: {outcome.said}" if outcome.said else outcome.verdict
-            cells = (row.number, mark.what, mark.promise, said, outcome.seconds or "-", str(mark.test))
-            lines.append(f"| {' | '.join(cells)} |\n")
-        if row.left_out:
-            how = "in part" if mine else "not tested"
-            lines.append(f"| {row.number} | {row.what} | {row.promise} | {how}: {row.left_out} | - | - |\n")
+            cells = [row.number, mark.what, mark.promise, said, outcome.seconds or "-", outcome.run or "-"]
+            lines.append(f"| {' | '.join([*cells, str(mark.test)])} |\n")
+        for how, why in (("in part", row.left_out), ("not tested", row.not_tested)):
+            if why:
+                lines.append(f"| {row.number} | {row.what} | {row.promise} | {how}: {why} | - | - | - |\n")
     return lines
 
 
@@ -197,11 +205,11 @@ def read_outcomes():
     for line in read_page()[1].splitlines():
         cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
         named = re.fullmatch(r"`(.+)::(\w+)`", cells[-1])
-        if len(cells) == 6 and named:
+        if len(cells) == 7 and named:
             verdict, _, said = cells[3].partition(": ")
             if verdict == "skipped":
                 verdict, said = cells[3], ""
-            found[Test(*named.groups())] = Outcome(verdict, said, cells[4].replace("-", ""))
+            found[Test(*named.groups())] = Outcome(verdict, said, *("" if cell == "-" else cell for cell in cells[4:6]))
     return found
 
 
@@ -225,13 +233,8 @@ def write_page(marks, outcomes, head):
         file.write(f"{before}{BEGIN}\n{head}\n\n{''.join(page_lines(marks, outcomes))}\n{END}{after}")
 
 
-def last_head():
-    """The line above the page's table."""
-    return next((line for line in read_page()[1].splitlines() if line and not line.startswith("|")), "")
-
-
-def print_table(marks, outcomes, seed):
-    """The table for people who watch, and the count; gives how many are broken."""
+def print_table(marks, outcomes, seed, whole):
+    """The table for people who watch, and the count; gives how many are broken. `whole`: all faults were run."""
     print(f"\n{'#':>3}  {'fault':62} {'promise':13} {'outcome':8} {'seconds':>7}")
     for mark in marks:
         outcome = outcomes.get(mark.test, Outcome(NOT_RUN))
@@ -240,8 +243,9 @@ def print_table(marks, outcomes, seed):
             f"  {outcome.said or outcome.verdict.partition(': ')[2]}"
         )
     for row in ROWS:
-        if row.left_out:
-            print(f"{row.number:>3}  {row.what[:62]:62} {row.promise:13} {row.left_out}")
+        why = "; ".join(filter(None, (row.left_out, row.not_tested)))
+        if why and (whole or any(mark.number == row.number for mark in marks)):
+            print(f"{row.number:>3}  {row.what[:62]:62} {row.promise:13} {why}")
     verdicts = [outcomes.get(mark.test, Outcome(NOT_RUN)) for mark in marks]
     kept, broken = sum(one.passed for one in verdicts), sum(one.failed for one in verdicts)
     print(
@@ -280,11 +284,14 @@ def main():
     rust = run_rust([test for test in todo if test.is_rust])
     fresh |= {Test(*text.strip("`").split("::")): judge_rust(said) for text, said in rust.items()}
     outcomes = known | {test: Outcome(NOT_RUN) for test in todo} | fresh
+    run = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {seed}"
+    for test in todo:
+        outcomes[test].run = run
     whole = not only and not arguments.new
     version = os.environ.get("MILLRACE_TEST_PG", "15")
-    head = f"The last whole run had the seed {seed}, on PostgreSQL {version}."
-    write_page(marks, outcomes, head if whole else last_head() or head)
-    return 1 if print_table(chosen, outcomes, seed) else 0
+    head = f"Each line has the day and seed of its run, the newest with PostgreSQL {version}; those with - are older."
+    write_page(marks, outcomes, head)
+    return 1 if print_table(chosen, outcomes, seed, whole) else 0
 
 
 def judge_rust(said):

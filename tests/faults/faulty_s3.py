@@ -4,13 +4,11 @@ import http.client
 import http.server
 import socket
 import threading
-import time
 
 ERRORS = {
     "500": (500, "InternalError"),
     "503": (503, "ServiceUnavailable"),
     "slow-down": (503, "SlowDown"),
-    "expired": (400, "ExpiredToken"),
     "denied": (403, "InvalidAccessKeyId"),
 }
 
@@ -107,11 +105,6 @@ class FaultyS3:
         """Everything works again."""
         self.fault = lambda *_: None
         self.healed.set()
-
-    def for_seconds(self, seconds, fault):
-        """A fault that lasts so long."""
-        until = time.monotonic() + seconds
-        return lambda *_: fault if time.monotonic() < until else None
 
     def __exit__(self, *_):
         self.heal()

@@ -11,12 +11,14 @@ import subprocess
 import pytest
 from servers import wait_for
 
+# Where Debian has mkfs and mount; an unprivileged user's PATH is without it.
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
 
 def need(program, package):
     """Skips where a program is missing."""
-    if not shutil.which(program):
+    if not shutil.which(program, path=PATH):
         pytest.skip(f"needs {program}: apt-get install {package}")
 
 
@@ -26,29 +28,54 @@ def need_root():
         pytest.skip("needs root: mounts in a namespace of its own")
 
 
-def traced(*expressions, paths=(), log=None):
+def tried(*command):
+    """Runs a command that needs rights; skips with its words where it is refused."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": PATH})
+    if done.returncode:
+        pytest.skip(f"{command[0]} is refused here: {done.stderr.strip()[:100]}")
+
+
+@contextlib.contextmanager
+def frozen(paths):
+    """Nobody may write to these files and folders, not even root (`chattr +i`)."""
+    need_root()
+    need("chattr", "e2fsprogs")
+    tried("chattr", "+i", *paths)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", *paths], check=True, env={**os.environ, "PATH": PATH})
+
+
+def traced(*expressions, log=None):
     """The command that runs another one with failing system calls; `-D` keeps that one our child. An injection counts
-    `when=` per thread. The calls it meets are written to `log`."""
+    `when=` per thread. The calls it meets are written to `log`, with the paths of their files."""
     need("strace", "strace")
     probe = subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, text=True)
     if probe.returncode:
         pytest.skip(f"strace may not trace here: {probe.stderr.strip()[:100]}")
-    command = ["strace", "-D", "-f", "-qq", "-o", log or "/dev/null"]
-    for path in paths:
-        command += ["-P", path]
+    command = ["strace", "-D", "-f", "-qq", "-y", "-o", log or "/dev/null"]
     for expression in expressions:
         command += ["-e", expression]
     return command
 
 
 @contextlib.contextmanager
-def attached(running, *expressions, paths=()):
+def attached(running, *expressions, log=None):
     """Failing system calls for a daemon that runs already."""
-    command = [part for part in traced(*expressions, paths=paths) if part != "-D"]
+    command = [part for part in traced(*expressions, log=log) if part != "-D"]
     tracer = subprocess.Popen([*command, "-p", str(running.process.pid)], stderr=subprocess.PIPE)
+    status = f"/proc/{running.process.pid}/status"
+
+    def traces():
+        with open(status) as file:
+            return f"TracerPid:\t{tracer.pid}\n" in file.read()
+
     try:
-        status = f"/proc/{running.process.pid}/status"
-        wait_for(lambda: f"TracerPid:\t{tracer.pid}" in open(status).read(), 10, "the tracer")
+        wait_for(lambda: tracer.poll() is not None or traces(), 10, "the tracer")
+        if tracer.poll() is not None:
+            said = tracer.stderr.read().decode().strip()
+            pytest.skip(f"strace may not attach here (kernel.yama.ptrace_scope): {said[:100]}")
         yield
     finally:
         tracer.terminate()
@@ -64,13 +91,13 @@ class Volume:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
             pytest.skip(f"no mount namespace of its own: {os.strerror(ctypes.get_errno())}")
+        need("mkfs.ext4", "e2fsprogs")
         os.makedirs(path, exist_ok=True)
         with open(image, "wb") as file:
             file.truncate(mebibytes << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-        mounted = subprocess.run(["mount", "-o", "loop", image, path], capture_output=True, text=True)
-        if mounted.returncode:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", path], check=True)
+        tried("mkfs.ext4", "-q", "-m", "0", image)
+        if subprocess.run(["mount", "-o", "loop", image, path], capture_output=True).returncode:
+            tried("mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", path)
 
     def free(self):
         """Bytes that may still be written."""
@@ -98,10 +125,3 @@ class Volume:
     def close(self):
         subprocess.run(["umount", "-l", self.path], check=False)
         os.unlink(self.image)
-
-
-def error_code(log):
-    """The newest error code in a log, e.g. STORAGE, or the newest error's words."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log.splitlines()]
-    found = [line for line in lines if re.search(r"\b(ERROR|WARN)\b|error\[", line)]
-    return found[-1].strip()[:200] if found else "-"

@@ -19,12 +19,11 @@ def test_the_page_remembers_outcomes(tmp_path, monkeypatch):
     tests = sorted(outcomes, key=str)
     outcomes[tests[0]] = faults.Outcome("BROKEN")
     outcomes[tests[1]] = faults.Outcome("skipped: needs strace: apt-get install strace")
-    outcomes[tests[2]] = faults.Outcome(faults.KEPT, "SRC-RESET: two reconnects", "3.1")
+    outcomes[tests[2]] = faults.Outcome(faults.KEPT, "SRC-RESET: two reconnects", "3.1", "2026-11-24, 7")
     monkeypatch.setattr(faults, "PAGE", str(tmp_path / "reliability.md"))
     (tmp_path / "reliability.md").write_text(f"before\n{faults.BEGIN}old\n{faults.END}after\n")
     faults.write_page(marks, outcomes, "seed 1")
     assert faults.read_outcomes() == outcomes
-    assert faults.last_head() == "seed 1"
     assert faults.read_page()[0] == "before\n" and faults.read_page()[2] == "after\n"
 
 
@@ -45,3 +44,5 @@ def test_marks_are_understood(tmp_path):
     said = faults.wrong_marks(marks)
     assert any("'99'" in text for text in said) and any("'hopes'" in text for text in said)
     assert any("fault 2 has no test" in text for text in said)
+    marks = [faults.Marked("29", "x", "continues", traps.Test("a", "b"))]
+    assert any("fault 29 has a test" in text for text in faults.wrong_marks(marks))

@@ -41,14 +41,13 @@ def connections(link):
 @pytest.mark.fault("19", "the source resets the connection", promise="continues", quick=True)
 def test_the_source_resets_its_connections(loaded, bank, link, fault):
     """Every connection at once, while changes flow: on again within seconds."""
-    baseline = verify.Baseline.of(loaded)
     before = connections(link)
     assert link.reset() >= 1
     with fault.recovering():
         verify.arrival(loaded, bank, seconds=10)
     assert connections(link) > before
     fault.outcome(f"{connections(link) - before} new connections")
-    verify.check(loaded, bank, baseline=baseline)
+    verify.check(loaded, bank)
 
 
 @pytest.mark.fault("19", "the source resets the connection in the middle of a message, ten times", promise="continues")

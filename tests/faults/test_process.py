@@ -5,6 +5,8 @@ import time
 
 import pytest
 import verify
+from servers import wait_for
+from test_s3 import ENVIRONMENT, target
 from verify import arrival, check
 
 
@@ -25,16 +27,24 @@ def test_sigterm_under_load_drains(bank, daemon, fault):
 
 
 @pytest.mark.fault("47", "a second SIGTERM while the first one drains", promise="continues")
-def test_a_second_sigterm_ends_it_at_once(bank, daemon, fault):
-    running = daemon(verify.PATTERNS, buffer={"interval": "1s"}).start_and_load()
+def test_a_second_sigterm_ends_it_at_once(bank, daemon, fault, s3, faulty):
+    """The target hangs, so that it cannot be done before the second one comes."""
+    running = daemon(
+        verify.PATTERNS, target=target(s3, "sigterm/", faulty.port), s3=s3, environment=ENVIRONMENT
+    ).start_and_load()
     bank.start(writers=3, pause=0.002)
-    time.sleep(2)
+    faulty.fault = lambda *_: "hang"
+    wait_for(lambda: faulty.seen.get("hang"), 30, "a request that hangs")
     running.process.send_signal(signal.SIGTERM)
-    time.sleep(0.02)
+    time.sleep(2)
+    assert not running.ended(), "it drains, and the target hangs"
     began = time.monotonic()
     running.process.send_signal(signal.SIGTERM)
     code = running.wait_exit(5)
     ended = time.monotonic() - began
+    assert code == 0 and ended < 1, (code, ended)
+    assert "daemon stops at once" in running.log(20000)
+    faulty.heal()
     with fault.recovering():
         running.start()
         arrival(running, bank)

@@ -6,19 +6,11 @@ import time
 
 import pytest
 import verify
-from faulty_s3 import FaultyS3
 from servers import MotoS3, wait_for
 from test_s3 import ENVIRONMENT, target
 from verify import arrival, check
 
 QUICK = {"interval": "500ms"}
-
-
-@pytest.fixture
-def faulty(s3):
-    """The proxy."""
-    with FaultyS3(s3.port) as running:
-        yield running
 
 
 def stored(s3, prefix):

@@ -12,7 +12,6 @@ import time
 import psycopg
 import pytest
 import verify
-from daemon import Daemon
 from servers import Postgres, Proxy, wait_for
 
 
@@ -35,7 +34,7 @@ def bank(primary, fault):
 @pytest.fixture
 def running(primary, bank):
     """A daemon that is not started yet."""
-    with Daemon(primary, "shop", verify.PATTERNS) as made:
+    with verify.Watched(primary, "shop", verify.PATTERNS) as made:
         yield made
 
 
@@ -91,7 +90,7 @@ def test_the_source_stops_at_once_under_load(loaded, bank, primary, fault):
 def test_the_source_stops_at_once_while_it_is_loaded(primary, bank, fault):
     bank.add_letters(40_000)
     options = {"full-load": {"rate-limit": "6MB"}}
-    with Daemon(primary, "shop", verify.PATTERNS, options=options) as running:
+    with verify.Watched(primary, "shop", verify.PATTERNS, options=options) as running:
         running.start()
         bank.start(writers=1, pause=0.05)
         wait_for(lambda: "Full load" in running.states_or_none().values(), 30, "the load")
@@ -122,7 +121,7 @@ def test_a_load_goes_on_after_its_finished_segments(primary, bank, fault):
         "analyze bank.postcard",
     )
     options = {"full-load": {"parallel": 1, "rate-limit": "10MB"}}
-    with Proxy(primary.port) as proxy, Daemon(
+    with Proxy(primary.port) as proxy, verify.Watched(
         primary, "shop", ["bank.*"], port=proxy.port, options=options
     ) as running:
         running.start()
@@ -245,7 +244,7 @@ def test_one_table_may_not_be_read(primary, bank, fault):
         "create publication millrace_shop_inserts for table bank.visit with (publish = 'insert, truncate')",
         user="postgres",
     )
-    with Daemon(primary, "shop", verify.PATTERNS, user="reader") as running:
+    with verify.Watched(primary, "shop", verify.PATTERNS, user="reader") as running:
         running.start_and_load()
         bank.start(writers=2, pause=0.02)
         verify.arrival(running, bank)
@@ -343,7 +342,7 @@ def test_an_encrypted_connection_is_cut(fault):
         bank = verify.Bank(server, "shop", fault.seed)
         rng = random.Random(f"{fault.seed}/tls")
         source = {"tls": {"mode": "require"}}
-        with Proxy(server.port) as proxy, Daemon(
+        with Proxy(server.port) as proxy, verify.Watched(
             server, "shop", verify.PATTERNS, port=proxy.port, source=source
         ) as running:
             running.start_and_load()

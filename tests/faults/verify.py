@@ -10,9 +10,7 @@ remembered. `check` ends the writers, commits a marker, waits for it and compare
 3. the sum is constant after every single commit, not only at the end;
 4. the folder holds no object that the catalog does not list, but for what is staged;
 5. `millrace_unaccounted_rows` is 0, and the source has one slot and the publications of one task;
-6. descriptors and memory of the process are what they were (`Baseline`).
-
-The large workload of tests/e2e/workload.py goes through `check_shop`, in the same way.
+6. where the process lived, its descriptors and memory are what they were when it had loaded (`Watched`).
 """
 
 import dataclasses
@@ -25,10 +23,8 @@ import time
 import duckdb
 import psycopg
 from compare import data_files
+from daemon import Daemon
 from servers import wait_for
-from workload import ACCOUNTS as SHOP_ACCOUNTS
-from workload import CENTS as SHOP_CENTS
-from workload import TABLES as SHOP_TABLES
 from workload import noise
 
 ACCOUNTS, CENTS = 20, 10_000
@@ -239,6 +235,22 @@ class Baseline:
         return found
 
 
+class Watched(Daemon):
+    """A daemon that remembers what its process was when the tables were loaded, before any fault."""
+
+    before = None
+
+    def wait_states(self, *arguments, **options):
+        super().wait_states(*arguments, **options)
+        self.before = (self.process.pid, Baseline.of(self))
+
+    def grown(self):
+        """What is more than it was, if it is the same process."""
+        if self.before is None or self.before[0] != self.process.pid:
+            return []
+        return self.before[1].problems(self)
+
+
 def source_problems(running):
     """Whatever is at the source besides one slot and the task's publications."""
     slots = running.server.execute(
@@ -256,38 +268,24 @@ def source_problems(running):
     return found
 
 
-def check(running, bank, seconds=90, baseline=None):
-    """All of it; starts the daemon if it does not run. Gives how many rows were compared."""
-    if running.ended():
+def check(running, bank, seconds=90, restart=False):
+    """All of it, also that the process did not end by itself; with `restart` it is started where it ended. Gives how
+    many rows were compared."""
+    if restart and running.ended():
         running.start()
+    assert not running.ended(), f"the daemon ended with {running.process.returncode}:\n{running.log()}"
     bank.stop()
     bank.mark()
     results = running.compare(TABLES, seconds=seconds)
-    found = bank.problems(running) + finish(running, baseline)
+    found = bank.problems(running) + finish(running)
     assert not found, "\n".join(found) + f"\n{running.log()}"
     return sum(result.lake_rows for result in results)
 
 
-def check_shop(running, shop, seconds=120, baseline=None):
-    """The same for the shop of tests/e2e/workload.py, whose writers must have begun behind the load's beginning."""
-    if running.ended():
-        running.start()
-    shop.stop()
-    shop.mark()
-    results = running.compare(SHOP_TABLES, seconds=seconds)
-    duck = duckdb.connect()
-    running.lake.relation(duck, data_files(running.lake.files("shop", "ledger")), "ledger")
-    found = shop.check_ledger(duck.execute("select writer, seq from ledger").fetchall())
-    running.lake.relation(duck, data_files(running.lake.files("shop", "account")), "account")
-    found += sums(duck, "account", "id", "cents", SHOP_ACCOUNTS * SHOP_CENTS) + finish(running, baseline)
-    assert not found, "\n".join(found) + f"\n{running.log()}"
-    return sum(result.lake_rows for result in results)
-
-
-def finish(running, baseline=None):
+def finish(running):
     """What is left of the check when rows and sums are right."""
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 20, "unaccounted = 0")
-    found = source_problems(running) + (baseline.problems(running) if baseline else [])
+    found = source_problems(running) + running.grown()
     if running.s3 is None:
         left = orphans(running)
         found += [f"in the folder and not in the catalog: {left[:5]} ({len(left)})"] if left else []

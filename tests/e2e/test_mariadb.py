@@ -81,7 +81,8 @@ def test_the_shortest_config(server, database, daemon):
     run.run("check")
     run.start_and_load()
     server.execute(database, "insert into t values (3)")
-    run.compare([(database, "t")])
+    # Its delivery waits for a minute.
+    run.compare([(database, "t")], seconds=120)
 
 
 def test_kill_9_loses_nothing_and_doubles_nothing(server, database, daemon):

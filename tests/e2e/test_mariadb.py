@@ -1,6 +1,7 @@
 """MariaDB as a source, from the first load to changes, crashes and what is refused."""
 
 import re
+import sqlite3
 import threading
 
 import pytest
@@ -130,15 +131,27 @@ def test_a_large_table_is_read_in_parts_and_goes_on_after_a_kill(server, databas
         "insert into big select 18446744073709000000 + seq, 2, repeat(md5(seq), 8) from seq_1_to_100000",
         "analyze table big",
     )
-    run = daemon([f"{database}.big"], server=server, options={"full-load": {"rate-limit": "20MiB"}})
+    run = daemon([f"{database}.big"], server=server, options={"full-load": {"rate-limit": "6MiB"}})
     run.start()
-    wait_for(lambda: rows_loaded(run) > 120_000, 60, "a part of the load")
-    server.execute(database, "delete from big where id % 5 = 0", "update big set text = 'new' where id % 7 = 0")
+    # Few rows, so that they are changed long before the load is through.
+    wait_for(lambda: rows_loaded(run) > 20_000, 60, "a part of the load")
+    few = "where part = 2 and id % 5 = 0 limit 500"
+    server.execute(database, f"delete from big {few}", f"update big set text = 'new' {few}")
+    wait_for(lambda: finished_segments(run) > 0, 60, "a part that is finished")
     run.kill()
     run.start()
     run.wait_states(seconds=120)
     run.compare([(database, "big")], seconds=90)
     assert "load goes on after its finished segments" in run.log(100_000)
+
+
+def finished_segments(run):
+    """Parts of tables that are loaded and in the state."""
+    with sqlite3.connect(f"file:{run.state}/state.db?mode=ro", uri=True, timeout=5) as state:
+        names = "select name from sqlite_master where type = 'table' and name not like 'sqlite%'"
+        (table,) = state.execute(names).fetchone()
+        (count,) = state.execute(f"select count(*) from {table} where key like 'segment/%'").fetchone()
+    return count
 
 
 def rows_loaded(run):

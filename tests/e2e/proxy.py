@@ -240,7 +240,8 @@ class Way:
 
     def balance(self):
         """A side that is ahead is not read from."""
-        full = self.held_bytes >= HELD_BYTES_MAX or self.sink.unsent() >= UNSENT_BYTES_MAX
+        # Above the transport's own limit, not at it: only from there does it tell when it is below again.
+        full = self.held_bytes >= HELD_BYTES_MAX or self.sink.unsent() > UNSENT_BYTES_MAX
         self.source.read(not full and self.direction not in self.link.hung)
 
     def pump(self):

@@ -175,28 +175,48 @@ def test_a_slot_that_was_made_again_is_refused(daemon, sql, server):
     assert "LOST" in running.log(20000)
 
 
+def flip_a_bit(running, share):
+    """Of the only segment with rows, at that share of its bytes; gives its name."""
+    (path,) = (path for path in glob.glob(f"{running.state}/streams/*/*") if os.path.getsize(path) > 10000)
+    with open(path, "r+b") as file:
+        at = int(len(file.read().rstrip(b"\0")) * share)
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0x10]))
+    return os.path.basename(path)
+
+
 @pytest.mark.trap("45", crash=True)
 @pytest.mark.fault("9", "one bit of a segment, whole frames behind it", promise="stops safely")
 def test_a_damaged_segment_stops_the_stream_loudly(daemon, sql):
     """One bit in the middle, whole frames behind it: named, never skipped."""
     sql("create table t (id int primary key, v text)")
     running = daemon(["public.t"], buffer={"interval": "600s"}).start_and_load()
-    for number in range(20):
-        sql(f"insert into t select i, md5(i::text) from generate_series({number * 1000}, {number * 1000 + 999}) i")
+    for number in range(4):
+        sql(f"insert into t select i, md5(i::text) from generate_series({number * 5000}, {number * 5000 + 4999}) i")
+        # Each with an fsync of its own, which is what proves that the damaged frame had been written whole.
+        running.wait_confirmed()
+    running.kill()
+    name = flip_a_bit(running, 0.4)
+    running.start(ready=False)
+    wait_for(lambda: running.ended() or name in running.log(), 30, "the file's name in the log")
+    assert name in running.log(20000)
+
+
+@pytest.mark.trap("45", crash=True)
+@pytest.mark.fault("9", "one bit of the last frame, with nothing behind it", promise="stops safely")
+def test_a_damaged_last_frame_is_missed(daemon, sql):
+    """Nothing in the stream tells it from a torn tail, but the source was told that it is durable."""
+    sql("create table t (id int primary key, v text)")
+    running = daemon(["public.t"], buffer={"interval": "600s"}).start_and_load()
+    sql("insert into t select i, md5(i::text) from generate_series(1, 20000) i")
     running.wait_confirmed()
     running.kill()
-    segments = sorted(path for path in glob.glob(f"{running.state}/streams/*/*") if os.path.getsize(path) > 10000)
-    path = segments[0]
-    with open(path, "r+b") as file:
-        data = file.read().rstrip(b"\0")
-        at = len(data) // 2
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 0x10]))
+    flip_a_bit(running, 0.5)
     running.start(ready=False)
-    wait_for(lambda: running.ended() or os.path.basename(path) in running.log(), 30, "the file's name in the log")
-    assert os.path.basename(path) in running.log(20000)
+    wait_for(lambda: running.ended() or "LOG-LOST" in running.log(), 30, "a refusal")
+    assert "LOG-LOST" in running.log(20000)
 
 
 def end_of_frames(segment):

@@ -10,7 +10,6 @@ pub mod greeting;
 pub mod inbox;
 pub mod reader;
 pub mod server_error;
-pub mod tls;
 
 pub use connection::{Connection, TextRows};
 pub use reader::{Malformed, Reader};

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use millrace::config::{
     Config, EndpointKind, GuardAction, Mode, SourceGuard, SourceLogConfig, Surroundings, known_keys, used_keys,
 };
-use millrace_core::{Becomes, SecretSource, TableName, TablePattern, Unfit};
+use millrace_core::{Becomes, SecretSource, TableName, TablePattern, TlsMode, Unfit};
 use millrace_object_store::Place;
-use millrace_postgres::{PostgresConfig, TlsMode};
+use millrace_postgres::PostgresConfig;
 
 const MINIMAL: &str = include_str!("../config/minimal.yaml");
 const EVERY_OPTION: &str = include_str!("../config/every-option.yaml");
@@ -132,11 +132,11 @@ fn mysql_urls() {
     };
     let (plain, task) = source("mysql://c%40c@db.example/shop");
     assert_eq!((plain.host.as_str(), plain.port, plain.user.as_str()), ("db.example", 3306, "c@c"));
-    assert_eq!((plain.tls.mode, task.as_str()), (millrace_mysql::TlsMode::VerifyFull, "shop"));
+    assert_eq!((plain.tls.mode, task.as_str()), (TlsMode::VerifyFull, "shop"));
     let (local, task) = source("mariadb://u@127.0.0.1:3307/?ssl-mode=require");
-    assert_eq!((local.port, local.tls.mode, task.as_str()), (3307, millrace_mysql::TlsMode::Require, "mysql"));
+    assert_eq!((local.port, local.tls.mode, task.as_str()), (3307, TlsMode::Require, "mysql"));
     let (socket, _) = source("mysql://u@localhost/shop?socket=/run/mysqld/mysqld.sock");
-    assert!(socket.is_socket() && socket.tls.mode == millrace_mysql::TlsMode::Disable);
+    assert!(socket.is_socket() && socket.tls.mode == TlsMode::Disable);
     for url in ["mysql://u@h/d?ssl-mode=preferred", "mysql://u@h/d?ssl-ca=relative", "mysql://u@h/d?x=1"] {
         let found = problems(&format!("source: {url}\ntarget: file:///lake\ntables: [shop.*]\n"));
         assert!(found.len() == 1 && found[0].contains("CFG-URL"), "{found:#?}");

@@ -17,6 +17,7 @@ mod object_store;
 mod postgres;
 mod secret;
 pub mod section;
+mod server;
 mod source_log;
 mod task;
 pub mod tree;
@@ -329,9 +330,8 @@ pub fn known_keys() -> Vec<(&'static str, &'static str)> {
         &endpoint::BUFFER,
         &endpoint::HELLO,
         &mysql::MYSQL,
-        &mysql::TLS,
         &postgres::POSTGRES,
-        &postgres::TLS,
+        &server::TLS,
         &object_store::S3,
         &object_store::FILE,
         &object_store::FORMAT,

@@ -91,6 +91,8 @@ pub async fn run(ground: &Ground, gate: &Gate<()>) -> Result<Option<Outcome>> {
         let scan = ground.clone();
         let prepared = blocking("scanning the stream", move || prepare(&scan)).await?;
         let Some(mut prepared) = prepared else { return Ok(None) };
+        let (objects, to) = (prepared.objects.objects.len(), prepared.intent.to);
+        tracing::debug!(task = ground.options.task, position = %to, objects, "round is staged");
         if prepared.stored.is_some() {
             fail::fail_point!("delivery-after-intent", |_| Err(injected("delivery-after-intent")));
         }

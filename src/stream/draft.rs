@@ -170,12 +170,16 @@ impl Drafting {
         if !self.compress || raw < COMPRESS_BYTES_MIN {
             return false;
         }
-        let block = lz4_flex::block::compress(&bytes[start..]);
-        let shorter = block.len() < raw;
+        let end = bytes.len();
+        // The block is made behind the payload, in a buffer that is kept, and takes its place.
+        bytes.resize(end + lz4_flex::block::get_maximum_output_size(raw), 0);
+        let (payload, block) = bytes.split_at_mut(end);
+        let len = lz4_flex::block::compress_into(&payload[start..], block).unwrap_or(raw);
+        let shorter = len < raw;
         if shorter {
-            bytes.truncate(start);
-            bytes.extend_from_slice(&block);
+            bytes.copy_within(end..end + len, start);
         }
+        bytes.truncate(if shorter { start + len } else { end });
         shorter
     }
 }

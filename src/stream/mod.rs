@@ -69,7 +69,7 @@ pub use crate::state::keys::log::{LogPosition, Totals};
 /// As many appends may wait for the writer.
 const QUEUE_JOBS_MAX: usize = 64;
 /// Appends up to this size are encoded without leaving the caller's thread: well under a millisecond.
-const DRAFT_INLINE_BYTES_MAX: usize = 256 << 10;
+const DRAFT_INLINE_BYTES_MAX: usize = 1 << 20;
 
 /// How a stream is kept.
 #[derive(Debug, Clone)]

@@ -23,7 +23,7 @@ use super::{
 
 /// Buffers of finished appends that are kept for later ones, and their greatest size.
 const POOL_BUFFERS_MAX: usize = 4;
-const POOL_BUFFER_BYTES_MAX: usize = 16 << 20;
+const POOL_BUFFER_BYTES_MAX: usize = 20 << 20;
 
 /// What an append is answered with.
 pub(super) type Answer = Result<Option<Durable<Position>>>;

@@ -75,7 +75,7 @@ class Daemon:
             "PGPASSWORD": Postgres.PASSWORD,
             "MYSQL_PWD": Postgres.PASSWORD,
             "RUST_BACKTRACE": os.environ.get("RUST_BACKTRACE", "0"),
-            "RUST_LOG": os.environ.get("RUST_LOG", "info"),
+            "RUST_LOG": os.environ.get("RUST_LOG", "info,millrace::delivery=debug"),
             **(environment or {}),
         }
         buffer = buffer or {"interval": "1s"}

@@ -1,8 +1,8 @@
 //! How to reach a MySQL or MariaDB server.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use millrace_core::SecretSource;
+use millrace_core::{SecretSource, Tls};
 
 /// One endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,28 +35,6 @@ impl MysqlConfig {
     pub fn is_socket(&self) -> bool {
         self.host.starts_with('/')
     }
-}
-
-/// Encryption of the connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tls {
-    /// How much is demanded.
-    pub mode: TlsMode,
-    /// Certificates to trust instead of the system's (PEM).
-    pub ca_file: Option<PathBuf>,
-}
-
-/// How much is demanded; `mysql`'s `--ssl-mode` calls the last three REQUIRED, VERIFY_CA and VERIFY_IDENTITY.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsMode {
-    /// No encryption: the default on loopback and Unix sockets only.
-    Disable,
-    /// Encrypted, the certificate is not looked at.
-    Require,
-    /// Encrypted, and the certificate is signed by a trusted authority.
-    VerifyCa,
-    /// Encrypted, signed, and made out for the host: the default elsewhere.
-    VerifyFull,
 }
 
 /// The number of a task's reader, where none is set: from its name, above what people give by hand.

@@ -30,7 +30,7 @@ use millrace_core::{
     source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source, SpillRoom},
 };
 
-pub use config::{MysqlConfig, Tls, TlsMode};
+pub use config::MysqlConfig;
 use log::{LoadPositions, LogOptions, MysqlLog};
 use wire::Connection;
 

@@ -173,11 +173,23 @@ impl Bucket {
 /// Waits for the answer to a request that moves so many bytes, tries of the client included. The client itself knows one
 /// time for all requests, which would be too short for large objects on slow links, or far too long for all others.
 async fn within<T>(bytes: u64, asking: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let patience = ANSWER_PATIENCE + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+    let patience = Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+    tokio::pin!(asking);
+    if let Ok(answered) = tokio::time::timeout(ANSWER_PATIENCE, &mut asking).await {
+        return answered;
+    }
+    if patience > Duration::ZERO {
+        tracing::warn!(
+            bytes,
+            still_secs = patience.as_secs(),
+            "the bucket has not answered a request yet; it is waited for"
+        );
+    }
     match tokio::time::timeout(patience, asking).await {
         Ok(answered) => answered,
         Err(_) => {
-            Err(StoreError::Generic { store: "S3", source: format!("{NO_ANSWER} {} s", patience.as_secs()).into() })
+            let waited = (ANSWER_PATIENCE + patience).as_secs();
+            Err(StoreError::Generic { store: "S3", source: format!("{NO_ANSWER} {waited} s").into() })
         }
     }
 }

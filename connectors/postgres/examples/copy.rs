@@ -6,10 +6,10 @@
 use std::time::{Duration, Instant};
 
 use millrace_core::{
-    Result, TableName, TablePattern,
+    Result, TableName, TablePattern, Tls, TlsMode,
     source::{Rows, Source},
 };
-use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode};
+use millrace_postgres::{Options, PostgresConfig, PostgresSource};
 
 #[tokio::main]
 async fn main() -> Result<()> {

@@ -15,11 +15,11 @@ use std::{
 };
 
 use millrace_core::{
-    Durable, Position,
+    Durable, Position, Tls, TlsMode,
     source::{Budget, Log, UnboundedRoom},
 };
 use millrace_postgres::{
-    Names, PostgresConfig, Tls, TlsMode, discover,
+    Names, PostgresConfig, discover,
     fence::VisibilityFence,
     log::{LogOptions, PostgresLog, Surroundings},
     slot,

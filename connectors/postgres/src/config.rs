@@ -1,8 +1,8 @@
 //! How to reach a PostgreSQL server.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use millrace_core::SecretSource;
+use millrace_core::{SecretSource, Tls};
 
 /// One endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,28 +21,6 @@ pub struct PostgresConfig {
     pub tls: Tls,
     /// How long a connect may take.
     pub connect_timeout: Duration,
-}
-
-/// Encryption of the connection, with libpq's words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tls {
-    /// How much is demanded.
-    pub mode: TlsMode,
-    /// Certificates to trust instead of the system's (PEM).
-    pub ca_file: Option<PathBuf>,
-}
-
-/// libpq's `sslmode`, without its weaker half.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsMode {
-    /// No encryption: the default on loopback and Unix sockets only.
-    Disable,
-    /// Encrypted, the certificate is not looked at.
-    Require,
-    /// Encrypted, and the certificate is signed by a trusted authority.
-    VerifyCa,
-    /// Encrypted, signed, and made out for the host: the default elsewhere.
-    VerifyFull,
 }
 
 /// What of ours exists at the source for one task, all named after it.

@@ -149,7 +149,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{Tls, TlsMode};
+    use millrace_core::{Tls, TlsMode};
 
     fn config() -> PostgresConfig {
         PostgresConfig {

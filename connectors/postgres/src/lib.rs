@@ -43,7 +43,7 @@ use millrace_core::{
     source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source, SpillRoom},
 };
 
-pub use config::{Names, PostgresConfig, Tls, TlsMode};
+pub use config::{Names, PostgresConfig};
 use fence::VisibilityFence;
 use log::{LogOptions, PostgresLog, Surroundings};
 use wire::{Connection, Mode};

@@ -13,8 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use millrace_core::{Tls, TlsMode};
+
 use crate::{
-    PostgresConfig, Tls, TlsMode,
+    PostgresConfig,
     wire::{Connection, Mode},
 };
 

@@ -4,10 +4,10 @@
 use std::{fs, time::Duration};
 
 use millrace_core::{
-    Finding, Secret, SecretSource, Selection, Severity, TablePattern,
+    Finding, Secret, SecretSource, Selection, Severity, TablePattern, Tls, TlsMode,
     source::{Scope, Source},
 };
-use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, wire};
+use millrace_postgres::{Options, PostgresConfig, PostgresSource, wire};
 
 #[allow(dead_code)]
 #[path = "../src/test_server.rs"]

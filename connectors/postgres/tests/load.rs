@@ -10,7 +10,7 @@ use millrace_core::{
     Capture, Columns, Kind, Selection, Table, TableName, TablePattern, Unfit, ValueRules,
     source::{Source, TableLoad},
 };
-use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, lookup, waiting, wire};
+use millrace_postgres::{Options, PostgresConfig, PostgresSource, lookup, waiting, wire};
 
 #[allow(dead_code)]
 #[path = "../src/test_server.rs"]

@@ -13,7 +13,7 @@ use millrace_core::{
     batch::Cell,
     source::{Budget, Log, Rows, Source, SpillRoom, UnboundedRoom},
 };
-use millrace_postgres::{Options, PostgresConfig, PostgresSource, Tls, TlsMode, types::render, wire};
+use millrace_postgres::{Options, PostgresConfig, PostgresSource, types::render, wire};
 
 #[allow(dead_code)]
 #[path = "../src/test_server.rs"]

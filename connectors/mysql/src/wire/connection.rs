@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use millrace_core::{Error, Kind, Result, error::Context};
+use millrace_core::{Error, Kind, Result, TlsMode, error::Context, tls};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -14,9 +14,8 @@ use super::{
     inbox::Inbox,
     reader::{Malformed, Reader},
     server_error::ServerError,
-    tls,
 };
-use crate::{MysqlConfig, TlsMode};
+use crate::MysqlConfig;
 
 /// utf8mb4_general_ci, which every server knows.
 const COLLATION: u8 = 45;

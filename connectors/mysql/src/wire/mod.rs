@@ -11,7 +11,6 @@ pub mod inbox;
 mod password_key;
 pub mod reader;
 pub mod server_error;
-pub mod tls;
 
 pub use connection::{Connection, TextRows};
 pub use reader::{Malformed, Reader};

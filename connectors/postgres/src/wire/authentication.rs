@@ -10,11 +10,11 @@ use postgres_protocol::{
 };
 
 use super::{
+    binding,
     connection::Connection,
     password,
     reader::{Malformed, Reader},
     socket::Socket,
-    tls,
 };
 use crate::PostgresConfig;
 
@@ -104,7 +104,7 @@ fn refuse_cleartext(connection: &Connection, config: &PostgresConfig) -> Result<
 async fn scram(connection: &mut Connection, config: &PostgresConfig, mechanisms: &[String]) -> Result<()> {
     let offered = |name: &str| mechanisms.iter().any(|mechanism| mechanism == name);
     let end_point = match connection.socket() {
-        Socket::Tls(stream) => tls::server_end_point(stream),
+        Socket::Tls(stream) => binding::server_end_point(stream),
         _ => None,
     };
     let (mechanism, binding) = match end_point {

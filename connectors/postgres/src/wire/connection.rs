@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use millrace_core::{Error, Kind, Result, error::Context};
+use millrace_core::{Error, Kind, Result, TlsMode, error::Context, tls};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -16,9 +16,8 @@ use super::{
     server_error::ServerError,
     silence::{self, Silence},
     socket::{self, PlainTcp, Socket},
-    tls,
 };
-use crate::{PostgresConfig, TlsMode};
+use crate::PostgresConfig;
 
 /// What the connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

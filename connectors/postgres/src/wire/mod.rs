@@ -4,7 +4,7 @@
 //! messages are read at once into one buffer and decoded where they lie.
 //!
 //! - [`connection`]: connect, simple queries, COPY out and COPY both
-//! - [`socket`], [`tls`], [`password`], [`authentication`]: what a connect needs
+//! - [`socket`], [`password`], [`authentication`], [`binding`]: what a connect needs
 //! - [`inbox`]: received bytes and the frames in them; [`reader`]: bounds-checked reading of one message
 //! - [`server_error`]: what the server says when it refuses; [`silence`]: when it says nothing
 //! - [`pgoutput`]: what comes in on a replication stream, with one file per message
@@ -14,6 +14,7 @@
 
 mod authentication;
 pub mod begin;
+mod binding;
 pub mod commit;
 pub mod connection;
 mod copy_both;
@@ -38,7 +39,6 @@ pub mod stream_commit;
 pub mod stream_start;
 #[cfg(test)]
 mod tests;
-mod tls;
 pub mod truncate;
 pub mod tuple;
 pub mod type_name;

@@ -117,7 +117,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{Tls, TlsMode};
+    use millrace_core::{Tls, TlsMode};
 
     fn config(host: &str) -> PostgresConfig {
         PostgresConfig {

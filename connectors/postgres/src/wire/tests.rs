@@ -2,10 +2,10 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-use millrace_core::{Kind, Secret, SecretSource};
+use millrace_core::{Kind, Secret, SecretSource, Tls, TlsMode};
 
 use super::*;
-use crate::{TlsMode, test_server::TestServer};
+use crate::test_server::TestServer;
 
 #[tokio::test]
 async fn queries_copies_and_errors() {
@@ -162,7 +162,7 @@ async fn tls_is_as_strict_as_it_says() {
         config.host = host.into();
         config.user = "scram".into();
         config.password = Some(SecretSource::Value(Secret::new("secret")));
-        config.tls = crate::Tls { mode, ca_file: ca.then(|| certificate.clone()) };
+        config.tls = Tls { mode, ca_file: ca.then(|| certificate.clone()) };
         match Connection::connect(&config, Mode::Replication, "test").await {
             Ok(mut one) => {
                 assert!(works, "{mode:?} {host} {ca} connected");

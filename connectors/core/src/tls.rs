@@ -1,8 +1,7 @@
-//! TLS by rustls.
+//! Encryption of a connection to a source, by rustls. When it begins is the protocol's own business.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
-use millrace_core::{Error, Kind, Result, error::Context};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
@@ -15,7 +14,30 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::{Tls, TlsMode};
+use crate::error::{Context, Error, Kind, Result};
+
+/// Encryption of the connection to a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// How much is demanded.
+    pub mode: TlsMode,
+    /// Certificates to trust instead of the system's (PEM).
+    pub ca_file: Option<PathBuf>,
+}
+
+/// How much is demanded: libpq's `sslmode` without its weaker half; `mysql`'s `--ssl-mode` calls the last three REQUIRED,
+/// VERIFY_CA and VERIFY_IDENTITY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// No encryption: the default on loopback and Unix sockets only.
+    Disable,
+    /// Encrypted, the certificate is not looked at.
+    Require,
+    /// Encrypted, and the certificate is signed by a trusted authority.
+    VerifyCa,
+    /// Encrypted, signed, and made out for the host: the default elsewhere.
+    VerifyFull,
+}
 
 /// Encrypts a connection on which the server has agreed to do so.
 pub async fn encrypt<S: AsyncRead + AsyncWrite + Unpin>(stream: S, tls: &Tls, host: &str) -> Result<TlsStream<S>> {

@@ -3,7 +3,8 @@ sides to. Values are read as the text protocol prints them; nothing of the conne
 
 import pyarrow as pa
 
-BYTES = {"binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "point", "geometry", "linestring", "polygon"}
+BYTES = {"binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "vector"}
+BYTES |= {"point", "geometry", "linestring", "polygon", "geomcollection"}
 
 
 def name(identifier):
@@ -44,7 +45,7 @@ def expression(column, declared):
     if kind == "year" or "zerofill" in declared:
         return f"cast({quoted} + 0 as char)"
     if kind in ("float", "double"):
-        return f"cast({quoted} + 0e0 as char)"
+        return f"cast({quoted} * 1e0 as char)"
     if kind == "timestamp":
         return f"concat({quoted}, '+00')"
     return f"cast({quoted} as char character set utf8mb4)"

@@ -1,4 +1,4 @@
-"""MariaDB's types: a load and the log give the same, and both what the server has."""
+"""MariaDB's and MySQL's types: a load and the log give the same, and both what the server has."""
 
 import re
 
@@ -53,7 +53,6 @@ TYPES = [
     ("vc_sjis", "varchar(50) character set sjis", ["'aｱ日本'"]),
     ("vc_big5", "varchar(50) character set big5", ["'a中文'"]),
     ("vc_euckr", "varchar(50) character set euckr", ["'a한국'"]),
-    ("vc_uca", "varchar(50) character set utf8mb4 collate utf8mb4_uca1400_ai_ci", ["'Zoë'"]),
     ("txt", "mediumtext character set utf8mb4", ["repeat('ü', 70000)"]),
     ("txt_latin1", "text character set latin1", ["'é'"]),
     ("b", "binary(5)", ["x'410000'", "x'4142434445'", "x'20'", "''"]),
@@ -64,13 +63,44 @@ TYPES = [
     ("tb", "tinyblob", ["''"]),
     ("en", "enum('a','it''s','é') character set latin1", ["'a'", "'it''s'", "'é'", "0"]),
     ("se", "set('x','y','z','é') character set latin1", ["'x,z'", "''", "'é,y'"]),
-    ("js", "json", ["'{\"a\": [1, 2.50, \"é\"]}'"]),
     ("pt", "point", ["point(1, 2)"]),
     ("geo", "geometry", ["st_geomfromtext('linestring(0 0, 1 1)', 4326)"]),
+]
+MARIADB = [
+    ("vc_uca", "varchar(50) character set utf8mb4 collate utf8mb4_uca1400_ai_ci", ["'Zoë'"]),
+    ("js", "json", ["'{\"a\": [1, 2.50, \"é\"]}'"]),
     ("u", "uuid", ["'12345678-9abc-1def-8123-456789abcdef'", "'00000000-0000-0000-0000-000000000000'",
                    "'ffffffff-ffff-4fff-bfff-ffffffffff00'"]),
     ("i6", "inet6", ["'::'", "'::1'", "'2001:db8::ff00:42:8329'", "'::ffff:192.0.2.1'", "'::192.0.2.1'", "'1:0:0:2::'"]),
     ("i4", "inet4", ["'0.0.0.0'", "'192.0.2.255'"]),
+]
+# Numbers in JSON are printed by rules of the server's own: those beside a border of the rules, those that lie in the middle
+# of two shortest texts, and powers of two, where the next number below is nearer than the next above.
+EXPONENTS = [*range(-18, 20), -300, 299]
+NUMBERS = [
+    f"{digits}e{exponent}" for exponent in EXPONENTS for digits in ("1", "-1.5", "9.87654321", "-1.2345678901234567")
+]
+NUMBERS += [f"{2**power}e0" for power in range(0, 100)]
+NUMBERS += [f"{2**power + 1}.{fraction}e0" for power in range(44, 53) for fraction in (25, 75, 125, 375, 5, "0625")]
+MYSQL = [
+    ("vc_0900", "varchar(50) character set utf8mb4 collate utf8mb4_0900_ai_ci", ["'Zoë😀'"]),
+    ("vc_ja", "varchar(50) character set utf8mb4 collate utf8mb4_ja_0900_as_cs_ks", ["'日本'"]),
+    ("vec", "vector(3)", ["to_vector('[1,-2.5,3e10]')"]),
+    ("js", "json", [
+        "'null'", "'true'", "'[]'", "'{}'", "'\"\"'", "'0'", "'-32768'", "'32768'", "'-2147483649'", "'4294967296'",
+        "'18446744073709551615'", "'-9223372036854775808'", "'-0.0'", "'1.0'", "'5e-324'", "'1.7976931348623157e308'",
+        "'{\"b\": 1, \"a\": [1, 2.50, {\"c\": null}], \"aa\": \"é😀\", \"\": false}'",
+        "'\"a\\\\\\\"b\\\\\\\\c\\\\n\\\\t\\\\u0001\\\\u001f\\\\b\\\\f\\\\r/\\\\u00e9\\\\u007f\"'",
+        "concat(repeat('[', 99), '1', repeat(']', 99))",
+        "json_array(repeat('ü', 70000), repeat('x', 127), repeat('x', 128), 70000, -70000, 4000000000)",
+        "json_object(repeat('k', 300), json_object('d', cast(1.50 as decimal(10,2)), 'n', cast(-123456789.1234 as decimal(30,12))))",
+        "json_array(cast('2024-01-02' as date), cast('2024-01-02 03:04:05.6' as datetime(6)), cast('12:00:00' as time))",
+        "json_array(cast('-838:59:58.000001' as time(6)), timestamp'2024-01-02 03:04:05', cast('9999-12-31 23:59:59' as datetime))",
+        "json_array(cast('abc' as binary), x'00ff', b'101', cast(2024 as year), repeat(x'ab', 200), x'')",
+        "json_array(cast(0.0 as decimal(5,3)), cast(-0.001 as decimal(5,3)), cast(99999999999999999999999999999999999.999999999999999999999999999999 as decimal(65,30)))",
+        "json_array(st_geomfromtext('point(1 2)'), cast(1.1 as float), 1.10, 1e3)",
+        "json_array(" + ", ".join(NUMBERS) + ")",
+    ]),
 ]
 # What a column's type cannot hold: it is null, and the text stands beside it.
 UNFIT = [
@@ -83,10 +113,15 @@ UNFIT = [
 ]
 
 
-@pytest.fixture(params=["mariadb"], scope="module")
+@pytest.fixture(params=["mariadb", "mysql"], scope="module")
 def server(request):
     """One of the two."""
     return request.getfixturevalue(request.param)
+
+
+def own(server):
+    """All types of a server."""
+    return TYPES + (MYSQL if server.TYPE == "mysql" else MARIADB)
 
 
 def fill(server, database, types, table="t"):
@@ -121,13 +156,14 @@ def halves(run, database, table):
 
 
 def test_every_type_is_the_same_by_load_and_by_log(server, database, daemon):
-    fill(server, database, TYPES)
+    types = own(server)
+    fill(server, database, types)
     run = daemon([f"{database}.t"], server=server)
     run.start_and_load()
-    insert_again(server, database, TYPES)
+    insert_again(server, database, types)
     run.compare([(database, "t")], seconds=15)
     names, loaded, logged = halves(run, database, "t")
-    assert len(loaded) == sum(len(literals) for _, _, literals in TYPES)
+    assert len(loaded) == sum(len(literals) for _, _, literals in types)
     for left, right in zip(loaded, logged, strict=True):
         assert left == right, [name for name, a, b in zip(names, left[1:], right[1:]) if a != b]
     assert run.dead_letters() == []

@@ -185,13 +185,7 @@ impl Check<'_> {
                 );
             }
             for column in &shape.table.columns {
-                let ty = SqlType::parse(&column.source_type);
-                if ty == Some(SqlType::Json) && self.scope.cdc {
-                    let summary =
-                        format!("changes of JSON are not read: column {:?} of {}", column.name, shape.table.name);
-                    self.findings.push(Finding::error("MYSQL-TYPE", summary).fix("leave the table out of the task"));
-                }
-                let Some(SqlType::Text(charset)) = ty else { continue };
+                let Some(SqlType::Text(charset)) = SqlType::parse(&column.source_type) else { continue };
                 if matches!(&*charset, "eucjpms" | "gb18030" | "ujis") {
                     let summary = format!("column {:?} of {} is in {charset}", column.name, shape.table.name);
                     self.findings.push(

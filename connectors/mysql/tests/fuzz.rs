@@ -20,7 +20,7 @@ use millrace_mysql::{
         SqlType,
         charset::Charset,
         image::{ImageColumn, Scratch, Stored, decode},
-        text,
+        json, text,
     },
     wire::{Reader, ServerError, binlog_dump, greeting::Greeting},
 };
@@ -129,6 +129,17 @@ fn values_of_every_type() {
             {
                 columns.end_row();
             }
+        }
+    });
+}
+
+#[test]
+fn binary_json() {
+    check!().with_test_time(time()).for_each(|bytes: &[u8]| {
+        let mut text = String::new();
+        if json::print(bytes, &mut text).is_ok() {
+            // The three bytes of an element can be a number of 24 characters.
+            assert!(text.len() <= 10 * bytes.len() + 32, "{} bytes became {}", bytes.len(), text.len());
         }
     });
 }

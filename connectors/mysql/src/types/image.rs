@@ -8,7 +8,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 use super::{
     SqlType,
     charset::Charset,
-    text,
+    json, text,
     value::{DAY_US, SECOND_US, Value, days, print_fraction},
 };
 use crate::wire::{Malformed, Reader};
@@ -228,7 +228,10 @@ pub fn decode<'a>(
             scratch.push_str(&chosen.join(","));
             Value::Text(scratch)
         }
-        SqlType::Json => return Ok(Err("MySQL's binary JSON is not read yet")),
+        SqlType::Json => match json::print(bytes, scratch) {
+            Ok(()) => Value::Text(scratch),
+            Err(_) => return Ok(Err("its binary JSON cannot be read")),
+        },
         SqlType::Uuid | SqlType::Inet6 | SqlType::Inet4 => {
             address(&column.ty, bytes, scratch);
             Value::Text(scratch)
@@ -351,7 +354,16 @@ fn decimal_bytes(meta: u16) -> usize {
 
 /// Groups of nine digits in four bytes, the incomplete ones outermost; a negative number has all bits turned over, and the
 /// first bit of a positive one is set.
-fn decimal<'a>(bytes: &[u8], precision: u8, scale: u8, scratch: &'a mut String) -> Result<Value<'a>, Malformed> {
+pub(super) fn decimal<'a>(
+    bytes: &[u8],
+    precision: u8,
+    scale: u8,
+    scratch: &'a mut String,
+) -> Result<Value<'a>, Malformed> {
+    // Columns have 65 digits at most; in JSON a few more are made room for.
+    if precision > 81 || scale > precision {
+        return Err(Malformed("a DECIMAL has impossible digits"));
+    }
     let negative = bytes.first().is_some_and(|first| first & 0x80 == 0);
     let mask = if negative { 0xff } else { 0 };
     let mut plain = [0_u8; 36];

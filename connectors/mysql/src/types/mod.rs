@@ -2,10 +2,12 @@
 //!
 //! - [`value`]: one value, and how it gets into its column; both ways of reading end there
 //! - [`text`]: from the text protocol, for loads; [`image`]: from the binary log
+//! - [`json`]: MySQL's binary JSON of the binary log
 //! - [`charset`]: text of the binary log is in the column's own character set
 
 pub mod charset;
 pub mod image;
+pub mod json;
 pub mod text;
 pub mod value;
 
@@ -137,7 +139,7 @@ impl SqlType {
     /// as part of an expression both come with all they have.
     pub fn selected(&self, quoted_name: &str) -> String {
         match self {
-            Self::Float | Self::Double => format!("{quoted_name} + 0e0"),
+            Self::Float | Self::Double => format!("{quoted_name} * 1e0"),
             _ => quoted_name.to_string(),
         }
     }

@@ -22,6 +22,10 @@ help: ## what there is
 setup: ## PostgreSQL 15 from Debian, Python's packages into .venv; leaves alone what is there
 	@tests/setup.sh 15 >/dev/null
 
+.PHONY: mysql-server
+mysql-server: ## MySQL 9 from Debian's sid for the tests, unpacked into MILLRACE_TEST_TOOLS; nothing is installed
+	@tests/mysql_server.sh
+
 .PHONY: demo
 demo: setup ## a shop, live changes, a kill -9, and every row compared at the end
 	cargo build --locked
@@ -56,8 +60,12 @@ simulate: ## the log, delivery and a whole task over parts that fail, two minute
 binary: setup
 	cargo build --locked --features failpoints
 
+.PHONY: mysql-server-if-possible
+mysql-server-if-possible:
+	@tests/mysql_server.sh || true
+
 .PHONY: e2e
-e2e: binary ## the real binary against real servers
+e2e: binary mysql-server-if-possible ## the real binary against real servers
 	$(DEBUG) $(PYTEST)
 
 .PHONY: faults

@@ -24,6 +24,10 @@ use millrace_core::{
     Capture, Change, ChangeBatch, Changes, Column, ColumnType, Columns, Op, Order, Position, Result, Table, TableName,
 };
 
+/// The daemon's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const RECORD_BYTES: usize = 1024;
 const SEGMENT_BYTES: u64 = 64 << 20;
 

@@ -14,6 +14,10 @@ use super::{
 
 /// Payloads are compressed from this size on; below it a block saves less than it costs.
 const COMPRESS_BYTES_MIN: usize = 4096;
+/// Of payloads from this size on samples are compressed first.
+const SAMPLED_BYTES_MIN: usize = 128 << 10;
+const SAMPLES: usize = 8;
+const SAMPLE_BYTES: usize = 4096;
 /// No payload is larger: twice the largest batch of the largest values. Keeps every length far inside 32 bits.
 const PAYLOAD_BYTES_MAX: usize = 1 << 30;
 
@@ -166,11 +170,10 @@ impl Drafting {
 
     /// Replaces what stands from `start` on by one LZ4 block, if that is asked for and shorter.
     fn compress_from(self, start: usize, bytes: &mut Vec<u8>) -> bool {
-        let raw = bytes.len() - start;
-        if !self.compress || raw < COMPRESS_BYTES_MIN {
+        let (raw, end) = (bytes.len() - start, bytes.len());
+        if !self.compress || raw < COMPRESS_BYTES_MIN || !seems_to_shrink(&bytes[start..]) {
             return false;
         }
-        let end = bytes.len();
         // The block is made behind the payload, in a buffer that is kept, and takes its place.
         bytes.resize(end + lz4_flex::block::get_maximum_output_size(raw), 0);
         let (payload, block) = bytes.split_at_mut(end);
@@ -182,6 +185,18 @@ impl Drafting {
         bytes.truncate(if shorter { start + len } else { end });
         shorter
     }
+}
+
+/// Whether samples of a large payload become shorter by an eighth: finding that out by the whole of what does not costs
+/// as much as writing it.
+fn seems_to_shrink(payload: &[u8]) -> bool {
+    if payload.len() < SAMPLED_BYTES_MIN {
+        return true;
+    }
+    let mut block = [0; lz4_flex::block::get_maximum_output_size(SAMPLE_BYTES)];
+    let shortened = |sample| lz4_flex::block::compress_into(sample, &mut block).unwrap_or(SAMPLE_BYTES);
+    let samples = payload.chunks_exact(payload.len() / SAMPLES).filter_map(|part| part.get(..SAMPLE_BYTES));
+    samples.map(shortened).sum::<usize>() < SAMPLES * SAMPLE_BYTES / 8 * 7
 }
 
 fn raw_len(drafts: &Drafts, start: usize) -> Result<u32> {

@@ -35,6 +35,8 @@ use super::{
 const IDLE_MARK_US: i64 = 10_000_000;
 /// Frames are handed to the file system in pieces of about this size.
 const BUFFER_BYTES: usize = 4 << 20;
+/// What a frame holds is copied into such a piece only where it is smaller than this.
+const DIRECT_BYTES_MIN: usize = 64 << 10;
 /// As many appends share one fsync at most.
 const GROUP_JOBS_MAX: usize = 1024;
 /// An fsync is put off no longer for callers that are about to come.
@@ -82,6 +84,8 @@ pub(super) struct Writer {
     /// Appends that wait for the fsync, with the position that was marked.
     waiting: Vec<(oneshot::Sender<Answer>, Option<Position>)>,
     has_new_mark: bool,
+    /// The transaction that is being written is larger than the disk bound, and that was said.
+    is_beyond: bool,
     /// Appends that shared the last fsync.
     group_jobs: usize,
     /// How long the last fsync took.
@@ -120,6 +124,7 @@ impl Writer {
             shape_numbers: HashMap::new(),
             waiting: vec![],
             has_new_mark: false,
+            is_beyond: false,
             group_jobs: 0,
             sync_time: Duration::ZERO,
             shared,
@@ -343,6 +348,7 @@ impl Writer {
         mark.arrival_us = header.arrival_us;
         self.state.mark = Some(mark);
         self.state.is_unmarked = false;
+        self.is_beyond = false;
         self.has_new_mark = true;
         Ok(())
     }
@@ -371,6 +377,10 @@ impl Writer {
     fn put_frame(&mut self, header: &Header, stored: &[u8]) -> Result<()> {
         assert_eq!(header.position, self.position(), "a frame is written where its header says it stands");
         header.encode(&mut self.buffer);
+        if stored.len() >= DIRECT_BYTES_MIN {
+            self.write_buffer()?;
+            return self.write(stored);
+        }
         self.buffer.extend_from_slice(stored);
         if self.buffer.len() >= BUFFER_BYTES { self.write_buffer() } else { Ok(()) }
     }
@@ -379,10 +389,20 @@ impl Writer {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let written = self.write(&buffer);
+        if written.is_ok() {
+            buffer.clear();
+        }
+        self.buffer = buffer;
+        written
+    }
+
+    /// Writes at the end of the file.
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let offset = self.segment.end - self.segment.base;
-        write_all_at(&*self.file, &self.buffer, offset).map_err(|e| disk_error(e, "writing", &self.path))?;
-        self.segment.end += self.buffer.len() as u64;
-        self.buffer.clear();
+        write_all_at(&*self.file, bytes, offset).map_err(|e| disk_error(e, "writing", &self.path))?;
+        self.segment.end += bytes.len() as u64;
         Ok(())
     }
 
@@ -499,8 +519,10 @@ impl Writer {
         self.commit(false)?;
         if self.state.is_unmarked {
             // Nothing can be freed before its end is written: waiting would be waiting for ourselves.
-            let folder = self.shared.options.folder.display();
-            tracing::warn!(%folder, bytes, "a transaction that goes on takes the stream beyond its disk bound");
+            if !std::mem::replace(&mut self.is_beyond, true) {
+                let folder = self.shared.options.folder.display();
+                tracing::warn!(%folder, bytes, "a transaction that goes on takes the stream beyond its disk bound");
+            }
             return Ok(());
         }
         if self.position() > self.segment.content {

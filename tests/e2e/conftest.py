@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 
 from daemon import Daemon  # noqa: E402
-from servers import MotoS3, Postgres  # noqa: E402
+from servers import MariaDB, MotoS3, MySQL, Postgres  # noqa: E402
 
 SEED = int(os.environ.get("MILLRACE_TEST_SEED") or random.SystemRandom().randrange(10**9))
 
@@ -37,14 +37,29 @@ def server():
         yield running
 
 
+@pytest.fixture(scope="session")
+def mariadb():
+    """A private MariaDB."""
+    with MariaDB() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def mysql():
+    """A private MySQL 9."""
+    if MySQL.missing():
+        pytest.skip(MySQL.missing())
+    with MySQL() as running:
+        yield running
+
+
 @pytest.fixture
 def database(server, request):
     """A fresh database."""
     name = re.sub(r"\W", "_", request.node.name)[:50]
     server.create_database(name)
     yield name
-    server.drop_slots()
-    server.execute("postgres", f'drop database "{name}" with (force)', user="postgres")
+    server.drop_database(name)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Private servers for the tests, the demo and the benches: PostgreSQL, MariaDB, two kinds of S3, and a TCP proxy that misbehaves.
+"""Private servers for the tests, the demo and the benches: PostgreSQL, MariaDB, MySQL, two kinds of S3, and a TCP proxy that
+misbehaves.
 
 Every server listens on a free port of 127.0.0.1, keeps its data in a folder of its own outside the checkout (mode
 0711, owned by the unprivileged user that runs it), and is stopped by its process id. Nothing here ever touches a
@@ -231,6 +232,11 @@ class Postgres:
                 cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else None
 
+    def drop_database(self, name):
+        """Drops a database and all slots."""
+        self.drop_slots()
+        self.execute("postgres", f'drop database "{name}" with (force)', user="postgres")
+
     def drop_slots(self):
         """Drops every slot that a test left, ending who still reads from it."""
         with self.connect("postgres", "postgres", autocommit=True) as connection:
@@ -259,45 +265,55 @@ class MariaDB:
     in as, with the rights that `millrace grants` prints; password in `MariaDB.PASSWORD`)."""
 
     PASSWORD = "wheel and race"
-    ADMIN, TYPE = "root", "mariadb"
+    NAME, ADMIN, TYPE = "MariaDB", "root", "mariadb"
+    RIGHTS = "select, replication slave, replication client"
+    RESET, STATUS = "reset master", "show master status"
+    # Defaults that are not those of the connector's sessions.
+    SETTINGS = {
+        "server-id": 1,
+        "log-bin": "binlog",
+        "binlog-row-image": "FULL",
+        "binlog-row-metadata": "FULL",
+        "character-set-server": "latin1",
+        "default-time-zone": "+05:30",
+        "sql-mode": "STRICT_TRANS_TABLES,NO_ZERO_DATE,ANSI_QUOTES,PAD_CHAR_TO_FULL_LENGTH",
+        "innodb-flush-log-at-trx-commit": 0,
+        "innodb-buffer-pool-size": "64M",
+    }
+    OWN_SETTINGS = {"binlog-format": "ROW", "innodb-log-file-size": "64M"}
 
     def __init__(self, settings=None):
-        self.program = shutil.which("mariadbd") or "/usr/sbin/mariadbd"
-        if not os.path.exists(self.program):
-            raise FileNotFoundError("no MariaDB: run `tests/setup.sh mariadb`")
-        self.settings = {
-            "server-id": 1,
-            "log-bin": "binlog",
-            "binlog-format": "ROW",
-            "binlog-row-image": "FULL",
-            "binlog-row-metadata": "FULL",
-            "character-set-server": "latin1",
-            "default-time-zone": "+05:30",
-            "sql-mode": "STRICT_TRANS_TABLES,NO_ZERO_DATE,ANSI_QUOTES,PAD_CHAR_TO_FULL_LENGTH",
-            "innodb-flush-log-at-trx-commit": 0,
-            "innodb-buffer-pool-size": "64M",
-            "innodb-log-file-size": "64M",
-            **(settings or {}),
-        }
+        self.settings = {**self.SETTINGS, **self.OWN_SETTINGS, **(settings or {})}
         self.process = None
+
+    def _command(self):
+        """The program, to run without the machine's own settings."""
+        program = shutil.which("mariadbd") or "/usr/sbin/mariadbd"
+        if not os.path.exists(program):
+            raise FileNotFoundError("no MariaDB: run `tests/setup.sh mariadb`")
+        return [program, "--no-defaults"]
+
+    def _initialize(self):
+        """What makes the data folder."""
+        options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+        return ["mariadb-install-db", "--no-defaults", f"--datadir={self.data}", *options]
+
+    @staticmethod
+    def numbers(count):
+        """A table of the numbers from 1 on, for FROM: its column is `seq`."""
+        return f"seq_1_to_{count}"
 
     _user = Postgres._user
 
     def __enter__(self):
-        self.folder = temporary_folder("millrace-mariadb-")
+        self.folder = temporary_folder(f"millrace-{self.NAME.lower()}-")
         if os.getuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
         self.data, self.socket = f"{self.folder}/data", f"{self.folder}/s"
         self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": self.folder}
         made = subprocess.run(
-            [
-                "mariadb-install-db",
-                "--no-defaults",
-                f"--datadir={self.data}",
-                "--auth-root-authentication-method=normal",
-                "--skip-test-db",
-            ],
+            self._initialize(),
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
@@ -305,13 +321,13 @@ class MariaDB:
             **self._user(),
         )
         if made.returncode != 0:
-            raise RuntimeError(f"mariadb-install-db: {made.stdout}{made.stderr}")
+            raise RuntimeError(f"{self.NAME}: {made.stdout}{made.stderr}")
         try:
             self.start()
             self.execute(
                 "mysql",
                 f"create user cdc@'%' identified by '{self.PASSWORD}'",
-                "grant select, replication slave, replication client on *.* to cdc@'%'",
+                f"grant {self.RIGHTS} on *.* to cdc@'%'",
                 "create user shop@'%'",
                 "grant all on *.* to shop@'%'",
                 user="root",
@@ -327,8 +343,7 @@ class MariaDB:
         self.log = open(f"{self.folder}/log", "ab")
         self.process = subprocess.Popen(
             [
-                self.program,
-                "--no-defaults",
+                *self._command(),
                 f"--datadir={self.data}",
                 f"--port={self.port}",
                 "--bind-address=127.0.0.1",
@@ -344,12 +359,12 @@ class MariaDB:
             start_new_session=True,
             **self._user(),
         )
-        wait_for(self._answers, 60, f"MariaDB, log in {self.folder}/log")
+        wait_for(self._answers, 60, f"{self.NAME}, log in {self.folder}/log")
 
     def _answers(self):
         if self.process.poll() is not None:
             with open(f"{self.folder}/log", errors="replace") as log:
-                raise RuntimeError(f"MariaDB ended: {log.read()[-2000:]}")
+                raise RuntimeError(f"{self.NAME} ended: {log.read()[-2000:]}")
         try:
             found = self.execute("mysql", "select @@datadir", user="root")[0][0]
         except pymysql.err.OperationalError:
@@ -382,6 +397,10 @@ class MariaDB:
                 cursor.execute(statement)
             return cursor.fetchall() if cursor.description else None
 
+    def drop_database(self, name):
+        """Drops a database."""
+        self.execute("mysql", f"drop database if exists `{name}`", user="root")
+
     def drop_slots(self):
         """A server keeps nothing for a reader."""
 
@@ -398,6 +417,48 @@ class MariaDB:
         if self.process:
             self.stop(signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class MySQL(MariaDB):
+    """One private MySQL 9, from what `tests/mysql_server.sh` brought; the same users."""
+
+    NAME, TYPE = "MySQL", "mysql"
+    RIGHTS = "select, replication slave, replication client, reload"
+    RESET, STATUS = "reset binary logs and gtids", "show binary log status"
+    OWN_SETTINGS = {
+        "gtid-mode": "ON",
+        "enforce-gtid-consistency": "ON",
+        "innodb-redo-log-capacity": "32M",
+        "innodb-flush-method": "nosync",
+        "mysqlx": "OFF",
+        "performance-schema": "OFF",
+        "secure-file-priv": "NULL",
+        "cte-max-recursion-depth": 4294967295,
+    }
+
+    def _command(self):
+        home = f"{TOOLS}/mysql-9"
+        if not os.path.exists(f"{home}/program"):
+            raise FileNotFoundError("no MySQL: run `make mysql-server`")
+        with open(f"{home}/program") as file:
+            loader, libraries = (f"{home}/{line}" for line in file.read().splitlines())
+        base = f"{home}/root/usr"
+        return [loader, "--library-path", libraries, f"{base}/sbin/mysqld", "--no-defaults", f"--basedir={base}"]
+
+    @classmethod
+    def missing(cls):
+        """Why there is none on this machine; None if there is one."""
+        if os.path.exists(f"{TOOLS}/mysql-9/program"):
+            return None
+        return "no MySQL 9 on this machine: `make mysql-server` takes it from Debian's sid, and could not"
+
+    def _initialize(self):
+        flush = [f"--{name}={self.OWN_SETTINGS[name]}" for name in ("innodb-flush-method", "innodb-redo-log-capacity")]
+        return [*self._command(), "--initialize-insecure", f"--datadir={self.data}", *flush]
+
+    @staticmethod
+    def numbers(count):
+        return f"(with recursive n(seq) as (select 1 union all select seq + 1 from n where seq < {count}) select * from n) n"
 
 
 class MotoS3:

@@ -68,7 +68,7 @@ ROWS = [
     Row("25", "the source comes back from an older backup", STOPS),
     Row("26", "the server invalidates the slot", STOPS),
     Row("27", "the slot is dropped and made again under its name", STOPS),
-    Row("28", "the binary log is purged", STOPS, "with MariaDB; MySQL is not there yet"),
+    Row("28", "the binary log is purged", STOPS, "with MariaDB and MySQL; PostgreSQL keeps its log for its slot"),
     Row("29", "the history of a change stream is lost", STOPS, not_tested="MongoDB is not there yet"),
     Row("30", "many rows of one log position, and a SIGKILL among them", CONTINUES),
     Row("31", "a transaction of millions of rows", CONTINUES),

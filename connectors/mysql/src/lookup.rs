@@ -7,10 +7,10 @@ use millrace_core::{
 };
 
 use crate::{
-    Options,
+    MysqlConfig, Options,
     discover::{quote_literal, quote_name, quote_table},
     server::Place,
-    snapshot::begin_with_place,
+    snapshot::{begin_under_lock, begin_with_place},
     types::{self, text, value::Value},
     wire::{Connection, Reader},
 };
@@ -22,12 +22,10 @@ const KEYS_AT_ONCE: usize = 500;
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Opens a snapshot in which everything that the log has handed out is visible: a transaction is in the log a moment before
-/// its engine shows it.
-pub async fn wait_until_visible(session: &mut Connection, handed_out: Position) -> Result<()> {
+/// its engine shows it. MySQL does not tell what a snapshot has; there it is opened when no transaction is between the two.
+pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, handed_out: Position) -> Result<()> {
     if !session.is_mariadb() {
-        return Err(Error::new(Kind::SourceSetup, "looking unchanged values up")
-            .with("the log has only a part of a row, and the server does not tell what a snapshot has")
-            .fix("SET GLOBAL binlog_row_image = 'FULL'; and end the sessions that set another one"));
+        return begin_under_lock(config, session).await.map(|_| ());
     }
     let wanted = Place::of(handed_out);
     loop {

@@ -20,9 +20,9 @@ use millrace_core::{
 use tokio::sync::Mutex;
 
 use crate::{
-    Shared, discover,
+    MysqlConfig, Shared, discover,
     load::{self, MysqlLoad},
-    server,
+    server::{self, Place},
     wire::{Connection, code},
 };
 
@@ -67,6 +67,19 @@ pub async fn begin_with_place(session: &mut Connection) -> Result<(String, u64)>
     Ok((file, offset))
 }
 
+/// Opens a transaction in a snapshot of now, at a server that does not tell the snapshot's place, while nobody can commit:
+/// who is in the middle of it is waited for. Gives the place.
+pub async fn begin_under_lock(config: &MysqlConfig, session: &mut Connection) -> Result<Place> {
+    let mut lock = Connection::connect(config).await?;
+    // Statements that run for long keep the lock from being taken, and everybody behind it.
+    lock.execute("SET SESSION lock_wait_timeout = 10").await?;
+    lock.execute("FLUSH TABLES WITH READ LOCK").await?;
+    begin(session).await?;
+    let place = server::end(config, &mut lock).await?;
+    lock.execute("UNLOCK TABLES").await?;
+    Ok(place)
+}
+
 impl MysqlSnapshot {
     /// Takes a snapshot; `exact` as in [`millrace_core::source::Source::snapshot`].
     pub async fn take(shared: Arc<Shared>, exact: bool) -> Result<Self> {
@@ -77,7 +90,7 @@ impl MysqlSnapshot {
                 Position::default()
             }
             (true, true) => Self::begin_mariadb(&shared, &mut session).await?,
-            (true, false) => Self::begin_mysql(&shared, &mut session).await?,
+            (true, false) => begin_under_lock(&shared.config, &mut session).await?.position(),
         };
         if exact && position < shared.loads.snapshot_min() {
             let said = "the log was read further than the snapshot goes";
@@ -90,17 +103,6 @@ impl MysqlSnapshot {
     async fn begin_mariadb(shared: &Shared, session: &mut Connection) -> Result<Position> {
         let (file, offset) = begin_with_place(session).await?;
         Ok(server::place(&shared.config, &file, offset).await?.position())
-    }
-
-    async fn begin_mysql(shared: &Shared, session: &mut Connection) -> Result<Position> {
-        let mut lock = Connection::connect(&shared.config).await?;
-        // Statements that run for long keep the lock from being taken, and everybody behind it.
-        lock.execute("SET SESSION lock_wait_timeout = 10").await?;
-        lock.execute("FLUSH TABLES WITH READ LOCK").await?;
-        begin(session).await?;
-        let place = server::end(&shared.config, &mut lock).await?;
-        lock.execute("UNLOCK TABLES").await?;
-        Ok(place.position())
     }
 }
 

@@ -1,11 +1,14 @@
 //! How a password is proved (manual, "Authentication Method"): `mysql_native_password`, `caching_sha2_password`, and in
-//! the clear, where the connection is encrypted or does not leave the machine.
+//! the clear, where the connection is encrypted or does not leave the machine; elsewhere under the server's key.
 
 use millrace_core::{Error, Kind, Result};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::connection::Connection;
+use super::{connection::Connection, password_key};
+
+/// Asks for the server's key.
+const REQUEST_KEY: u8 = 2;
 
 /// A method of which the server names the plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +38,7 @@ pub fn first_proof(plugin: &str, password: &[u8], nonce: &[u8]) -> (&'static str
 }
 
 /// Answers the server until it is convinced.
-pub async fn log_in(connection: &mut Connection, password: &[u8], private: bool) -> Result<()> {
+pub async fn log_in(connection: &mut Connection, password: &[u8], mut nonce: Vec<u8>, private: bool) -> Result<()> {
     loop {
         let body = connection.packet().await?.to_vec();
         match body.split_first() {
@@ -45,10 +48,10 @@ pub async fn log_in(connection: &mut Connection, password: &[u8], private: bool)
                 let end = rest.iter().position(|&byte| byte == 0).unwrap_or(rest.len());
                 let plugin = String::from_utf8_lossy(rest.get(..end).unwrap_or_default()).into_owned();
                 let data = rest.get(end + 1..).unwrap_or_default();
-                let nonce = data.strip_suffix(&[0]).unwrap_or(data);
+                nonce = data.strip_suffix(&[0]).unwrap_or(data).to_vec();
                 let proof = match Method::of(&plugin) {
-                    Some(Method::Native) => native_proof(password, nonce),
-                    Some(Method::CachingSha2) => sha256_proof(password, nonce),
+                    Some(Method::Native) => native_proof(password, &nonce),
+                    Some(Method::CachingSha2) => sha256_proof(password, &nonce),
                     Some(Method::Clear) if private => clear(password),
                     _ => return Err(unknown(&plugin)),
                 };
@@ -57,11 +60,8 @@ pub async fn log_in(connection: &mut Connection, password: &[u8], private: bool)
             // caching_sha2_password: 3 is a hit in the server's cache, an OK follows; 4 asks for the password itself.
             Some((1, [3])) => {}
             Some((1, [4])) if private => connection.send(&clear(password)).await?,
-            Some((1, [4])) => {
-                return Err(Error::new(Kind::Authentication, "logging in")
-                    .with("the server asks for the password itself, which is not sent over a connection in the clear")
-                    .fix("encrypt the connection: tls: { mode: require } (or ?ssl-mode=require in the URL)"));
-            }
+            Some((1, [4])) => connection.send(&[REQUEST_KEY]).await?,
+            Some((1, pem)) if !private => connection.send(&password_key::encrypt(password, &nonce, pem)?).await?,
             _ => return Err(Error::new(Kind::Protocol, "logging in").with("the server's answer makes no sense")),
         }
     }

@@ -120,7 +120,7 @@ impl Connection {
         body.extend(plugin.as_bytes());
         body.push(0);
         self.send(&body).await?;
-        authentication::log_in(self, password, private).await
+        authentication::log_in(self, password, self.greeting.nonce.clone(), private).await
     }
 
     /// What the server calls itself, without MariaDB's prefix for old clients.

@@ -8,6 +8,7 @@ pub mod binlog_dump;
 pub mod connection;
 pub mod greeting;
 pub mod inbox;
+mod password_key;
 pub mod reader;
 pub mod server_error;
 

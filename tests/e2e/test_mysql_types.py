@@ -6,7 +6,7 @@ import duckdb
 import pytest
 
 import compare
-from servers import MariaDB, wait_for
+from servers import wait_for
 
 # Column, declaration, literals in. Each literal becomes a row; the others of that row are null.
 TYPES = [
@@ -83,20 +83,10 @@ UNFIT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A private MariaDB whose defaults are not those of the connector's sessions."""
-    with MariaDB() as running:
-        yield running
-
-
-@pytest.fixture
-def database(server, request):
-    """A fresh database."""
-    name = re.sub(r"\W", "_", request.node.name)[:50]
-    server.create_database(name)
-    yield name
-    server.execute("mysql", f"drop database `{name}`", user="root")
+@pytest.fixture(params=["mariadb"], scope="module")
+def server(request):
+    """One of the two."""
+    return request.getfixturevalue(request.param)
 
 
 def fill(server, database, types, table="t"):

@@ -1,32 +1,20 @@
-"""MariaDB as a source, from the first load to changes, crashes and what is refused."""
+"""MariaDB and MySQL as sources, from the first load to changes, crashes and what is refused."""
 
-import re
 import sqlite3
 import threading
 
 import pytest
 
-from daemon import Daemon, Failed
-from servers import MariaDB, wait_for
+from servers import wait_for
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A private MariaDB."""
-    with MariaDB() as running:
-        yield running
+@pytest.fixture(params=["mariadb", "mysql"], scope="module")
+def server(request):
+    """One of the two."""
+    return request.getfixturevalue(request.param)
 
 
-@pytest.fixture
-def database(server, request):
-    """A fresh database."""
-    name = re.sub(r"\W", "_", request.node.name)[:50]
-    server.create_database(name)
-    yield name
-    server.execute("mysql", f"drop database `{name}`", user="root")
-
-
-def shop(sql, rows=1000):
+def shop(server, sql, rows=1000):
     """Three tables: a plain one, one with a composite key of texts, one without a key."""
     sql(
         "create table orders (id int primary key auto_increment, customer varchar(40) character set utf8mb4, "
@@ -35,9 +23,9 @@ def shop(sql, rows=1000):
         "primary key (sku, place))",
         "create table visits (at timestamp(3) null, path varchar(100))",
         f"insert into orders (customer, amount, placed) select concat('Zoë ', seq), seq / 7, "
-        f"'2024-01-01' + interval seq second from seq_1_to_{rows}",
-        f"insert into items select concat('é', seq), seq, seq / 3 from seq_1_to_{rows}",
-        f"insert into visits select '2024-03-31 01:30:00' + interval seq second, seq from seq_1_to_{rows}",
+        f"'2024-01-01' + interval seq second from {server.numbers(rows)}",
+        f"insert into items select concat('é', seq), seq, seq / 3 from {server.numbers(rows)}",
+        f"insert into visits select '2024-03-31 01:30:00' + interval seq second, seq from {server.numbers(rows)}",
     )
 
 
@@ -67,7 +55,7 @@ def changes(sql):
 
 def test_a_database_is_loaded_and_followed(server, database, daemon):
     sql = lambda *statements: server.execute(database, *statements)  # noqa: E731
-    shop(sql)
+    shop(server, sql)
     run = daemon([f"{database}.*"], server=server)
     run.start_and_load()
     run.compare([(database, table) for table in TABLES])
@@ -88,7 +76,7 @@ def test_the_shortest_config(server, database, daemon):
 
 def test_kill_9_loses_nothing_and_doubles_nothing(server, database, daemon):
     sql = lambda *statements: server.execute(database, *statements)  # noqa: E731
-    shop(sql, rows=20_000)
+    shop(server, sql, rows=20_000)
     run = daemon([f"{database}.*"], server=server)
     stop = threading.Event()
 
@@ -127,8 +115,8 @@ def test_a_large_table_is_read_in_parts_and_goes_on_after_a_kill(server, databas
     server.execute(
         database,
         "create table big (id bigint unsigned, part int, text varchar(300), primary key (id, part))",
-        "insert into big select seq * 3, 1, repeat(md5(seq), 8) from seq_1_to_100000",
-        "insert into big select 18446744073709000000 + seq, 2, repeat(md5(seq), 8) from seq_1_to_100000",
+        f"insert into big select seq * 3, 1, repeat(sha2(seq, 256), 4) from {server.numbers(100_000)}",
+        f"insert into big select 18446744073709000000 + seq, 2, repeat(sha2(seq, 256), 4) from {server.numbers(100_000)}",
         "analyze table big",
     )
     run = daemon([f"{database}.big"], server=server, options={"full-load": {"rate-limit": "6MiB"}})

@@ -1,4 +1,4 @@
-"""MariaDB as a source: changes of shape, what cannot be read and is refused, and what `check` finds and `grants` mends."""
+"""MariaDB and MySQL as sources: changes of shape, what cannot be read and is refused, and what `check` finds and `grants` mends."""
 
 import re
 import time
@@ -6,23 +6,13 @@ import time
 import pytest
 
 from daemon import Daemon
-from servers import MariaDB, wait_for
+from servers import wait_for
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A private MariaDB."""
-    with MariaDB() as running:
-        yield running
-
-
-@pytest.fixture
-def database(server, request):
-    """A fresh database."""
-    name = re.sub(r"\W", "_", request.node.name)[:50]
-    server.create_database(name)
-    yield name
-    server.execute("mysql", f"drop database if exists `{name}`", user="root")
+@pytest.fixture(params=["mariadb", "mysql"], scope="module")
+def server(request):
+    """One of the two."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -140,7 +130,7 @@ def test_a_log_that_began_anew_is_refused(server, database, loaded):
     run = loaded()
     run.terminate()
     time.sleep(1.1)
-    server.execute(database, "reset master", user="root")
+    server.execute(database, server.RESET, user="root")
     for number in range(20):
         server.execute(database, f"insert into t values ({10 + number}, repeat('x', 20), 1)")
     run.start(ready=False)
@@ -180,7 +170,7 @@ def test_check_finds_everything_and_its_remedies_heal(server, database):
     values = [server.execute("mysql", f"select @@global.{name}", user="root")[0][0] for name in names]
     run = Daemon(server, database, [f"{database}.t", f"{database}.m", f"{database}.gone"], user="weak")
     with run:
-        for name, value in zip(names, ["MIXED", "MINIMAL", "NO_LOG"]):
+        for name, value in zip(names, ["MIXED", "MINIMAL", "MINIMAL"]):
             server.execute("mysql", f"set global {name} = '{value}'", user="root")
         try:
             codes = found_codes(run, 3)

@@ -51,7 +51,7 @@ class Soak:
         self.stopping, self.quiet = threading.Event(), threading.Event()
         self.faults, self.samples, self.problems, self.added = [], [], [], []
         self.unaccounted = {"looks": 0, "not zero": 0}
-        self.drains, self.wrong_looks = [], 0
+        self.drains, self.wrong_looks, self.build = [], 0, kills.build()
         server.create_database("shop")
         server.execute("shop", "alter database shop set logical_decoding_work_mem = '64kB'", user="postgres")
         self.bank = bank.VaultShop(server, "shop", seed, scale=120)

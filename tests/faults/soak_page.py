@@ -53,7 +53,7 @@ def page(record):
         "",
         "Written by `make soak` (tests/faults/soak.py); the figures are in [soak.json](soak.json).",
         "",
-        f"- {record['minutes']} minutes, seed {record['seed']}, {record['commits']} commits, {count} faults, "
+        f"- {record['minutes']} minutes, seed {record['seed']}{build(record)}, {record['commits']} commits, {count} faults, "
         f"{record['runs']} processes of the daemon; the last one lived for {record['long_life_minutes']} minutes "
         "(after its warm-up) through every fault that does not end it.",
         "- The sum of the accounts in two tables, cut at the smallest `complete_through`, was seen "

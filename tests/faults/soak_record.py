@@ -85,6 +85,7 @@ def write(soak, path):
         by_kind.setdefault(fault["kind"], []).append(fault)
     life = long_life(samples)
     record = {
+        "build": soak.build,
         "seed": soak.seed,
         "minutes": round(getattr(soak, "lasted", soak.minutes()), 1),
         "finished": hasattr(soak, "compared"),

@@ -188,6 +188,26 @@ def test_a_table_whose_changes_are_in_no_log_is_refused(server, database, daemon
         assert "MYSQL-ENGINE" in codes and ("MYSQL-CASCADE" in codes) == (tables[2] in refused), codes
 
 
+def test_names_that_differ_in_case_or_accents_are_tables_of_their_own(server, database, daemon, sql):
+    sql(
+        "set names utf8mb4",
+        "create table Orders (id int primary key, a int)",
+        "create table orders (id int primary key, b int, g int generated always as (b + 1) stored)",
+        "create table cafe (x int primary key)",
+        "create table `café` (x int, y int, primary key (y, x))",
+        "insert into Orders values (1, 1)",
+        "insert into orders (id, b) values (2, 2)",
+        "insert into cafe values (1)",
+        "insert into `café` values (1, 2)",
+    )
+    run = daemon([f"{database}.{table}" for table in ("Orders", "cafe", "café")], server=server)
+    run.start_and_load()
+    sql("insert into Orders values (3, 3)", "insert into cafe values (3)", "insert into `café` values (3, 4)")
+    # A column of this name is generated in the other table.
+    sql("alter table Orders add column g int", "insert into Orders values (4, 4, 4)")
+    run.compare([(database, table) for table in ("Orders", "cafe", "café")])
+
+
 def test_check_finds_everything_and_its_remedies_heal(server, database):
     server.execute(
         database,

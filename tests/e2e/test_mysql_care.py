@@ -158,6 +158,24 @@ def test_a_partial_row_is_made_whole(server, database, loaded):
     run.compare([(database, "t")])
 
 
+def test_many_wide_rows_are_looked_up_in_short_statements(server, database, daemon):
+    names = [f"a_name_that_is_nearly_as_long_as_a_name_may_be_at_all_{number:06}" for number in range(300)]
+    columns = ", ".join(f"{name} tinyint default 1" for name in names)
+    before = server.execute(
+        database,
+        f"create table wide (k varbinary(700) primary key, a int, {columns})",
+        f"insert into wide (k, a) select concat(repeat('k', 690), seq), 1 from {server.numbers(1000)}",
+        "select @@global.max_allowed_packet",
+    )
+    server.execute(database, "set global max_allowed_packet = 4194304", user="root")
+    try:
+        run = daemon([f"{database}.wide"], server=server).start_and_load()
+        server.execute(database, "set binlog_row_image = 'MINIMAL'", "update wide set a = 2", user="root")
+        run.compare([(database, "wide")])
+    finally:
+        server.execute(database, f"set global max_allowed_packet = {before[0][0]}", user="root")
+
+
 def test_a_table_whose_changes_are_in_no_log_is_refused(server, database, daemon, sql):
     sql(
         "create table parent (id int primary key)",

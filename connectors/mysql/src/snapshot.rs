@@ -131,10 +131,11 @@ impl Snapshot for MysqlSnapshot {
         let found = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop();
         let mut shape = found.ok_or_else(|| Error::new(Kind::TableMissing, doing()))?.known()?;
         crate::types::retype(&self.shared.options.values, &mut shape);
-        if self.exact {
-            self.shared.loads.note(table, self.position);
+        let resumable = previous.filter(|plan| self.exact && shape.is_keyed() && !plan.segments.is_empty());
+        // What was read before is kept: the log knows from where on.
+        if self.exact && resumable.is_none() && !self.shared.loads.begin(table, self.position) {
+            return Err(Error::new(Kind::SnapshotStale, doing()).with("the table changed since the snapshot was taken"));
         }
-        let resumable = previous.filter(|_| self.exact && shape.is_keyed());
         let plan = match resumable {
             Some(plan) => plan.clone(),
             None => load::divide(&mut lock, &shape, segments_wanted).await?,

@@ -32,22 +32,55 @@ use crate::{
     wire::{Connection, code},
 };
 
+/// What is known of a table's load.
+#[derive(Debug, Clone, Copy, Default)]
+struct Loading {
+    /// What the log shows of the table before that does not concern its load.
+    from: Option<Position>,
+    /// Where the last change stands that was passed over, because the load had not begun.
+    passed_over: Position,
+}
+
 /// What loads and the log must know of each other.
 #[derive(Debug, Default)]
 pub struct LoadPositions {
-    loads: Mutex<HashMap<TableName, Position>>,
+    loads: Mutex<HashMap<TableName, Loading>>,
     read: Mutex<Position>,
     handed_out: Mutex<Position>,
 }
 
 impl LoadPositions {
-    /// A load of the table begins: what the log shows of it before that need not have its shape.
+    /// The table's load has everything before that: what the log shows of it before need not have its shape.
     pub fn note(&self, table: &TableName, position: Position) {
-        self.loads.lock().unwrap_or_else(PoisonError::into_inner).insert(table.clone(), position);
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.entry(table.clone()).or_default().from = Some(position);
     }
 
-    fn get(&self, table: &TableName) -> Option<Position> {
-        self.loads.lock().unwrap_or_else(PoisonError::into_inner).get(table).copied()
+    /// A load of the table begins, in a snapshot that was taken some time ago: hours, where it waited for its turn. Gives
+    /// false if the table changed behind it.
+    pub fn begin(&self, table: &TableName, position: Position) -> bool {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let loading = loads.entry(table.clone()).or_default();
+        if loading.passed_over >= position {
+            return false;
+        }
+        loading.from = Some(position);
+        true
+    }
+
+    /// Whether a change of the table at this commit does not concern its load, which has not begun if it is `adopting` and
+    /// nothing is known of it. Such a change is remembered.
+    fn passes_over(&self, table: &TableName, commit: u128, adopting: bool) -> bool {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let loading = loads.entry(table.clone()).or_default();
+        match loading.from {
+            Some(from) => from.covers(commit),
+            None if adopting => {
+                loading.passed_over = loading.passed_over.max(Position(commit));
+                true
+            }
+            None => false,
+        }
     }
 
     /// The log takes a table up, and has read so far without it: its load must have everything before that. A transaction is
@@ -254,7 +287,10 @@ impl Log for MysqlLog {
         Ok(())
     }
 
-    fn add_table(&mut self, table: Arc<Table>) {
+    fn add_table(&mut self, table: Arc<Table>, since: Option<Position>) {
+        if let Some(since) = since {
+            self.reader.loads().note(&table.name, since);
+        }
         self.reader.add_table(table, true);
     }
 

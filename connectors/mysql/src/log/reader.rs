@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use millrace_core::{Change, Changes, Ddl, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
 
 use super::{
-    LogOptions,
+    LoadPositions, LogOptions,
     captured::{Captured, Mapping, Transaction},
     ddl::{self, Effect},
     events::{self, Query, RowsEvent, TableMap, kind},
@@ -87,6 +87,11 @@ impl Reader {
             newest_commit_us: None,
             look_again: false,
         }
+    }
+
+    /// What loads say of themselves.
+    pub fn loads(&self) -> &LoadPositions {
+        &self.options.loads
     }
 
     /// The shapes of all tables.
@@ -347,11 +352,9 @@ impl Reader {
     /// under way does not concern it.
     fn unsupported(&mut self, name: &TableName, what: String) -> Result<()> {
         let order = self.next_order()?;
-        let loaded_from = self.options.loads.get(name);
         let Some(captured) = self.tables.get_mut(name) else { return Ok(()) };
         captured.forget();
-        let before_load = loaded_from.is_some_and(|position| position.covers(order.commit));
-        if captured.suspended || before_load || (captured.adopting && loaded_from.is_none()) {
+        if captured.suspended || self.options.loads.passes_over(name, order.commit, captured.adopting) {
             return Ok(());
         }
         captured.suspended = true;

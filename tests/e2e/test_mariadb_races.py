@@ -1,0 +1,104 @@
+"""MariaDB as a source: what happens to a table at the wrong moment, while it waits for its load, while it is loaded, while
+the daemon is down, while a commit is under way."""
+
+import re
+import sqlite3
+import threading
+import time
+
+import pytest
+
+from servers import MariaDB, wait_for
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A private MariaDB."""
+    with MariaDB() as running:
+        yield running
+
+
+@pytest.fixture
+def database(server, request):
+    """A fresh database."""
+    name = re.sub(r"\W", "_", request.node.name)[:50]
+    server.create_database(name)
+    yield name
+    server.execute("mysql", f"drop database if exists `{name}`", user="root")
+
+
+@pytest.fixture
+def sql(server, database):
+    """Runs statements as the tables' owner."""
+    return lambda *statements, user="shop": server.execute(database, *statements, user=user)
+
+
+def rows_loaded(run):
+    """Rows of loads under way."""
+    return sum(value for name, value in run.metrics().items() if name[0] == "millrace_full_load_rows")
+
+
+def finished_segments(run):
+    """Parts of tables that are loaded and in the state."""
+    with sqlite3.connect(f"file:{run.state}/state.db?mode=ro", uri=True, timeout=5) as state:
+        names = "select name from sqlite_master where type = 'table' and name not like 'sqlite%'"
+        (table,) = state.execute(names).fetchone()
+        (count,) = state.execute(f"select count(*) from {table} where key like 'segment/%'").fetchone()
+    return count
+
+
+def large(sql, rows, name="large", parts=1):
+    """A table that takes some seconds under a limit of bytes per second."""
+    sql(
+        f"create table {name} (id int primary key, text varchar(300))",
+        f"insert into {name} select seq, repeat(md5(seq), 9) from seq_1_to_{rows}",
+        f"analyze table {name}",
+    )
+
+
+def test_tables_that_change_while_they_wait_for_their_load(server, database, sql, daemon):
+    large(sql, 25_000)
+    sql(
+        "create table dropped (id int primary key, a int, c int)",
+        "insert into dropped values (1, 10, 100), (2, 20, 200)",
+        "create table added (id int primary key, a int)",
+        "insert into added values (1, 10), (2, 20)",
+        "create table swapped (a int, b int)",
+        "insert into swapped values (1, 1)",
+        "create table other (a int, b int)",
+        "insert into other values (7, 7)",
+    )
+    tables = ["large", "dropped", "added", "swapped"]
+    slowly = {"full-load": {"parallel": 1, "rate-limit": "2MiB"}}
+    run = daemon([f"{database}.{table}" for table in tables], server=server, options=slowly)
+    run.start()
+    wait_for(lambda: rows_loaded(run) > 1000, 60, "a part of the large table", every=0.02)
+    sql(
+        "update dropped set a = 11 where id = 1",
+        "alter table dropped drop column a",
+        "update added set a = 11 where id = 1",
+        "alter table added add column d int default 5",
+        "insert into other values (8, 8)",
+        "rename table swapped to was_swapped, other to swapped",
+        "insert into swapped values (9, 9)",
+    )
+    assert run.states()[(database, "added")] == "Before load"
+    run.wait_states(seconds=90)
+    run.compare([(database, table) for table in tables], seconds=60)
+
+
+def test_finished_parts_of_a_table_that_was_replaced_are_not_kept(server, database, sql, daemon):
+    large(sql, 200_000)
+    sql(
+        "create table other like large",
+        "insert into other select id, concat('new', text) from large where id % 5 = 0",
+        "analyze table other",
+    )
+    run = daemon([f"{database}.large"], server=server, options={"full-load": {"rate-limit": "10MiB"}})
+    run.start()
+    wait_for(lambda: finished_segments(run) > 0, 90, "a part that is finished")
+    run.kill()
+    sql("rename table large to was_large, other to large")
+    run.start()
+    run.wait_states(seconds=90)
+    run.compare([(database, "large")], seconds=60)

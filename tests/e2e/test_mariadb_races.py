@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from servers import MariaDB, wait_for
+from servers import MariaDB, Proxy, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +102,25 @@ def test_finished_parts_of_a_table_that_was_replaced_are_not_kept(server, databa
     run.start()
     run.wait_states(seconds=90)
     run.compare([(database, "large")], seconds=60)
+
+
+def test_a_reload_that_begins_while_another_table_is_looked_at(server, database, sql, daemon):
+    """The catalog is asked about a table with a generated column before its first row; meanwhile the one whose rows stand
+    before it in the same transaction is taken up for its reload."""
+    looked_at = [f"x{number}" for number in range(8)]
+    sql("create table y (id int primary key)", "insert into y values (1)")
+    for table in looked_at:
+        sql(f"create table {table} (id int primary key, g int as (id * 2) stored)", f"insert into {table} (id) values (1)")
+    with Proxy(server.port) as proxy:
+        run = daemon([f"{database}.*"], server=server, port=proxy.port)
+        run.start_and_load()
+        proxy.round_trip = 0.2
+        run.run("reload", "shop", f"{database}.y")
+        with server.connect(database, autocommit=False) as connection, connection.cursor() as cursor:
+            for number, table in enumerate(looked_at):
+                cursor.execute("insert into y values (%s)", (10 + number,))
+                cursor.execute(f"insert into {table} (id) values (2)")
+                connection.commit()
+        run.wait_states()
+        proxy.round_trip = 0.0
+        run.compare([(database, table) for table in ["y", *looked_at]], seconds=30)

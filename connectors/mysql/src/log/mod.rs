@@ -211,7 +211,7 @@ impl MysqlLog {
     /// Takes everything that has been received, until there is enough.
     async fn take(&mut self, budget: &Budget) -> Result<bool> {
         loop {
-            if let Some(table) = self.reader.unresolved().cloned() {
+            while let Some(table) = self.reader.unresolved().cloned() {
                 self.look_at(&table).await?;
                 self.reader.resolve(&self.charsets)?;
             }

@@ -1,6 +1,9 @@
 //! Which event belongs to what: files, transactions, tables; and the changes that are to be handed out.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use millrace_core::{Change, Changes, Ddl, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
 
@@ -48,12 +51,12 @@ pub struct Reader {
     /// The transaction ends with its only statement.
     standalone: bool,
     tables: HashMap<TableName, Captured>,
-    /// By the log's number, for the statement that is being read.
-    mapped: HashMap<u64, (TableName, Arc<Mapping>)>,
+    /// By the log's number, for the statement that is being read; nothing where its rows are of before the table's load.
+    mapped: HashMap<u64, (TableName, Option<Arc<Mapping>>)>,
     /// The captured tables' TABLE_MAP_EVENTs of the transaction that is being read, by number.
     maps: HashMap<u64, (TableName, Arc<[u8]>)>,
-    /// A TABLE_MAP_EVENT whose table the catalog is to be asked about.
-    unresolved: Option<(TableName, u64, Arc<[u8]>)>,
+    /// TABLE_MAP_EVENTs whose tables the catalog is to be asked about.
+    unresolved: VecDeque<(TableName, u64, Arc<[u8]>)>,
     items: Vec<Change>,
     rows: usize,
     bytes: usize,
@@ -80,7 +83,7 @@ impl Reader {
             standalone: false,
             mapped: HashMap::new(),
             maps: HashMap::new(),
-            unresolved: None,
+            unresolved: VecDeque::new(),
             items: vec![],
             rows: 0,
             bytes: 0,
@@ -111,11 +114,10 @@ impl Reader {
         let captured = Captured::new(table.clone(), adopting, &self.options.values, self.options.value_bytes_max);
         self.tables.insert(table.name.clone(), captured);
         self.mapped.retain(|_, (name, _)| *name != table.name);
-        // Its rows may follow an event that came before this.
-        let map = self.maps.iter().find(|(_, (name, _))| *name == table.name);
-        if let Some((id, (name, bytes))) = map {
-            self.unresolved = Some((name.clone(), *id, bytes.clone()));
-        }
+        // Its rows may follow events that came before this.
+        self.unresolved.retain(|(name, ..)| *name != table.name);
+        let maps = self.maps.iter().filter(|(_, (name, _))| *name == table.name);
+        self.unresolved.extend(maps.map(|(id, (name, bytes))| (name.clone(), *id, bytes.clone())));
     }
 
     /// Leaves a table out from here on.
@@ -126,7 +128,7 @@ impl Reader {
 
     /// The table that the catalog is to be asked about.
     pub fn unresolved(&self) -> Option<&TableName> {
-        self.unresolved.as_ref().map(|(name, ..)| name)
+        self.unresolved.front().map(|(name, ..)| name)
     }
 
     /// What the catalog said.
@@ -152,7 +154,7 @@ impl Reader {
         self.tables.values_mut().for_each(|captured| captured.close(&mut self.items));
         (self.rows, self.bytes) = (0, 0);
         self.options.loads.note_handed_out(self.committed);
-        let whole = self.transaction.is_none() && self.unresolved.is_none() && !self.between_files;
+        let whole = self.transaction.is_none() && self.unresolved.is_empty() && !self.between_files;
         Changes {
             items: std::mem::take(&mut self.items),
             upto: whole.then(|| self.place.position()),
@@ -376,13 +378,13 @@ impl Reader {
         let Some(captured) = self.tables.get_mut(&name) else { return Ok(Taken::Done) };
         if let Some((bytes, mapping)) = captured.known(rest) {
             self.maps.insert(id, (name.clone(), bytes));
-            self.mapped.insert(id, (name, mapping));
+            self.mapped.insert(id, (name, Some(mapping)));
             return Ok(Taken::Done);
         }
         let bytes: Arc<[u8]> = rest.into();
         self.maps.insert(id, (name.clone(), bytes.clone()));
-        self.unresolved = Some((name, id, bytes));
         let has_catalog = captured.generated.is_some();
+        self.unresolved.push_back((name, id, bytes));
         if has_catalog || self.try_map(charsets)? {
             self.resolve(charsets)?;
             return Ok(Taken::Done);
@@ -393,37 +395,43 @@ impl Reader {
     /// Whether the table's shape is as we know it, so that the catalog need not be asked.
     fn try_map(&mut self, charsets: &Charsets) -> Result<bool> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
-        let Some((name, _, bytes)) = &self.unresolved else { return Ok(true) };
+        let Some((name, _, bytes)) = self.unresolved.front() else { return Ok(true) };
         let map = TableMap::parse(bytes).map_err(malformed)?;
         let Some(captured) = self.tables.get_mut(name) else { return Ok(true) };
         Ok(captured.map(bytes, &map, charsets).is_ok())
     }
 
-    /// Goes on with the table that the catalog was asked about.
+    /// Goes on with the first table that the catalog was asked about.
     pub fn resolve(&mut self, charsets: &Charsets) -> Result<()> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
-        let Some((name, id, bytes)) = self.unresolved.take() else { return Ok(()) };
+        let Some((name, id, bytes)) = self.unresolved.pop_front() else { return Ok(()) };
         let map = TableMap::parse(&bytes).map_err(malformed)?;
         let Some(captured) = self.tables.get_mut(&name) else { return Ok(()) };
         match captured.map(&bytes, &map, charsets) {
             Ok(mapping) => {
-                self.mapped.insert(id, (name, mapping));
+                self.mapped.insert(id, (name, Some(mapping)));
                 Ok(())
             }
-            Err(what) => self.unsupported(&name, what),
+            Err(what) => {
+                self.mapped.insert(id, (name.clone(), None));
+                self.unsupported(&name, what)
+            }
         }
     }
 
     fn rows_event(&mut self, rows: (events::RowsKind, u8), body: &[u8]) -> Result<()> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading rows in the log").with(error);
         let (id, _, rest) = events::table_id(body).map_err(malformed)?;
-        let Some((name, mapping)) = self.mapped.get(&id) else { return Ok(()) };
-        let (Some(captured), Some(transaction)) = (self.tables.get_mut(name), &mut self.transaction) else {
-            return Ok(());
+        let Some((name, _)) = self.maps.get(&id) else { return Ok(()) };
+        let Some(captured) = self.tables.get_mut(name).filter(|captured| !captured.suspended) else { return Ok(()) };
+        let Some(transaction) = &mut self.transaction else {
+            return Err(refused("rows stand outside of a transaction"));
         };
-        if captured.suspended {
-            return Ok(());
-        }
+        let Some((_, mapping)) = self.mapped.get(&id) else {
+            let doing = format!("reading rows of {name} in the log");
+            return Err(Error::new(Kind::Internal, doing).with("nobody looked at the table's shape"));
+        };
+        let Some(mapping) = mapping else { return Ok(()) };
         let event = RowsEvent::parse(rows, rest).map_err(malformed)?;
         let before = transaction.ordinal;
         self.bytes += captured.take(transaction, mapping, event)?;

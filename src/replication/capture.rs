@@ -98,9 +98,10 @@ impl Capture<'_> {
         opened: &(dyn Fn(Identity) -> Result<()> + Send + Sync),
     ) -> Result<()> {
         let mut log = tokio::select! {
-            () = cancel.cancelled() => return Ok(()),
-            log = self.open(opened) => log?,
-        };
+        biased;
+               () = cancel.cancelled() => return Ok(()),
+               log = self.open(opened) => log?,
+           };
         let mut shapes = Shapes::new(self.tables.rules().clone());
         let mut appends: Appends<'_> = FuturesOrdered::new();
         loop {
@@ -120,6 +121,7 @@ impl Capture<'_> {
             };
             // What was pulled and not appended is not confirmed either: it comes again.
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => break,
                 prepared = self.prepare(changes, &mut *log, &mut shapes, &mut appends) => prepared?,
             }

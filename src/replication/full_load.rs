@@ -12,7 +12,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
 };
 
 use millrace_core::{
@@ -25,11 +24,13 @@ use millrace_core::{
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
+    time::Instant,
 };
 use tracing::{info, warn};
 
 use super::{capture::Ask, rules::Mapped, tables::Tables};
 use crate::{
+    blocking,
     catalog::{Catalog, CatalogName, DataFile, FileKind},
     delivery::{Delivery, OBJECT_BYTES_MAX, dead_letters, file_schema, layout},
     state::{
@@ -252,7 +253,7 @@ impl FullLoad {
             companions: self.catalog.companions(&mapped.target.name)?,
             done,
         };
-        let encoding = tokio::task::spawn_blocking(move || encoder.run(receive));
+        let encoding = blocking::spawn(encoder.run(receive));
         let mut failed = None;
         loop {
             while let Ok(columns) = returned.try_recv() {
@@ -397,14 +398,14 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn run(mut self, mut batches: mpsc::Receiver<Loaded>) -> Result<Written> {
+    async fn run(mut self, mut batches: mpsc::Receiver<Loaded>) -> Result<Written> {
         let target = self.mapped.target.clone();
         self.companions.retain(|id| target.columns.iter().any(|column| column.id == *id));
         let mut schema = file_schema::arrow_schema(&target, &self.companions);
         let mut rows = file_schema::LoadedRows::new(self.position);
         let mut writer: Option<Box<dyn ObjectWriter>> = None;
         let mut written = Written { files: vec![], rejects: vec![], exact: BTreeSet::new() };
-        while let Some(loaded) = batches.blocking_recv() {
+        while let Some(loaded) = batches.recv().await {
             let renamed = loaded.rejects.into_iter().map(|mut reject| {
                 reject.table = self.mapped.target.name.clone();
                 reject

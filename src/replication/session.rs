@@ -11,13 +11,14 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use millrace_core::{Error, Finding, Kind, Result, Severity, Table, TableName, error::Action, throttle::Throttle};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -105,7 +106,7 @@ impl Session {
             disk_bytes_max: wiring.config.stream.disk_bytes_max.unwrap_or(u64::MAX),
             epoch: wiring.epoch,
         };
-        let stream = Arc::new(Stream::open(options)?);
+        let stream = Arc::new((wiring.open_stream)(options)?);
         follow::publish(&task.open, &stream);
         if stream.last_mark().is_none() && !passes_check(task).await? {
             return Ok(None);
@@ -219,6 +220,7 @@ impl Session {
         let mut count = 0;
         loop {
             tokio::select! {
+                biased;
                 request = requests.recv() => match request {
                     None => return Ok(Ended::Asked((Command::ShutDown { drain: false }, oneshot::channel().0))),
                     Some((command, answer)) if self.ends(&command) => {
@@ -302,6 +304,7 @@ impl Session {
         let mut backoff = Backoff::new();
         loop {
             let set_up = tokio::select! {
+                biased;
                 () = cancel.cancelled() => return Ok(false),
                 set_up = self.set_up() => set_up,
             };
@@ -332,6 +335,7 @@ impl Session {
         }
         self.task.fail(&error);
         tokio::select! {
+            biased;
             () = cancel.cancelled() => {}
             () = tokio::time::sleep(backoff.after(&error)) => {}
         }
@@ -458,6 +462,7 @@ impl Session {
                     return Ok(true);
                 }
                 tokio::select! {
+                    biased;
                     () = cancel.cancelled() => return Ok(false),
                     () = self.wake.notified() => {}
                     () = self.time_to_look() => {
@@ -469,6 +474,7 @@ impl Session {
                 continue;
             }
             let loaded = tokio::select! {
+                biased;
                 () = cancel.cancelled() => return Ok(false),
                 loaded = self.load_waiting() => loaded,
             };
@@ -492,6 +498,7 @@ impl Session {
                         record.errors.push(finding);
                     })?;
                     tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(false),
                         () = tokio::time::sleep(backoff.next()) => {}
                     }

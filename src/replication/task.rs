@@ -267,6 +267,8 @@ impl Task {
         if error.kind.action() == Action::Exit {
             let code = error.kind.code();
             error!(task = self.name(), code, error = %error, "storage failed; the daemon ends");
+            #[cfg(test)]
+            crate::simulation::end_process();
             std::process::exit(1);
         }
     }

@@ -1,6 +1,7 @@
 //! The stream as a whole: what is read back, what a crash may leave, what a failing disk does.
 
-mod simulated;
+pub mod simulated;
+pub mod simulated_stream;
 mod simulation;
 
 use std::{

@@ -126,6 +126,16 @@ impl SimulatedDisk {
         self.lock().is_dead
     }
 
+    /// The process dies now: no call has an effect from here on.
+    pub fn die(&self) {
+        self.lock().is_dead = true;
+    }
+
+    /// The next calls meet no fault.
+    pub fn disarm(&self) {
+        self.lock().fault = None;
+    }
+
     /// The process is gone; what it wrote is still in the page cache. Nothing is armed any more.
     pub fn kill(&self) {
         let mut content = self.lock();

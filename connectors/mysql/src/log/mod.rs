@@ -3,13 +3,14 @@
 //! A transaction's events stand together, from its GTID event to its end, so nothing is kept for one that has not
 //! committed: the server writes it when it commits. Values are decoded from the receive buffer straight into batches.
 //!
-//! - [`events`]: the events; [`ddl`]: what statements do; [`captured`]: a table's rows
+//! - [`events`]: the events; [`statement_text`], [`ddl`]: what statements do; [`captured`]: a table's rows
 //! - [`reader`]: which event belongs to what, and where it stands
 
 mod captured;
 pub mod ddl;
 pub mod events;
 mod reader;
+mod statement_text;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -191,9 +192,11 @@ impl MysqlLog {
         let place = Place::of(from);
         let offset = u32::try_from(place.offset)
             .context(Kind::SourceSetup, || format!("opening the binary log beyond 4 GiB of file {file}"))?;
+        let cases = session.query("SELECT @@global.lower_case_table_names").await?;
         session.dump(options.server_id, &file, offset).await?;
         tracing::info!(file, offset, "the log is open");
-        let reader = Reader::new(tables, place, session.is_mariadb(), has_checksum, options);
+        let mut reader = Reader::new(tables, place, session.is_mariadb(), has_checksum, options);
+        reader.set_ignores_case(cases.first().and_then(|row| row.first()?.as_deref()) != Some("0"));
         Ok(Self { config: config.clone(), session, reader, charsets, identity, heard: tokio::time::Instant::now() })
     }
 

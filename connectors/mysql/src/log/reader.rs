@@ -12,6 +12,7 @@ use super::{
     captured::{Captured, Mapping, Transaction},
     ddl::{self, Effect},
     events::{self, Query, RowsEvent, TableMap, kind},
+    statement_text,
 };
 use crate::{
     server::Place,
@@ -39,6 +40,8 @@ pub enum Taken {
 pub struct Reader {
     options: LogOptions,
     mariadb: bool,
+    /// Statements may write names in any case (`lower_case_table_names`).
+    ignores_case: bool,
     /// Of the file that is being read.
     has_checksum: bool,
     /// Where the next event begins.
@@ -75,6 +78,7 @@ impl Reader {
             tables: tables.iter().map(captured).collect(),
             options,
             mariadb,
+            ignores_case: false,
             has_checksum,
             place,
             between_files: false,
@@ -90,6 +94,11 @@ impl Reader {
             newest_commit_us: None,
             look_again: false,
         }
+    }
+
+    /// Whether statements may write the names of tables in any case.
+    pub fn set_ignores_case(&mut self, ignores_case: bool) {
+        self.ignores_case = ignores_case;
     }
 
     /// What loads say of themselves.
@@ -179,7 +188,7 @@ impl Reader {
             kind::FORMAT_DESCRIPTION => self.file_begins(&header, body).map(|()| Taken::Done),
             kind::ROTATE => self.file_ends(body).map(|()| Taken::Done),
             kind::TABLE_MAP => self.table_map(body, charsets),
-            kind::QUERY => self.query(&header, start, body).map(|()| Taken::Done),
+            kind::QUERY => self.query(&header, start, body, charsets).map(|()| Taken::Done),
             kind::XID => self.end_transaction(&header).map(|()| Taken::Done),
             kind::MARIADB_GTID if self.mariadb => {
                 let (standalone, two_phases) = events::mariadb_gtid(body).map_err(malformed)?;
@@ -280,10 +289,10 @@ impl Reader {
         Ok(())
     }
 
-    fn query(&mut self, header: &EventHeader, start: Place, body: &[u8]) -> Result<()> {
+    fn query(&mut self, header: &EventHeader, start: Place, body: &[u8], charsets: &Charsets) -> Result<()> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a statement in the log").with(error);
         let query = Query::parse(body).map_err(malformed)?;
-        let sql = String::from_utf8_lossy(query.sql);
+        let sql = statement_text::read(&query, charsets);
         let word: String = sql.trim_start().chars().take_while(|c| c.is_ascii_alphabetic()).collect();
         match word.to_ascii_uppercase().as_str() {
             "BEGIN" => {
@@ -312,22 +321,35 @@ impl Reader {
 
     fn apply(&mut self, effect: Effect) -> Result<()> {
         match effect {
-            Effect::Truncated(name) if self.tables.contains_key(&name) => {
-                let order = self.next_order()?;
-                self.close(&name);
-                self.items.push(Change::Truncate { tables: vec![name], order });
+            Effect::Truncated(name) if is_read(&name) => {
+                let tables = self.concerned(&name);
+                if !tables.is_empty() {
+                    let order = self.next_order()?;
+                    tables.iter().for_each(|name| self.close(name));
+                    self.items.push(Change::Truncate { tables, order });
+                }
                 Ok(())
             }
-            Effect::Altered(name) => self.unsupported(&name, "its columns or values were altered".into()),
+            Effect::Truncated(name) => self.all_unsupported(&name, "a table whose name was not read was truncated"),
+            Effect::Altered(name) => self.all_unsupported(&name, "its columns or values were altered"),
             Effect::Replaced(name) => {
-                self.look_again |= !self.tables.contains_key(&name);
-                self.unsupported(&name, "it was dropped, renamed or made anew at the source".into())
+                self.look_again |= self.concerned(&name).is_empty();
+                self.all_unsupported(&name, "it was dropped, renamed or made anew at the source")
+            }
+            Effect::Made(name) => {
+                self.look_again |= self.concerned(&name).is_empty();
+                Ok(())
             }
             Effect::Dropped(schema) => {
-                let names: Vec<TableName> = self.tables.keys().filter(|name| name.schema == schema).cloned().collect();
+                let names: Vec<TableName> =
+                    self.tables.keys().filter(|name| self.may_be(&schema, &name.schema)).cloned().collect();
                 names.iter().try_for_each(|name| self.unsupported(name, "its database was dropped at the source".into()))
             }
-            Effect::Truncated(_) => Ok(()),
+            Effect::Unknown => {
+                let names: Vec<TableName> = self.tables.keys().cloned().collect();
+                let what = "the log has a statement of which it is not known what it does";
+                names.iter().try_for_each(|name| self.unsupported(name, what.into()))
+            }
             Effect::Rows => Err(Error::new(Kind::LogLost, "reading the binary log")
                 .with("it has a change as a statement instead of its rows")
                 .fix(
@@ -335,6 +357,23 @@ impl Reader {
                 )),
             Effect::PartTakenBack => Err(refused("a part of a transaction was taken back that the log has all the same")),
         }
+    }
+
+    /// The captured tables that a statement may mean by this name.
+    fn concerned(&self, name: &TableName) -> Vec<TableName> {
+        let meant = |own: &&TableName| self.may_be(&name.schema, &own.schema) && self.may_be(&name.name, &own.name);
+        self.tables.keys().filter(meant).cloned().collect()
+    }
+
+    /// Whether a statement means our name by what it says.
+    fn may_be(&self, said: &str, own: &str) -> bool {
+        (said.contains(ddl::UNREAD) && !own.is_ascii())
+            || said == own
+            || (self.ignores_case && said.to_lowercase() == own.to_lowercase())
+    }
+
+    fn all_unsupported(&mut self, name: &TableName, what: &str) -> Result<()> {
+        self.concerned(name).iter().try_for_each(|name| self.unsupported(name, what.into()))
     }
 
     fn next_order(&mut self) -> Result<Order> {
@@ -470,6 +509,10 @@ impl Reader {
             kind => Err(refused(&format!("it has an event of a kind that is not known ({kind})"))),
         }
     }
+}
+
+fn is_read(name: &TableName) -> bool {
+    !name.schema.contains(ddl::UNREAD) && !name.name.contains(ddl::UNREAD)
 }
 
 /// Something stands in the log that is not read: what it changed is unknown, so everything is to be loaded anew.

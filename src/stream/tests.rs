@@ -745,6 +745,10 @@ impl Disk for FaultyDisk {
     fn now_us(&self) -> i64 {
         RealDisk.now_us()
     }
+
+    fn lived(&self) -> Duration {
+        RealDisk.lived()
+    }
 }
 
 impl DiskFile for FaultyFile {

@@ -121,6 +121,9 @@ fn literal(column: &ColumnVec, row: usize) -> String {
             format!("x'{}'", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
         }
         (ColumnType::Text, _) => quote_literal(&column.cell_text(row).unwrap_or_default()),
+        // As doubles, which both are compared as: the shortest text of a FLOAT is another double than the one stored.
+        (_, Values::Float32(values)) => format!("{:e}", f64::from(values[row])),
+        (_, Values::Float64(values)) => format!("{:e}", values[row]),
         // Numbers, and `true`: in quotes they would be compared as floats.
         _ => column.cell_text(row).unwrap_or_else(|| "NULL".into()),
     }
@@ -142,6 +145,8 @@ mod tests {
         assert_eq!(of(ColumnType::Text, &|c| c.push_str("it's")), "'it''s'");
         assert_eq!(of(ColumnType::Binary, &|c| c.push_bytes(&[0, 255])), "x'00ff'");
         assert_eq!(of(ColumnType::Int64, &|c| c.push_i64(-5)), "-5");
+        assert_eq!(of(ColumnType::Float32, &|c| c.push_f32(1.1)), "1.100000023841858e0");
+        assert_eq!(of(ColumnType::Float64, &|c| c.push_f64(-1e300)), "-1e300");
         assert_eq!(of(ColumnType::Boolean, &|c| c.push_bool(true)), "true");
     }
 }

@@ -243,7 +243,7 @@ impl World {
             process.simulated.pass(SLICE);
             let has_ended = process.handle.running.is_finished();
             passed += SLICE;
-            self.disk.move_clock(SLICE.as_micros() as i64);
+            self.disk.pass(SLICE);
             self.now_us += SLICE.as_micros() as i64;
             if self.disk.is_dead() {
                 let power = self.power.take();

@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use millrace_core::{Error, Kind, Result, TlsMode, error::Context, tls};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -25,11 +26,17 @@ const PACKET_BYTES_MAX: u32 = 1 << 30;
 const EOF: u8 = 0xfe;
 const EOF_BYTES_MAX: usize = 9;
 
-/// Settings that make the server print values the same way always, whatever its configuration, and that keep long sessions
-/// alive: a load that waits for its turn may stand still for hours.
+/// Settings that make the server read statements and print values the same way always and whole, whatever its
+/// configuration, and that keep long sessions alive: a load that waits for its turn may stand still for hours.
 const PINNED: &str = "SET SESSION sql_mode = '', time_zone = '+00:00', lock_wait_timeout = 31536000, \
     wait_timeout = 31536000, net_read_timeout = 31536000, net_write_timeout = 31536000, \
-    character_set_results = 'utf8mb4', group_concat_max_len = 1048576";
+    character_set_results = 'utf8mb4', character_set_client = 'utf8mb4', character_set_connection = 'utf8mb4', \
+    collation_connection = 'utf8mb4_general_ci', group_concat_max_len = 1048576, autocommit = 1, \
+    sql_select_limit = 18446744073709551615, sql_big_selects = 1";
+/// How long a statement may run, and stand still in a transaction: only one of the two systems has each of them.
+const PINNED_MARIADB: &str = ", max_statement_time = 0, idle_transaction_timeout = 0, \
+    idle_readonly_transaction_timeout = 0";
+const PINNED_MYSQL: &str = ", max_execution_time = 0";
 
 /// A way to a server.
 trait Transport: AsyncRead + AsyncWrite + Send + Sync + Unpin + fmt::Debug {}
@@ -52,8 +59,7 @@ impl Connection {
         let connected = tokio::time::timeout(config.connect_timeout, Self::connect_unbounded(config)).await;
         let seconds = config.connect_timeout.as_secs_f32();
         let timeout = |_| Error::new(Kind::Connection, doing()).with(format!("no answer within {seconds} s"));
-        let mut connection = connected.map_err(timeout)?.map_err(|error| Error { doing: doing(), ..error })?;
-        connection.execute(PINNED).await?;
+        let connection = connected.map_err(timeout)?.map_err(|error| Error { doing: doing(), ..error })?;
         Ok(connection)
     }
 
@@ -66,6 +72,12 @@ impl Connection {
             let connected = TcpStream::connect((config.host.as_str(), config.port)).await;
             let stream = connected.context(Kind::Connection, connecting)?;
             stream.set_nodelay(true).context(Kind::Connection, connecting)?;
+            // A peer that vanished without a word is noticed after about two minutes.
+            let keepalive = TcpKeepalive::new()
+                .with_time(Duration::from_secs(60))
+                .with_interval(Duration::from_secs(15))
+                .with_retries(4);
+            SockRef::from(&stream).set_tcp_keepalive(&keepalive).context(Kind::Connection, connecting)?;
             tcp = (config.tls.mode != TlsMode::Disable).then_some(());
             Box::new(stream)
         };
@@ -77,6 +89,8 @@ impl Connection {
             connection = connection.encrypt(config).await?;
         }
         connection.log_in(config, private).await?;
+        let own = if connection.is_mariadb() { PINNED_MARIADB } else { PINNED_MYSQL };
+        connection.execute(&format!("{PINNED}{own}")).await?;
         Ok(connection)
     }
 

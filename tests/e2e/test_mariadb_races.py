@@ -1,10 +1,7 @@
 """MariaDB as a source: what happens to a table at the wrong moment, while it waits for its load, while it is loaded, while
 the daemon is down, while a commit is under way."""
 
-import re
 import sqlite3
-import threading
-import time
 
 import pytest
 
@@ -16,21 +13,6 @@ def server():
     """A private MariaDB."""
     with MariaDB() as running:
         yield running
-
-
-@pytest.fixture
-def database(server, request):
-    """A fresh database."""
-    name = re.sub(r"\W", "_", request.node.name)[:50]
-    server.create_database(name)
-    yield name
-    server.execute("mysql", f"drop database if exists `{name}`", user="root")
-
-
-@pytest.fixture
-def sql(server, database):
-    """Runs statements as the tables' owner."""
-    return lambda *statements, user="shop": server.execute(database, *statements, user=user)
 
 
 def rows_loaded(run):
@@ -47,7 +29,7 @@ def finished_segments(run):
     return count
 
 
-def large(sql, rows, name="large", parts=1):
+def large(sql, rows, name="large"):
     """A table that takes some seconds under a limit of bytes per second."""
     sql(
         f"create table {name} (id int primary key, text varchar(300))",
@@ -57,32 +39,36 @@ def large(sql, rows, name="large", parts=1):
 
 
 def test_tables_that_change_while_they_wait_for_their_load(server, database, sql, daemon):
+    """Some of them wait: which come first is chance. One that is done is kept from a RENAME by the snapshot, which must not
+    wait for it in turn."""
     large(sql, 25_000)
-    sql(
-        "create table dropped (id int primary key, a int, c int)",
-        "insert into dropped values (1, 10, 100), (2, 20, 200)",
-        "create table added (id int primary key, a int)",
-        "insert into added values (1, 10), (2, 20)",
-        "create table swapped (a int, b int)",
-        "insert into swapped values (1, 1)",
-        "create table other (a int, b int)",
-        "insert into other values (7, 7)",
-    )
-    tables = ["large", "dropped", "added", "swapped"]
+    several, tables, changes = range(3), ["large"], []
+    for n in several:
+        sql(
+            f"create table dropped{n} (id int primary key, a int, c int)",
+            f"insert into dropped{n} values (1, 10, 100), (2, 20, 200)",
+            f"create table added{n} (id int primary key, a int)",
+            f"insert into added{n} values (1, 10), (2, 20)",
+            f"create table swapped{n} (a int, b int)",
+            f"insert into swapped{n} values (1, 1)",
+            f"create table other{n} (a int, b int)",
+            f"insert into other{n} values (7, 7)",
+        )
+        changes += [
+            f"update dropped{n} set a = 11 where id = 1",
+            f"alter table dropped{n} drop column a",
+            f"update added{n} set a = 11 where id = 1",
+            f"alter table added{n} add column d int default 5",
+            f"insert into other{n} values (8, 8)",
+            f"rename table swapped{n} to was_swapped{n}, other{n} to swapped{n}",
+            f"insert into swapped{n} values (9, 9)",
+        ]
+        tables += [f"dropped{n}", f"added{n}", f"swapped{n}"]
     slowly = {"full-load": {"parallel": 1, "rate-limit": "2MiB"}}
     run = daemon([f"{database}.{table}" for table in tables], server=server, options=slowly)
     run.start()
     wait_for(lambda: rows_loaded(run) > 1000, 60, "a part of the large table", every=0.02)
-    sql(
-        "update dropped set a = 11 where id = 1",
-        "alter table dropped drop column a",
-        "update added set a = 11 where id = 1",
-        "alter table added add column d int default 5",
-        "insert into other values (8, 8)",
-        "rename table swapped to was_swapped, other to swapped",
-        "insert into swapped values (9, 9)",
-    )
-    assert run.states()[(database, "added")] == "Before load"
+    sql(*changes)
     run.wait_states(seconds=90)
     run.compare([(database, table) for table in tables], seconds=60)
 

@@ -8,6 +8,9 @@ SETTINGS = {
     # Whatever a client asks for, its statements are read as latin1.
     "character-set-client-handshake": 0,
     "max-statement-time": 2,
+    "binlog-ignore-db": "left_out",
+    # The default; a server that is no replica may have it.
+    "log-slave-updates": 0,
 }
 
 
@@ -49,3 +52,21 @@ def test_a_session_depends_on_no_setting_of_the_server(server, database, daemon)
     for setting in ("sql_select_limit = default", "max_statement_time = 0"):
         server.execute(database, f"set global {setting}", user="root")
     run.compare([(database, table) for table in tables])
+
+
+def test_what_the_server_leaves_out_of_its_log_is_found(server, database, daemon):
+    server.create_database("left_out")
+    write(server, database, "create table t (id int primary key)", "create table left_out.t (id int primary key)")
+    run = daemon([f"{database}.t", "left_out.t"], server=server)
+    filtered = ("error", "MYSQL-BINLOG-FILTER")
+    assert findings(run) == [filtered]
+    write(server, database, "drop database left_out")
+    run = daemon([f"{database}.t"], server=server)
+    assert findings(run, code=0) == [("warning", "MYSQL-BINLOG-FILTER")]
+    write(server, database, "change master to master_host = '127.0.0.1', master_port = 1, master_user = 'x'", "start slave")
+    assert ("error", "MYSQL-REPLICA") in findings(run)
+
+
+def findings(run, code=3):
+    """Severity and code of everything that `check` found."""
+    return [(finding["severity"], finding["code"]) for finding in run.json("check", code=code)["findings"]]

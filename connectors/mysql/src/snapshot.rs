@@ -20,7 +20,8 @@ use millrace_core::{
 use tokio::sync::Mutex;
 
 use crate::{
-    MysqlConfig, Shared, discover,
+    MysqlConfig, Shared, definition,
+    discover::{self, Shape},
     load::{self, MysqlLoad},
     server::{self, Place},
     wire::{Connection, code},
@@ -74,10 +75,33 @@ pub async fn begin_under_lock(config: &MysqlConfig, session: &mut Connection) ->
     // Statements that run for long keep the lock from being taken, and everybody behind it.
     lock.execute("SET SESSION lock_wait_timeout = 10").await?;
     lock.execute("FLUSH TABLES WITH READ LOCK").await?;
-    begin(session).await?;
-    let place = server::end(config, &mut lock).await?;
-    lock.execute("UNLOCK TABLES").await?;
-    Ok(place)
+    // Everybody who wants to write waits: nothing else is asked under the lock, and no server that does not answer keeps it.
+    let under_lock = async {
+        begin(session).await?;
+        let end = server::end_by_name(&mut lock).await?;
+        lock.execute("UNLOCK TABLES").await.map(|()| end)
+    };
+    let late = || Error::new(Kind::Connection, "taking a snapshot").with("the server does not answer under the lock");
+    let (file, offset) = tokio::time::timeout(config.connect_timeout, under_lock).await.map_err(|_| late())??;
+    server::place(config, &file, offset).await
+}
+
+/// Refuses a table whose changes the log does not tell exactly. `check` says the same of tables that are there already.
+async fn refuse_silent_changes(session: &mut Connection, shape: &Shape) -> Result<()> {
+    let refused = |said: String| Error::new(Kind::TableUnreadable, "looking for changes that are in no log").with(said);
+    if !shape.is_transactional() {
+        let said = format!("its engine {} knows no transactions, so a load of it has no exact position", shape.engine);
+        return Err(
+            refused(said).fix(format!("ALTER TABLE {} ENGINE = InnoDB;", discover::quote_table(&shape.table.name)))
+        );
+    }
+    let cascades = definition::silent_foreign_keys(session, &shape.table.name).await?;
+    if let Some(first) = cascades.first() {
+        let said =
+            format!("its foreign key {first} changes its rows, and the server writes nothing of that to its log");
+        return Err(refused(said).fix("make it RESTRICT, or leave the table out of the task"));
+    }
+    Ok(())
 }
 
 impl MysqlSnapshot {
@@ -129,7 +153,11 @@ impl Snapshot for MysqlSnapshot {
         })?;
         let mut catalog = Connection::connect(&self.shared.config).await?;
         let found = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop();
-        let mut shape = found.ok_or_else(|| Error::new(Kind::TableMissing, doing()))?.known()?;
+        let found = found.ok_or_else(|| Error::new(Kind::TableMissing, doing()))?;
+        if self.exact {
+            refuse_silent_changes(&mut catalog, &found).await.map_err(|error| Error { doing: doing(), ..error })?;
+        }
+        let mut shape = found.known()?;
         crate::types::retype(&self.shared.options.values, &mut shape);
         if self.exact {
             self.shared.loads.note(table, self.position);

@@ -227,7 +227,13 @@ impl Session {
                         return Ok(Ended::Asked((command, answer)));
                     }
                     Some((command, answer)) => {
-                        let _ = answer.send(self.obey(command).await);
+                        let done = self.obey(command).await;
+                        let is_lost = matches!(&done, Err(error) if error.kind.action() == Action::Exit);
+                        let _ = answer.send(done);
+                        if is_lost {
+                            // It may have been written all the same: only a restart knows what the records are.
+                            return Err(Error::new(Kind::Storage, "obeying a command: the state could not be written"));
+                        }
                     }
                 },
                 Some(joined) = loops.join_next() => match joined {
@@ -467,6 +473,7 @@ impl Session {
                     () = self.wake.notified() => {}
                     () = self.time_to_look() => {
                         if let Err(error) = self.discover().await {
+                            self.task.end_if_storage(&error);
                             warn!(task = self.task.name(), error = %error, "looking for new tables failed");
                         }
                     }
@@ -551,6 +558,7 @@ impl Session {
             looked = self.mend().await;
         }
         if let Err(error) = looked {
+            self.task.end_if_storage(&error);
             error!(task = self.task.name(), error = %error, "keeping the status failed");
         }
         let target = self.delivery.last_error().map(|error| Finding { severity: Severity::Warning, ..error });

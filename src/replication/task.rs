@@ -263,7 +263,7 @@ impl Task {
     }
 
     /// The disk can no longer be trusted: a restart reads again what is really there.
-    fn end_if_storage(&self, error: &Error) {
+    pub(super) fn end_if_storage(&self, error: &Error) {
         if error.kind.action() == Action::Exit {
             let code = error.kind.code();
             error!(task = self.name(), code, error = %error, "storage failed; the daemon ends");

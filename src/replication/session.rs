@@ -227,13 +227,7 @@ impl Session {
                         return Ok(Ended::Asked((command, answer)));
                     }
                     Some((command, answer)) => {
-                        let done = self.obey(command).await;
-                        let is_lost = matches!(&done, Err(error) if error.kind.action() == Action::Exit);
-                        let _ = answer.send(done);
-                        if is_lost {
-                            // It may have been written all the same: only a restart knows what the records are.
-                            return Err(Error::new(Kind::Storage, "obeying a command: the state could not be written"));
-                        }
+                        self.task.answer(self.obey(command).await, answer);
                     }
                 },
                 Some(joined) = loops.join_next() => match joined {

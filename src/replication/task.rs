@@ -273,6 +273,15 @@ impl Task {
         }
     }
 
+    /// Answers an operator. What could not be written to the state may be there all the same: only a restart knows.
+    pub(super) fn answer(&self, done: Result<Vec<String>>, answer: oneshot::Sender<Result<Vec<String>>>) {
+        let kind = done.as_ref().err().map(|error| error.kind);
+        let _ = answer.send(done);
+        if let Some(kind) = kind {
+            self.end_if_storage(&Error::new(kind, "obeying a command"));
+        }
+    }
+
     /// Does what is asked while the loops do not run. Gives false when the task is to end.
     async fn obey(&self, (command, answer): Request) -> bool {
         let ends = matches!(command, Command::ShutDown { .. } | Command::Delete);
@@ -286,7 +295,7 @@ impl Task {
             Command::Reload(table) => self.reload(table.as_ref()),
         };
         let ends = ends && done.is_ok();
-        let _ = answer.send(done);
+        self.answer(done, answer);
         !ends
     }
 

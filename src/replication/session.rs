@@ -40,7 +40,7 @@ use crate::{
     delivery::{Delivery, DeliveryOptions},
     state::keys::{
         progress::{self, LoadProgress},
-        table::TableRecord,
+        table::{LoadRecord, TableRecord},
         task::TaskState,
     },
     state::{Put, StateStore},
@@ -530,7 +530,8 @@ impl Session {
                 let (answer, answered) = oneshot::channel();
                 let ended = || Error::new(Kind::Connection, "waiting for the capture to take up a table");
                 let name = record.table.name.clone();
-                self.asks.send(Ask::AddTable(Arc::new(record.table), answer)).map_err(|_| ended())?;
+                let since = record.load.as_ref().and_then(LoadRecord::kept_since);
+                self.asks.send(Ask::AddTable(Arc::new(record.table), since, answer)).map_err(|_| ended())?;
                 answered.await.map_err(|_| ended())?;
                 taken_up.insert(name);
             }

@@ -32,6 +32,16 @@ pub const BEGIN: &str = "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
 /// MariaDB takes no second word behind it before 10.6, and READ ONLY may stand alone.
 const BEGIN_MARIADB: &str = "START TRANSACTION WITH CONSISTENT SNAPSHOT";
 
+/// How long the opening of a table waits for its metadata lock, in seconds. The exact
+/// snapshot keeps those of the tables that were read in it: who wants to alter one waits for us, and we must not wait for
+/// him, as the catalog's queries would.
+const OPEN_LOCK_TIMEOUT: u32 = 3;
+
+/// Bounds how long a session waits for metadata locks.
+pub fn lock_timeout(seconds: u32) -> String {
+    format!("SET SESSION lock_wait_timeout = {seconds}")
+}
+
 /// A snapshot that is held open.
 #[derive(Debug)]
 pub struct MysqlSnapshot {
@@ -144,6 +154,7 @@ impl Snapshot for MysqlSnapshot {
     ) -> Result<Box<dyn TableLoad>> {
         let doing = || format!("opening table {table} for its load");
         let mut lock = Connection::connect(&self.shared.config).await?;
+        lock.execute(&lock_timeout(OPEN_LOCK_TIMEOUT)).await?;
         begin(&mut lock).await?;
         // A read locks the table's shape to the end of the transaction.
         let locking = lock.query(&format!("SELECT 1 FROM {} LIMIT 1", discover::quote_table(table))).await;
@@ -152,6 +163,7 @@ impl Snapshot for MysqlSnapshot {
             _ => Error { doing: doing(), ..error },
         })?;
         let mut catalog = Connection::connect(&self.shared.config).await?;
+        catalog.execute(&lock_timeout(OPEN_LOCK_TIMEOUT)).await?;
         let found = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop();
         let found = found.ok_or_else(|| Error::new(Kind::TableMissing, doing()))?;
         if self.exact {
@@ -159,10 +171,11 @@ impl Snapshot for MysqlSnapshot {
         }
         let mut shape = found.known()?;
         crate::types::retype(&self.shared.options.values, &mut shape);
-        if self.exact {
-            self.shared.loads.note(table, self.position);
+        let resumable = previous.filter(|plan| self.exact && shape.is_keyed() && !plan.segments.is_empty());
+        // What was read before is kept: the log knows from where on.
+        if self.exact && resumable.is_none() && !self.shared.loads.begin(table, self.position) {
+            return Err(Error::new(Kind::SnapshotStale, doing()).with("the table changed since the snapshot was taken"));
         }
-        let resumable = previous.filter(|_| self.exact && shape.is_keyed());
         let plan = match resumable {
             Some(plan) => plan.clone(),
             None => load::divide(&mut lock, &shape, segments_wanted).await?,

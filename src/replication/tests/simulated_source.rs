@@ -364,7 +364,7 @@ impl Log for SimulatedLog {
         Ok(())
     }
 
-    fn add_table(&mut self, table: Arc<Table>) {
+    fn add_table(&mut self, table: Arc<Table>, _: Option<Position>) {
         self.captured.insert(table.name.clone());
     }
 

@@ -12,7 +12,7 @@ use crate::{
     server::Place,
     snapshot::{begin_under_lock, begin_with_place},
     types::{self, text, value::Value},
-    wire::{Connection, Reader},
+    wire::{Connection, Reader, code},
 };
 
 /// Keys of one statement.
@@ -69,7 +69,11 @@ pub async fn read(
             format!("(SELECT {row}, {} FROM {} WHERE {condition})", selected.join(", "), quote_table(&table.name))
         };
         let sql = rows.map(one).collect::<Vec<_>>().join(" UNION ALL ") + " ORDER BY 1";
-        session.rows(&sql).await.map_err(|error| Error { doing: doing(), ..error })?;
+        session.rows(&sql).await.map_err(|error| {
+            // The column is gone by now.
+            let kind = if code(&error) == Some(1054) { Kind::SchemaChange } else { error.kind };
+            Error { kind, doing: doing(), ..error }
+        })?;
         while let Some(row) = session.next_row().await? {
             let mut reader = Reader::new(row);
             let number = reader.cell().context(Kind::Protocol, doing)?.unwrap_or_default();

@@ -89,6 +89,11 @@ impl Captured {
         self.builder.is_full()
     }
 
+    /// Takes back what was read of a row that cannot be read.
+    pub fn abort_row(&mut self) {
+        self.builder.abort_row();
+    }
+
     /// Moves what is pending to `items`.
     pub fn close(&mut self, items: &mut Vec<Change>) {
         items.extend(self.builder.take().map(Change::Rows));
@@ -165,10 +170,17 @@ impl Captured {
         let mut rows = event.rows;
         let bytes = rows.len();
         let (mut first, mut second) = (vec![], vec![]);
+        if rows.is_empty() {
+            return Err(malformed(Malformed("the log has no column of its rows")));
+        }
         while !rows.is_empty() {
+            let left = rows.len();
             image(&mut rows, event.first, &mapping.stored, &mut first).map_err(malformed)?;
             if event.kind == RowsKind::Update {
                 image(&mut rows, event.second, &mapping.stored, &mut second).map_err(malformed)?;
+            }
+            if rows.len() == left {
+                return Err(malformed(Malformed("a row has no columns")));
             }
             self.row(transaction, mapping, event.kind, &first, &second)?;
         }
@@ -222,9 +234,11 @@ impl Captured {
         for (index, column) in mapping.columns.iter().enumerate() {
             match slot(index) {
                 Slot::Null => self.builder.column(index).push_null(),
-                // Of a row that went, what the log does not have is null.
-                Slot::Absent if op == Op::Delete => self.builder.column(index).push_null(),
-                Slot::Absent if self.table.is_keyed() && !self.table.key.contains(&index) => self.builder.absent(index),
+                // Of a row that went, what the log does not have is null; but its key tells which one it was.
+                Slot::Absent if self.table.is_keyed() && !self.table.key.contains(&index) => match op {
+                    Op::Delete => self.builder.column(index).push_null(),
+                    _ => self.builder.absent(index),
+                },
                 Slot::Absent => {
                     let doing = format!("reading rows of {} in the log", self.table.name);
                     return Err(Error::new(Kind::SourceSetup, doing)

@@ -205,6 +205,11 @@ impl Connection {
 
     /// Sends a statement; its rows are read one after the other.
     pub async fn rows(&mut self, sql: &str) -> Result<usize> {
+        let asked = self.ask(sql).await;
+        asked.inspect_err(|error| self.unsettled &= super::code(error).is_none())
+    }
+
+    async fn ask(&mut self, sql: &str) -> Result<usize> {
         self.begin(sql).await?;
         let first = self.packet().await?;
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading an answer").with(error);
@@ -224,6 +229,10 @@ impl Connection {
     pub async fn next_row(&mut self) -> Result<Option<&[u8]>> {
         while !self.packet_at_hand()? {
             self.receive().await?;
+        }
+        if let Err(error) = self.body() {
+            self.unsettled &= super::code(&error).is_none();
+            return Err(error);
         }
         if self.body()?.first() == Some(&EOF) && self.body()?.len() < EOF_BYTES_MAX {
             self.unsettled = false;

@@ -315,3 +315,69 @@ impl Captured {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use millrace_core::{Capture, Column, ColumnType, TableName};
+
+    use super::*;
+    use crate::{
+        types::{SqlType, image::number},
+        wire::Reader,
+    };
+
+    /// A table of two numbers, of which the first is its key if it has one.
+    fn captured(key: &[usize]) -> (Captured, Mapping) {
+        let column = |id: i32, name: &str| Column {
+            id,
+            name: name.into(),
+            ty: ColumnType::Int16,
+            source_type: "tinyint(4)".into(),
+            nullable: true,
+            older_rows: None,
+        };
+        let table = Table {
+            source_id: 1,
+            name: TableName::new("shop", "t"),
+            version: 1,
+            columns: vec![column(1, "id"), column(2, "a")],
+            key: key.to_vec(),
+            capture: Capture::All,
+            storage_id: 0,
+            definition_id: 0,
+            columns_ever: 2,
+            estimated_rows: 0,
+            estimated_bytes: 0,
+            parts: None,
+        };
+        let stored = Stored { number: number::TINY, meta: 0 };
+        let ty = SqlType::Int { bytes: 1, unsigned: false };
+        let columns = vec![ImageColumn { stored, ty, charset: None }; 2];
+        let mapping = Mapping { stored: vec![stored; 2], places: vec![0, 1], columns };
+        (Captured::new(Arc::new(table), false, &ValueRules::default(), 1 << 20), mapping)
+    }
+
+    #[test]
+    fn rows_of_which_too_little_is_there_are_an_error() {
+        let (id, a, none) = (&[1][..], &[2][..], &[0][..]);
+        for (key, kind, first, second, bytes, is_read) in [
+            (&[0][..], RowsKind::Delete, id, none, &[0, 7][..], true),
+            (&[0], RowsKind::Delete, a, none, &[0, 7], false),
+            (&[], RowsKind::Delete, id, none, &[0, 7], false),
+            (&[], RowsKind::Write, id, none, &[0, 7], false),
+            (&[0], RowsKind::Update, id, a, &[0, 7, 0, 8], true),
+            (&[0], RowsKind::Write, none, none, &[], false),
+            (&[0], RowsKind::Delete, none, none, &[1], false),
+            (&[], RowsKind::Update, none, none, &[1], false),
+        ] {
+            let (mut captured, mapping) = captured(key);
+            let event = RowsEvent { kind, width: 2, first, second, rows: Reader::new(bytes) };
+            let taken = captured.take(&mut Transaction::default(), &mapping, event);
+            assert_eq!(taken.is_ok(), is_read, "{key:?} {kind:?} {first:?} {bytes:?}");
+            captured.abort_row();
+            let mut items = vec![];
+            captured.close(&mut items);
+            assert_eq!(items.len(), usize::from(is_read));
+        }
+    }
+}

@@ -172,10 +172,13 @@ impl FullLoad {
         let name = &record.table.name;
         let prefix = segment::prefix(&self.task, name);
         let stored: Vec<(String, SegmentRecord)> = read_all(&*self.state, &prefix)?;
-        // The storage may be the same and the columns not: ADD COLUMN and RENAME rewrite nothing.
+        // The storage may be the same and the columns not: ADD COLUMN and RENAME rewrite nothing. Without a finished segment
+        // nothing is taken up: changes from before this snapshot would only be delivered beside its rows.
         let Table { columns, key, .. } = &**load.table();
         let (resumed, old) = match &record.load {
-            Some(old) if load.resumed() && old.columns == *columns && old.key == *key => (true, Some(old)),
+            Some(old) if load.resumed() && !stored.is_empty() && old.columns == *columns && old.key == *key => {
+                (true, Some(old))
+            }
             old => (false, old.as_ref()),
         };
         let next_file = match old {

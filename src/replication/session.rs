@@ -227,7 +227,7 @@ impl Session {
                         return Ok(Ended::Asked((command, answer)));
                     }
                     Some((command, answer)) => {
-                        let _ = answer.send(self.obey(command).await);
+                        self.task.answer(self.obey(command).await, answer);
                     }
                 },
                 Some(joined) = loops.join_next() => match joined {
@@ -467,6 +467,7 @@ impl Session {
                     () = self.wake.notified() => {}
                     () = self.time_to_look() => {
                         if let Err(error) = self.discover().await {
+                            self.task.end_if_storage(&error);
                             warn!(task = self.task.name(), error = %error, "looking for new tables failed");
                         }
                     }
@@ -552,6 +553,7 @@ impl Session {
             looked = self.mend().await;
         }
         if let Err(error) = looked {
+            self.task.end_if_storage(&error);
             error!(task = self.task.name(), error = %error, "keeping the status failed");
         }
         let target = self.delivery.last_error().map(|error| Finding { severity: Severity::Warning, ..error });

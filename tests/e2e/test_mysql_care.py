@@ -158,6 +158,24 @@ def test_a_partial_row_is_made_whole(server, database, loaded):
     run.compare([(database, "t")])
 
 
+def test_many_wide_rows_are_looked_up_in_short_statements(server, database, daemon):
+    names = [f"a_name_that_is_nearly_as_long_as_a_name_may_be_at_all_{number:06}" for number in range(300)]
+    columns = ", ".join(f"{name} tinyint default 1" for name in names)
+    before = server.execute(
+        database,
+        f"create table wide (k varbinary(700) primary key, a int, {columns})",
+        f"insert into wide (k, a) select concat(repeat('k', 690), seq), 1 from {server.numbers(1000)}",
+        "select @@global.max_allowed_packet",
+    )
+    server.execute(database, "set global max_allowed_packet = 4194304", user="root")
+    try:
+        run = daemon([f"{database}.wide"], server=server).start_and_load()
+        server.execute(database, "set binlog_row_image = 'MINIMAL'", "update wide set a = 2", user="root")
+        run.compare([(database, "wide")])
+    finally:
+        server.execute(database, f"set global max_allowed_packet = {before[0][0]}", user="root")
+
+
 def test_a_table_whose_changes_are_in_no_log_is_refused(server, database, daemon, sql):
     sql(
         "create table parent (id int primary key)",
@@ -186,6 +204,26 @@ def test_a_table_whose_changes_are_in_no_log_is_refused(server, database, daemon
     with Daemon(server, database, [f"{database}.*"]) as other:
         codes = found_codes(other, 3)
         assert "MYSQL-ENGINE" in codes and ("MYSQL-CASCADE" in codes) == (tables[2] in refused), codes
+
+
+def test_names_that_differ_in_case_or_accents_are_tables_of_their_own(server, database, daemon, sql):
+    sql(
+        "set names utf8mb4",
+        "create table Orders (id int primary key, a int)",
+        "create table orders (id int primary key, b int, g int generated always as (b + 1) stored)",
+        "create table cafe (x int primary key)",
+        "create table `café` (x int, y int, primary key (y, x))",
+        "insert into Orders values (1, 1)",
+        "insert into orders (id, b) values (2, 2)",
+        "insert into cafe values (1)",
+        "insert into `café` values (1, 2)",
+    )
+    run = daemon([f"{database}.{table}" for table in ("Orders", "cafe", "café")], server=server)
+    run.start_and_load()
+    sql("insert into Orders values (3, 3)", "insert into cafe values (3)", "insert into `café` values (3, 4)")
+    # A column of this name is generated in the other table.
+    sql("alter table Orders add column g int", "insert into Orders values (4, 4, 4)")
+    run.compare([(database, table) for table in ("Orders", "cafe", "café")])
 
 
 def test_check_finds_everything_and_its_remedies_heal(server, database):

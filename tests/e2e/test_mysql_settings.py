@@ -1,8 +1,10 @@
-"""MariaDB with settings that are far from its defaults: what a session pins, what `check` finds, and what is refused."""
+"""MariaDB with settings that are far from its defaults: what a session pins, and what `check` finds; and what a server sees of
+our sessions."""
 
 import pytest
 
-from servers import MariaDB
+from daemon import Daemon
+from servers import MariaDB, wait_for
 
 SETTINGS = {
     # Whatever a client asks for, its statements are read as latin1.
@@ -70,3 +72,38 @@ def test_what_the_server_leaves_out_of_its_log_is_found(server, database, daemon
 def findings(run, code=3):
     """Severity and code of everything that `check` found."""
     return [(finding["severity"], finding["code"]) for finding in run.json("check", code=code)["findings"]]
+
+
+def test_a_server_that_vanishes_is_noticed(server, database, daemon):
+    write(server, database, "create table t (id int primary key)")
+    daemon([f"{database}.t"], server=server).start_and_load()
+
+    def timers():
+        """Of our side of each connection to the server: 2 is keepalive (manual page proc_net_tcp)."""
+        with open("/proc/net/tcp") as file:
+            lines = [line.split() for line in file.readlines()[1:]]
+        return [line[5][:2] for line in lines if line[2].endswith(f":{server.port:04X}") and line[3] == "01"]
+
+    wait_for(lambda: set(timers()) == {"02"}, 10, "keepalive on every connection")
+
+
+def test_nothing_but_the_place_is_asked_while_nobody_can_write(mysql):
+    database = mysql.create_database("under_lock")
+    mysql.execute(database, "create table t (id int primary key)")
+    mysql.execute(database, "set global log_output = 'TABLE', global general_log = on", user="root")
+    try:
+        with Daemon(mysql, database, [f"{database}.t"]) as run:
+            run.start_and_load()
+    finally:
+        mysql.execute("mysql", "set global general_log = off, global log_output = default", user="root")
+        mysql.drop_database(database)
+    rows = mysql.execute(
+        "mysql", "select command_type, convert(argument using utf8mb4) from general_log order by event_time", user="root"
+    )
+    said = [f"{command} {argument}" for command, argument in rows]
+    locked = said.index("Query FLUSH TABLES WITH READ LOCK")
+    unlocked = said.index("Query UNLOCK TABLES", locked)
+    # The head of the file, where the place's file is known by.
+    heads = [index for index, text in enumerate(said) if text.startswith("Binlog Dump") and "Pos: 4" in text]
+    assert [index for index in heads if index > unlocked], said
+    assert not [index for index in heads if locked < index < unlocked], said

@@ -17,6 +17,8 @@ use crate::{
 
 /// Keys of one statement.
 const KEYS_AT_ONCE: usize = 500;
+/// A statement is not made longer; bytes. Servers take 4 MiB or more (`max_allowed_packet`), and a key has 3 KiB at most.
+const STATEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// While a snapshot does not have yet what the log has handed out.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -54,21 +56,9 @@ pub async fn read(
     let mut answer = Lookup { found: vec![], columns: Columns::new(wanted), rejected: vec![] };
     let selected: Vec<String> =
         columns.iter().map(|&index| all_types[index].selected(&quote_name(&table.columns[index].name))).collect();
-    for first in (0..keys.rows()).step_by(KEYS_AT_ONCE) {
-        let rows = first..(first + KEYS_AT_ONCE).min(keys.rows());
-        let one = |row: usize| {
-            let conditions = table.key.iter().enumerate().map(|(place, &index)| {
-                let name = quote_name(&table.columns[index].name);
-                let key = match keys.exact(row, place) {
-                    Some(text) => quote_literal(text),
-                    None => literal(&keys.columns()[place], row),
-                };
-                format!("{name} = {key}")
-            });
-            let condition = conditions.collect::<Vec<_>>().join(" AND ");
-            format!("(SELECT {row}, {} FROM {} WHERE {condition})", selected.join(", "), quote_table(&table.name))
-        };
-        let sql = rows.map(one).collect::<Vec<_>>().join(" UNION ALL ") + " ORDER BY 1";
+    let (mut rows, selected) = ((0..keys.rows()).peekable(), selected.join(", "));
+    while rows.peek().is_some() {
+        let sql = statement(table, keys, &selected, &mut rows);
         session.rows(&sql).await.map_err(|error| {
             // The column is gone by now.
             let kind = if code(&error) == Some(1054) { Kind::SchemaChange } else { error.kind };
@@ -105,6 +95,27 @@ pub async fn read(
         }
     }
     Ok(answer)
+}
+
+/// Selects the next rows by their keys, each with its number.
+fn statement(table: &Table, keys: &Columns, selected: &str, rows: &mut impl Iterator<Item = usize>) -> String {
+    let (mut sql, mut count) = (String::new(), 0);
+    while count < KEYS_AT_ONCE && sql.len() < STATEMENT_BYTES_MAX {
+        let Some(row) = rows.next() else { break };
+        let conditions = table.key.iter().enumerate().map(|(place, &index)| {
+            let name = quote_name(&table.columns[index].name);
+            let key = match keys.exact(row, place) {
+                Some(text) => quote_literal(text),
+                None => literal(&keys.columns()[place], row),
+            };
+            format!("{name} = {key}")
+        });
+        let condition = conditions.collect::<Vec<_>>().join(" AND ");
+        let union = if count == 0 { "" } else { " UNION ALL " };
+        sql += &format!("{union}(SELECT {row}, {selected} FROM {} WHERE {condition})", quote_table(&table.name));
+        count += 1;
+    }
+    sql + " ORDER BY 1"
 }
 
 /// A value as SQL takes it in a comparison with its column.

@@ -3,13 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use millrace_core::{
-    BatchBuilder, Capture, Change, Changes, Column, ColumnType, Columns, Durable, Error, Finding, Kind, Op, Order,
+    BatchBuilder, Capture, Change, Changes, Column, ColumnType, Columns, Ddl, Durable, Error, Finding, Kind, Op, Order,
     Position, Result, Selection, Table, TableName, source::*,
 };
 
@@ -20,13 +20,35 @@ const BATCH_ROWS: usize = 4;
 /// The first commit's position.
 pub const FIRST_COMMIT: u128 = 100;
 
-/// A row change of a transaction; its place there is its ordinal, from 1 on.
+/// What a rewrite adds to every value of a table, without a word in the log.
+const REWRITTEN: i64 = 1_000_000;
+
+/// A change of a transaction; its place there is its ordinal, from 1 on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Write {
     pub table: usize,
-    pub op: Op,
+    pub what: What,
     pub id: i64,
     pub value: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    Row(Op),
+    Truncate,
+    /// Every row has another value, and the log tells only that.
+    Rewrite,
+}
+
+impl Write {
+    fn apply(self, rows: &mut BTreeMap<i64, i64>) {
+        match self.what {
+            What::Row(Op::Delete) => drop(rows.remove(&self.id)),
+            What::Row(_) => drop(rows.insert(self.id, self.value)),
+            What::Truncate => rows.clear(),
+            What::Rewrite => rows.values_mut().for_each(|value| *value += REWRITTEN),
+        }
+    }
 }
 
 /// Everything that survives our process. Commit `n` of the log is the transaction at `FIRST_COMMIT + n`.
@@ -44,6 +66,8 @@ pub struct Content {
     pub session: u64,
     /// So many of the next calls find nobody.
     pub refusals: u64,
+    /// Tables that loads hold, with their sessions.
+    pub locks: Vec<(usize, u64, Weak<()>)>,
     /// What the source saw that must never be.
     pub wrong: Vec<String>,
 }
@@ -56,12 +80,19 @@ impl Content {
 
     pub fn commit(&mut self, writes: Vec<Write>) {
         for write in &writes {
-            match write.op {
-                Op::Delete => self.rows[write.table].remove(&write.id),
-                _ => self.rows[write.table].insert(write.id, write.value),
-            };
+            write.apply(&mut self.rows[write.table]);
+            if write.what == What::Rewrite {
+                let table = Arc::make_mut(&mut self.tables[write.table]);
+                (table.storage_id, table.definition_id) = (table.storage_id + 1, table.definition_id + 1);
+            }
         }
         self.log.push(writes);
+    }
+
+    /// Whether a load holds the table: nobody rewrites or truncates it meanwhile.
+    pub fn is_locked(&self, table: usize) -> bool {
+        let session = self.session;
+        self.locks.iter().any(|(locked, of, lock)| (*locked, *of) == (table, session) && lock.strong_count() > 0)
     }
 
     /// All changes of a table with their places.
@@ -78,10 +109,7 @@ impl Content {
     pub fn rows_at(&self, table: usize, position: u128) -> BTreeMap<i64, i64> {
         let mut rows = BTreeMap::new();
         for (_, write) in self.changes(table).filter(|(order, _)| order.commit < position) {
-            match write.op {
-                Op::Delete => rows.remove(&write.id),
-                _ => rows.insert(write.id, write.value),
-            };
+            write.apply(&mut rows);
         }
         rows
     }
@@ -223,12 +251,12 @@ impl Source for SimulatedSource {
 
     async fn snapshot(&self, _: &[TableName], _exact: bool) -> Result<Box<dyn Snapshot>> {
         let session = self.connect().await?;
-        let (head, rows) = {
+        let (head, rows, tables) = {
             let content = self.lock();
-            (content.head(), content.rows.clone())
+            (content.head(), content.rows.clone(), content.tables.clone())
         };
         self.ask(session).await?;
-        Ok(Box::new(SimulatedSnapshot { source: self.clone(), session, position: Position(head), rows }))
+        Ok(Box::new(SimulatedSnapshot { source: self.clone(), session, position: Position(head), rows, tables }))
     }
 
     async fn retained(&self) -> Result<Option<Retained>> {
@@ -268,6 +296,7 @@ impl SimulatedLog {
         let content = self.source.lock();
         let mut builders: Vec<BatchBuilder> = content.tables.iter().cloned().map(BatchBuilder::new).collect();
         let end = content.head().min(self.at + 1 + u128::from(self.source.fuse.below(4)));
+        let mut items = vec![];
         let mut newest_commit_us = None;
         let mut upto = None;
         while self.at < end {
@@ -275,14 +304,23 @@ impl SimulatedLog {
             let splits = upto.is_none() && writes.len() > self.sent + 1 && self.source.fuse.below(3) == 0;
             let until = if splits { self.sent + 1 } else { writes.len() };
             for (index, write) in writes.iter().enumerate().take(until).skip(self.sent) {
-                let builder = &mut builders[write.table];
-                if !self.captured.contains(&builder.table().name) {
+                let name = content.tables[write.table].name.clone();
+                if !self.captured.contains(&name) {
                     continue;
                 }
+                let order = Order { commit: self.at, ordinal: index as u32 + 1 };
+                let What::Row(op) = write.what else {
+                    items.extend(builders.iter_mut().filter_map(BatchBuilder::take).map(Change::Rows));
+                    items.push(match write.what {
+                        What::Truncate => Change::Truncate { tables: vec![name], order },
+                        _ => Change::Ddl(Ddl::Unsupported { table: name, what: "it was rewritten".into(), order }),
+                    });
+                    continue;
+                };
+                let builder = &mut builders[write.table];
                 builder.column(0).push_i64(write.id);
                 builder.column(1).push_i64(write.value);
-                let order = Order { commit: self.at, ordinal: index as u32 + 1 };
-                builder.end_row(write.op, order, self.at as i64, 16);
+                builder.end_row(op, order, self.at as i64, 16);
             }
             if splits {
                 self.sent = until;
@@ -292,7 +330,7 @@ impl SimulatedLog {
             (self.at, self.sent) = (self.at + 1, 0);
             upto = Some(Position(self.at));
         }
-        let items = builders.iter_mut().filter_map(BatchBuilder::take).map(Change::Rows).collect();
+        items.extend(builders.iter_mut().filter_map(BatchBuilder::take).map(Change::Rows));
         let source_end = Some(Position(content.head()));
         Changes { items, upto, newest_commit_us, source_end, ..Changes::default() }
     }
@@ -340,6 +378,7 @@ struct SimulatedSnapshot {
     session: u64,
     position: Position,
     rows: Vec<BTreeMap<i64, i64>>,
+    tables: Vec<Arc<Table>>,
 }
 
 #[async_trait]
@@ -350,9 +389,17 @@ impl Snapshot for SimulatedSnapshot {
 
     async fn open(&self, name: &TableName, wanted: usize, previous: Option<&LoadPlan>) -> Result<Box<dyn TableLoad>> {
         self.source.ask(self.session).await?;
-        let tables = self.source.lock().tables.clone();
-        let number = tables.iter().position(|table| table.name == *name).expect("it was asked for by its name");
-        let table = tables[number].clone();
+        let number = self.tables.iter().position(|table| table.name == *name).expect("it was asked for by its name");
+        let table = self.tables[number].clone();
+        let lock = Arc::new(());
+        {
+            let mut content = self.source.lock();
+            if content.tables[number].storage_id != table.storage_id {
+                return Err(Error::new(Kind::SnapshotStale, format!("loading {name}: it was rewritten")));
+            }
+            content.locks.retain(|(_, _, lock)| lock.strong_count() > 0);
+            content.locks.push((number, self.session, Arc::downgrade(&lock)));
+        }
         let usable =
             |plan: &&LoadPlan| table.is_keyed() && plan.storage_id == table.storage_id && !plan.segments.is_empty();
         let previous = previous.filter(usable);
@@ -361,7 +408,7 @@ impl Snapshot for SimulatedSnapshot {
         let plan = previous.cloned().unwrap_or_else(new);
         let rows = self.rows[number].iter().map(|(id, value)| (*id, *value)).collect();
         let (source, session) = (self.source.clone(), self.session);
-        Ok(Box::new(SimulatedLoad { source, session, table, resumed: previous.is_some(), plan, rows }))
+        Ok(Box::new(SimulatedLoad { source, session, table, resumed: previous.is_some(), plan, rows, _lock: lock }))
     }
 }
 
@@ -372,6 +419,7 @@ struct SimulatedLoad {
     plan: LoadPlan,
     resumed: bool,
     rows: Vec<(i64, i64)>,
+    _lock: Arc<()>,
 }
 
 #[async_trait]

@@ -25,7 +25,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::{
     Fuse, SimulatedState,
     simulated_lake::{LakeRow, Objects, SimulatedLake},
-    simulated_source::{Content, SimulatedSource, Write, table},
+    simulated_source::{Content, SimulatedSource, What, Write, table},
 };
 use crate::{
     catalog::{Catalog, CatalogName},
@@ -293,23 +293,29 @@ impl World {
         for _ in 0..count {
             let mut writes: Vec<Write> = vec![];
             let mut touched = BTreeSet::new();
+            let table = choices.below(2) as usize;
+            if choices.below(25) == 0 && !content.is_locked(table) {
+                let what = if choices.below(2) == 0 { What::Truncate } else { What::Rewrite };
+                writes.push(Write { table, what, id: 0, value: 0 });
+            }
             for _ in 0..=choices.below(4) {
                 let value = self.next_value;
                 self.next_value += 1;
                 if choices.below(3) == 0 {
-                    writes.push(Write { table: 0, op: Op::Insert, id: value, value });
+                    writes.push(Write { table: 0, what: What::Row(Op::Insert), id: value, value });
                     continue;
                 }
                 let id = choices.below(IDS) as i64;
                 if !touched.insert(id) {
                     continue;
                 }
-                let op = match content.rows[1].contains_key(&id) {
+                let is_truncated = writes.iter().any(|write| write.table == 1 && write.what == What::Truncate);
+                let op = match content.rows[1].contains_key(&id) && !is_truncated {
                     false => Op::Insert,
                     true if choices.below(3) == 0 => Op::Delete,
                     true => Op::Update,
                 };
-                writes.push(Write { table: 1, op, id, value });
+                writes.push(Write { table: 1, what: What::Row(op), id, value });
             }
             content.commit(writes);
         }
@@ -362,10 +368,10 @@ impl World {
                     continue;
                 }
                 let written = changes.get(&(row.commit, row.ordinal));
-                let op = match written.map(|write| write.op) {
-                    Some(Op::Insert) => "I",
-                    Some(Op::Update) => "U",
-                    Some(Op::Delete) => "D",
+                let op = match written.map(|write| write.what) {
+                    Some(What::Row(Op::Insert)) => "I",
+                    Some(What::Row(Op::Update)) => "U",
+                    Some(What::Row(Op::Delete)) => "D",
                     _ => "nothing",
                 };
                 let is_it = written.is_some_and(|write| (write.id, write.value) == (row.id, row.value));
@@ -386,8 +392,11 @@ impl World {
             let (loaded, changed): (Vec<_>, Vec<_>) = self.lake(number)?.into_iter().partition(|row| row.ordinal == 0);
             let mut found: Vec<_> = changed.iter().map(|row| (row.commit, row.ordinal)).collect();
             found.sort();
-            let expected = content.changes(number).map(|(order, _)| (order.commit, order.ordinal));
-            let expected: Vec<_> = expected.filter(|(commit, _)| *commit >= start).collect();
+            let since: Vec<_> = content.changes(number).filter(|(order, _)| order.commit >= start).collect();
+            let emptied = since.iter().rposition(|(_, write)| write.what == What::Truncate);
+            let rest = &since[emptied.map_or(0, |last| last + 1)..];
+            prop_assert!(rest.iter().all(|(_, write)| write.what != What::Rewrite), "it was rewritten behind its load");
+            let expected: Vec<_> = rest.iter().map(|(order, _)| (order.commit, order.ordinal)).collect();
             prop_assert_eq!(found, expected, "changes of {} from {} on", table.name, start);
             let mut rows: Vec<&LakeRow> = loaded.iter().chain(&changed).collect();
             rows.sort_by_key(|row| (row.commit, row.ordinal));
@@ -400,7 +409,8 @@ impl World {
                 };
             }
             prop_assert_eq!(&state, &content.rows[number], "rows of {}", table.name);
-            if !table.is_keyed() {
+            prop_assert!(emptied.is_none() || loaded.is_empty(), "rows of a load from before a truncate");
+            if !table.is_keyed() && emptied.is_none() {
                 let loaded: BTreeMap<_, _> = loaded.iter().map(|row| (row.id, row.value)).collect();
                 prop_assert_eq!(loaded, content.rows_at(number, start), "rows of the load at {}", start);
             }

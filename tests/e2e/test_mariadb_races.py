@@ -1,7 +1,9 @@
 """MariaDB as a source: what happens to a table at the wrong moment, while it waits for its load, while it is loaded, while
 the daemon is down, while a commit is under way."""
 
+import os
 import sqlite3
+import threading
 
 import pytest
 
@@ -110,3 +112,86 @@ def test_a_reload_that_begins_while_another_table_is_looked_at(server, database,
         run.wait_states()
         proxy.round_trip = 0.0
         run.compare([(database, table) for table in ["y", *looked_at]], seconds=30)
+
+
+class HeldCommit:
+    """A commit that is in the binary log and not yet in the engine, for some seconds: it waits for a replica."""
+
+    def __init__(self, server, sql, *statements):
+        settings = ["enabled = 0", "enabled = 1", "wait_point = AFTER_SYNC", "timeout = 4000", "wait_no_slave = 1"]
+        sql(*(f"set global rpl_semi_sync_master_{setting}" for setting in settings), user="root")
+        end = lambda: sql(server.STATUS, user="root")[0][1]  # noqa: E731
+        before = end()
+        self.thread = threading.Thread(target=sql, args=statements)
+        self.thread.start()
+        wait_for(lambda: end() != before, 10, "the commit in the log")
+
+    def end(self, sql):
+        self.thread.join()
+        sql("set global rpl_semi_sync_master_enabled = 0", user="root")
+
+
+def test_commits_that_are_under_way_when_a_load_begins(server, database, sql, daemon):
+    sql("create table t (id int primary key)", "create table n (id int)", "insert into t values (1)")
+    held = HeldCommit(server, sql, "insert into t values (2)")
+    run = daemon([f"{database}.t"], server=server).start_and_load()
+    held.end(sql)
+    sql("flush binary logs", user="root")
+    sql("insert into t values (3)")
+    run.compare([(database, "t")])
+    run.terminate()
+    # A table that comes later, with the log taken up behind the commit, on a server where nothing else happens.
+    held = HeldCommit(server, sql, "begin", "insert into n values (2)", "insert into t values (4)", "commit")
+    run.write_config(run.config_text.replace(f'["{database}.t"]', f'["{database}.t", "{database}.n"]'))
+    run.start()
+    run.wait_states(tables=[(database, "n"), (database, "t")])
+    held.end(sql)
+    run.compare([(database, "t"), (database, "n")])
+    sql("flush binary logs", "flush binary logs", user="root")
+    run.run("reload", "shop", f"{database}.n")
+    run.wait_states()
+    run.compare([(database, "t"), (database, "n")])
+
+
+def test_a_transaction_that_a_crash_cut_off_is_not_delivered(database, daemon):
+    with MariaDB({"innodb-flush-log-at-trx-commit": 1}) as server:
+        sql = lambda *statements, user="shop": server.execute(database, *statements, user=user)  # noqa: E731
+        server.create_database(database)
+        sql("create table t (id int primary key, a int)", "insert into t values (1, 1)")
+        run = daemon([f"{database}.t"], server=server).start_and_load()
+        run.terminate()
+        sql("insert into t values (2, 2)", "insert into t values (3, 3)")
+        file = sql(server.STATUS, user="root")[0][0]
+        end = sql(f"show binlog events in '{file}'", user="root")[-1]
+        assert end[2] == "Xid"
+        server.process.kill()
+        server.process.wait()
+        os.truncate(f"{server.data}/{file}", end[1])
+        server.start()
+        # What the crash of a whole machine would have taken from the engine as well.
+        sql("set sql_log_bin = 0", "delete from t where id = 3", "set sql_log_bin = 1", user="root")
+        sql("insert into t values (4, 4)")
+        run.start()
+        run.compare([(database, "t")])
+        assert run.states() == {(database, "t"): "Table completed"}
+
+
+def test_rows_that_are_not_whole_stop_only_their_table(server, database, sql, daemon):
+    sql(
+        "create table sound (id int primary key)",
+        "create table narrowed (id int primary key, a int, b text)",
+        "insert into narrowed values (1, 1, 'x')",
+        "create table keyless (a int default 3, b int default 5)",
+    )
+    tables = ["sound", "narrowed", "keyless"]
+    run = daemon([f"{database}.{table}" for table in tables], server=server).start_and_load()
+    run.terminate()
+    with server.connect(database, "root") as connection, connection.cursor() as cursor:
+        cursor.execute("set binlog_row_image = 'MINIMAL'")
+        cursor.execute("update narrowed set a = 2")
+        cursor.execute("alter table narrowed drop column b")
+        cursor.execute("insert into keyless values ()")
+        cursor.execute("insert into keyless (a) values (1)")
+    sql("insert into sound values (1)")
+    run.start()
+    run.compare([(database, table) for table in tables], seconds=60)

@@ -12,7 +12,7 @@ use crate::{
     server::Place,
     snapshot::{begin_under_lock, begin_with_place},
     types::{self, text, value::Value},
-    wire::{Connection, Reader},
+    wire::{Connection, Reader, code},
 };
 
 /// Keys of one statement.
@@ -59,7 +59,11 @@ pub async fn read(
     let (mut rows, selected) = ((0..keys.rows()).peekable(), selected.join(", "));
     while rows.peek().is_some() {
         let sql = statement(table, keys, &selected, &mut rows);
-        session.rows(&sql).await.map_err(|error| Error { doing: doing(), ..error })?;
+        session.rows(&sql).await.map_err(|error| {
+            // The column is gone by now.
+            let kind = if code(&error) == Some(1054) { Kind::SchemaChange } else { error.kind };
+            Error { kind, doing: doing(), ..error }
+        })?;
         while let Some(row) = session.next_row().await? {
             let mut reader = Reader::new(row);
             let number = reader.cell().context(Kind::Protocol, doing)?.unwrap_or_default();

@@ -118,6 +118,17 @@ pub async fn end(config: &MysqlConfig, connection: &mut Connection) -> Result<Pl
     place(config, &name, offset).await
 }
 
+/// Whether no transaction stands between two places of MariaDB's binary log: new files, and what they begin with, may.
+pub async fn is_nothing_between(session: &mut Connection, (file, offset): (&str, u64), to: Place) -> Result<bool> {
+    let files = log_files(session).await?;
+    let Some(end) = find(&files, to.file) else { return Ok(false) };
+    let gtids =
+        |file: &str, offset: u64| format!("BINLOG_GTID_POS({}, {offset})", crate::discover::quote_literal(file));
+    let sql = format!("SELECT {} = {}", gtids(file, offset), gtids(&end.name(), to.offset));
+    let rows = session.query(&sql).await?;
+    Ok(rows.first().and_then(|row| row.first()?.as_deref()) == Some("1"))
+}
+
 /// A place in a file of which only the name is known.
 pub async fn place(config: &MysqlConfig, name: &str, offset: u64) -> Result<Place> {
     let doing = || format!("reading the head of the binary log {name:?}");

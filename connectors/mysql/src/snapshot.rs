@@ -9,7 +9,7 @@
 //! after the other. Those with a key are read in snapshots of their own, taken later: what happened in between is in their
 //! rows already, comes once more from the log, and the newest order of each key is right either way.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use millrace_core::{
@@ -36,6 +36,15 @@ const BEGIN_MARIADB: &str = "START TRANSACTION WITH CONSISTENT SNAPSHOT";
 /// snapshot keeps those of the tables that were read in it: who wants to alter one waits for us, and we must not wait for
 /// him, as the catalog's queries would.
 const OPEN_LOCK_TIMEOUT: u32 = 3;
+
+/// How long a snapshot is waited for that has what the log has.
+const VISIBLE_MAX: Duration = Duration::from_secs(10);
+const VISIBLE_PAUSE: Duration = Duration::from_millis(50);
+
+fn too_early() -> Error {
+    let said = "the log was read further than the snapshot goes: a commit is under way";
+    Error::new(Kind::SnapshotStale, "taking a snapshot").with(said)
+}
 
 /// Bounds how long a session waits for metadata locks.
 pub fn lock_timeout(seconds: u32) -> String {
@@ -126,17 +135,30 @@ impl MysqlSnapshot {
             (true, true) => Self::begin_mariadb(&shared, &mut session).await?,
             (true, false) => begin_under_lock(&shared.config, &mut session).await?.position(),
         };
-        if exact && position < shared.loads.snapshot_min() {
-            let said = "the log was read further than the snapshot goes";
-            return Err(Error::new(Kind::SnapshotStale, "taking a snapshot").with(said));
+        if exact && !session.is_mariadb() && position < shared.loads.snapshot_min() {
+            return Err(too_early());
         }
         tracing::info!(%position, exact, "snapshot was taken");
         Ok(Self { shared, position, exact, session: Arc::new(Mutex::new(session)) })
     }
 
+    /// A transaction is in the binary log before a snapshot has it, and for long where its commit waits for a replica. What
+    /// the log has read already must be in the snapshot.
     async fn begin_mariadb(shared: &Shared, session: &mut Connection) -> Result<Position> {
-        let (file, offset) = begin_with_place(session).await?;
-        Ok(server::place(&shared.config, &file, offset).await?.position())
+        let deadline = tokio::time::Instant::now() + VISIBLE_MAX;
+        loop {
+            let (file, offset) = begin_with_place(session).await?;
+            let position = server::place(&shared.config, &file, offset).await?.position();
+            let read = shared.loads.snapshot_min();
+            if position >= read || server::is_nothing_between(session, (&file, offset), Place::of(read)).await? {
+                return Ok(position);
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(too_early());
+            }
+            session.execute("COMMIT").await?;
+            tokio::time::sleep(VISIBLE_PAUSE).await;
+        }
     }
 }
 

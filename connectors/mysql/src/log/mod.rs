@@ -48,6 +48,8 @@ pub struct LoadPositions {
     loads: Mutex<HashMap<TableName, Loading>>,
     read: Mutex<Position>,
     handed_out: Mutex<Position>,
+    /// Transactions without an end.
+    taken_back: Mutex<BTreeSet<Position>>,
 }
 
 impl LoadPositions {
@@ -82,6 +84,15 @@ impl LoadPositions {
             }
             None => false,
         }
+    }
+
+    /// The transaction that begins there has no end.
+    fn note_taken_back(&self, begin: Position) {
+        self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).insert(begin);
+    }
+
+    fn is_taken_back(&self, begin: Position) -> bool {
+        self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).contains(&begin)
     }
 
     /// The log takes a table up, and has read so far without it: its load must have everything before that. A transaction is

@@ -48,8 +48,12 @@ pub struct Reader {
     place: Place,
     /// A new file was named, and its head has not come.
     between_files: bool,
+    /// Where the log was opened.
+    opened: Position,
     /// Where the last transaction ended. A snapshot's place stays behind where files follow each other without any.
     committed: Position,
+    /// What is being read has no end: the server took it back.
+    taken_back: bool,
     transaction: Option<Transaction>,
     /// The transaction ends with its only statement.
     standalone: bool,
@@ -82,7 +86,9 @@ impl Reader {
             has_checksum,
             place,
             between_files: false,
+            opened: place.position(),
             committed: Position::default(),
+            taken_back: false,
             transaction: None,
             standalone: false,
             mapped: HashMap::new(),
@@ -117,7 +123,7 @@ impl Reader {
             captured.close(&mut self.items);
         }
         if adopting {
-            let read = if self.transaction.is_some() { self.place.position() } else { self.committed };
+            let read = if self.transaction.is_some() { self.place.position() } else { self.committed.max(self.opened) };
             self.options.loads.note_read(read);
         }
         let captured = Captured::new(table.clone(), adopting, &self.options.values, self.options.value_bytes_max);
@@ -184,6 +190,9 @@ impl Reader {
         if !made_up && header.kind != kind::HEARTBEAT && header.kind != kind::HEARTBEAT_V2 {
             self.advance(header.next)?;
         }
+        if self.taken_back && is_inside_transaction(header.kind) {
+            return Ok(Taken::Done);
+        }
         let taken = match header.kind {
             kind::FORMAT_DESCRIPTION => self.file_begins(&header, body).map(|()| Taken::Done),
             kind::ROTATE => self.file_ends(body).map(|()| Taken::Done),
@@ -195,15 +204,15 @@ impl Reader {
                 if two_phases {
                     return Err(refused("it has a transaction of two phases (XA)"));
                 }
-                self.begin(&header, start);
-                self.standalone = standalone;
-                Ok(Taken::Done)
+                self.begin(&header, start).map(|()| {
+                    self.standalone = standalone;
+                    Taken::Done
+                })
             }
-            kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED => {
-                self.begin(&header, start);
+            kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED => self.begin(&header, start).map(|()| {
                 self.standalone = true;
-                Ok(Taken::Done)
-            }
+                Taken::Done
+            }),
             number => match RowsEvent::kind_of(number) {
                 Some(kind) => self.rows_event(kind, body).map(|()| Taken::Done),
                 None => self.other(&header).map(|()| Taken::Done),
@@ -249,6 +258,7 @@ impl Reader {
     fn file_begins(&mut self, header: &EventHeader, body: &[u8]) -> Result<()> {
         self.has_checksum = events::has_checksum(body);
         if self.between_files {
+            self.end_taken_back()?;
             self.place.begun = header.timestamp;
             self.between_files = false;
         } else if self.place.begun != header.timestamp {
@@ -272,11 +282,27 @@ impl Reader {
         Ok(())
     }
 
-    fn begin(&mut self, header: &EventHeader, start: Place) {
+    fn begin(&mut self, header: &EventHeader, start: Place) -> Result<()> {
+        self.end_taken_back()?;
         let time_us = i64::from(header.timestamp) * 1_000_000;
         self.transaction = Some(Transaction { commit: start.position().0, time_us, ordinal: 0 });
+        self.taken_back = self.options.loads.is_taken_back(start.position());
         self.mapped.clear();
         self.maps.clear();
+        Ok(())
+    }
+
+    /// A transaction whose end is not in the log when the next one begins was cut off by a crash, and the server took it
+    /// back. Parts of it may be handed out, which nothing marks: the log is opened anew, and then it is passed over.
+    fn end_taken_back(&mut self) -> Result<()> {
+        let Some(transaction) = self.transaction.take() else { return Ok(()) };
+        if std::mem::take(&mut self.taken_back) {
+            return Ok(());
+        }
+        self.options.loads.note_taken_back(Position(transaction.commit));
+        Err(Error::new(Kind::Connection, "reading the binary log").with(
+            "a transaction has no end, so the server took it back when it was started again; it is read once more without it",
+        ))
     }
 
     fn end_transaction(&mut self, header: &EventHeader) -> Result<()> {
@@ -297,7 +323,7 @@ impl Reader {
         match word.to_ascii_uppercase().as_str() {
             "BEGIN" => {
                 if self.transaction.is_none() {
-                    self.begin(header, start);
+                    self.begin(header, start)?;
                 }
                 self.standalone = false;
                 return Ok(());
@@ -309,7 +335,7 @@ impl Reader {
             _ => {}
         }
         if self.transaction.is_none() {
-            self.begin(header, start);
+            self.begin(header, start)?;
             self.standalone = true;
         }
         let effects = ddl::effects(&sql, &String::from_utf8_lossy(query.schema));
@@ -433,20 +459,19 @@ impl Reader {
 
     /// Whether the table's shape is as we know it, so that the catalog need not be asked.
     fn try_map(&mut self, charsets: &Charsets) -> Result<bool> {
-        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
         let Some((name, _, bytes)) = self.unresolved.front() else { return Ok(true) };
-        let map = TableMap::parse(bytes).map_err(malformed)?;
+        // What is wrong with it, the catalog does not know either.
+        let Ok(map) = TableMap::parse(bytes) else { return Ok(true) };
         let Some(captured) = self.tables.get_mut(name) else { return Ok(true) };
         Ok(captured.map(bytes, &map, charsets).is_ok())
     }
 
     /// Goes on with the first table that the catalog was asked about.
     pub fn resolve(&mut self, charsets: &Charsets) -> Result<()> {
-        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
         let Some((name, id, bytes)) = self.unresolved.pop_front() else { return Ok(()) };
-        let map = TableMap::parse(&bytes).map_err(malformed)?;
         let Some(captured) = self.tables.get_mut(&name) else { return Ok(()) };
-        match captured.map(&bytes, &map, charsets) {
+        let map = TableMap::parse(&bytes).map_err(|malformed| malformed.to_string());
+        match map.and_then(|map| captured.map(&bytes, &map, charsets)) {
             Ok(mapping) => {
                 self.mapped.insert(id, (name, Some(mapping)));
                 Ok(())
@@ -471,14 +496,25 @@ impl Reader {
             return Err(Error::new(Kind::Internal, doing).with("nobody looked at the table's shape"));
         };
         let Some(mapping) = mapping else { return Ok(()) };
-        let event = RowsEvent::parse(rows, rest).map_err(malformed)?;
         let before = transaction.ordinal;
-        self.bytes += captured.take(transaction, mapping, event)?;
+        let event = RowsEvent::parse(rows, rest).map_err(malformed);
+        let taken = event.and_then(|event| captured.take(transaction, mapping, event));
         self.rows += (transaction.ordinal - before) as usize;
         if captured.is_full() {
             captured.close(&mut self.items);
         }
-        Ok(())
+        match taken {
+            Ok(bytes) => {
+                self.bytes += bytes;
+                Ok(())
+            }
+            // What stands in the log stays there: only a load gets past it, and the other tables need not wait for that.
+            Err(error) => {
+                captured.abort_row();
+                let name = name.clone();
+                self.unsupported(&name, error.to_string())
+            }
+        }
     }
 
     /// Events that concern nobody here, and those that must not be passed over.
@@ -509,6 +545,11 @@ impl Reader {
             kind => Err(refused(&format!("it has an event of a kind that is not known ({kind})"))),
         }
     }
+}
+
+/// Whether an event of this kind belongs to the transaction that is being read.
+fn is_inside_transaction(number: u8) -> bool {
+    matches!(number, kind::QUERY | kind::XID | kind::TABLE_MAP) || RowsEvent::kind_of(number).is_some()
 }
 
 fn is_read(name: &TableName) -> bool {

@@ -1,5 +1,5 @@
-"""MariaDB with settings that are far from its defaults: what a session pins, and what `check` finds; and what a server sees of
-our sessions."""
+"""MariaDB with settings that are far from its defaults: what a session pins, and what `check` finds; and what a server
+sees of our sessions."""
 
 import pytest
 
@@ -65,7 +65,8 @@ def test_what_the_server_leaves_out_of_its_log_is_found(server, database, daemon
     write(server, database, "drop database left_out")
     run = daemon([f"{database}.t"], server=server)
     assert findings(run, code=0) == [("warning", "MYSQL-BINLOG-FILTER")]
-    write(server, database, "change master to master_host = '127.0.0.1', master_port = 1, master_user = 'x'", "start slave")
+    nobody = "change master to master_host = '127.0.0.1', master_port = 1, master_user = 'x'"
+    write(server, database, nobody, "start slave")
     assert ("error", "MYSQL-REPLICA") in findings(run)
 
 
@@ -97,9 +98,8 @@ def test_nothing_but_the_place_is_asked_while_nobody_can_write(mysql):
     finally:
         mysql.execute("mysql", "set global general_log = off, global log_output = default", user="root")
         mysql.drop_database(database)
-    rows = mysql.execute(
-        "mysql", "select command_type, convert(argument using utf8mb4) from general_log order by event_time", user="root"
-    )
+    select = "select command_type, convert(argument using utf8mb4) from general_log order by event_time"
+    rows = mysql.execute("mysql", select, user="root")
     said = [f"{command} {argument}" for command, argument in rows]
     locked = said.index("Query FLUSH TABLES WITH READ LOCK")
     unlocked = said.index("Query UNLOCK TABLES", locked)

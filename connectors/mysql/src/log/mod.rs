@@ -21,7 +21,6 @@ use std::{
 use async_trait::async_trait;
 use millrace_core::{
     Changes, Durable, Error, Kind, Position, Result, Table, TableName, ValueRules,
-    error::Context,
     source::{Budget, Identity, Log},
 };
 
@@ -201,8 +200,11 @@ impl MysqlLog {
         let has_checksum = checksums.first().and_then(|row| row.first()?.as_deref()) == Some("CRC32");
         server::prepare_dump(&mut session).await?;
         let place = Place::of(from);
-        let offset = u32::try_from(place.offset)
-            .context(Kind::SourceSetup, || format!("opening the binary log beyond 4 GiB of file {file}"))?;
+        let offset = u32::try_from(place.offset).map_err(|_| {
+            Error::new(Kind::LogLost, format!("opening the binary log beyond 4 GiB of file {file}"))
+                .with("a server can be asked for the first 4 GiB of a file only, and this one has a larger transaction")
+                .fix("keep transactions smaller; then: millrace reload TASK")
+        })?;
         let cases = session.query("SELECT @@global.lower_case_table_names").await?;
         session.dump(options.server_id, &file, offset).await?;
         tracing::info!(file, offset, "the log is open");

@@ -127,7 +127,7 @@ large-transaction: setup release ## one transaction of 10 M rows in 512 MiB (MIL
 
 .PHONY: bench
 bench: setup release ## full load, drain, stream and freshness beside their yardsticks (BENCH="--only drain --pairs 3")
-	cargo build --locked --release --example put_records
+	cargo build --locked --release -p millrace -p millrace-mysql --example put_records --example select
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 	$(RELEASE) $(PYTHON) bench/bench.py $(BENCH)
 

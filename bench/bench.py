@@ -2,7 +2,7 @@
 it prints ratios and what they are measured against, and writes bench/results.json, bench/results.md and
 docs/performance.svg.
 
-    bench.py [--only load,stream,drain,freshness] [--pairs 5] [--rows 6001215] [--changes 2000000]
+    bench.py [--only load,stream,drain,freshness,mariadb] [--pairs 5] [--rows 6001215] [--changes 2000000]
              [--over tcp,unix,1ms,30ms] [--no-peers] [--no-catalog] [--folder bench]
     bench.py --report          writes the table and the plot anew from bench/results.json
 
@@ -15,11 +15,12 @@ import os
 import drain
 import freshness
 import load
+import mariadb
 import report
 import stream
 from measure import HERE
 
-JOBS = {"load": load, "stream": stream, "freshness": freshness, "drain": drain}
+JOBS = {"load": load, "stream": stream, "freshness": freshness, "drain": drain, "mariadb": mariadb}
 
 
 def words(known):

@@ -21,16 +21,18 @@ LINEITEM = """create table lineitem (
 BARS = {1: ("<=", 1.0), 2: ("<=", 0.8)}
 
 
+def generate_lineitem():
+    """A process that writes the table as CSV with a header, at scale factor 1."""
+    generator = os.path.join(os.path.dirname(sys.executable), "tpchgen-cli")
+    command = [generator, "csv", "-s", "1", "--tables", "lineitem", "--stdout"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
 def make_lineitem(server, rows):
     """TPC-H's table; `rows` other than SF1's 6,001,215 takes the first so many."""
     database = server.create_database("tpch")
     server.execute(database, LINEITEM)
-    generator = os.path.join(os.path.dirname(sys.executable), "tpchgen-cli")
-    with server.connect(database) as connection, subprocess.Popen(
-        [generator, "csv", "-s", "1", "--tables", "lineitem", "--stdout"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with server.connect(database) as connection, generate_lineitem() as process:
         with connection.cursor().copy("copy lineitem from stdin (format csv, header)") as copy:
             while piece := process.stdout.read(1 << 20):
                 copy.write(piece)

@@ -5,6 +5,7 @@
 
 pub mod control;
 mod folder;
+mod memory;
 mod notify;
 pub mod tasks;
 mod watch;
@@ -75,6 +76,7 @@ impl Daemon {
         if !gone.is_empty() {
             return Err(Refused::Config(gone));
         }
+        memory::compare(&config);
         let epoch = next_epoch(&*state).map_err(broken)?;
         let (watch, first_start) = Watch::begin(&*state, format).map_err(broken)?;
         let control = control::bind(&config.state_dir).map_err(|finding| world(*finding))?;

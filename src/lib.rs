@@ -118,6 +118,7 @@
 //! - **dead letters**: rows that cannot be delivered, kept whole.
 
 pub mod api;
+mod blocking;
 pub mod catalog;
 pub mod cli;
 pub mod config;

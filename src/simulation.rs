@@ -4,7 +4,10 @@
 //! - `MILLRACE_SIMULATION_SECONDS`: as many cases as fit into this time, for each simulation.
 
 use std::{
+    cell::{Cell, RefCell},
     env,
+    panic::resume_unwind,
+    rc::Rc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,6 +18,53 @@ use proptest::{
 
 /// A failing case is made smaller for as long.
 const SHRINK_MS_MAX: u32 = 30_000;
+
+thread_local! {
+    /// A time of day that only we move; `None` outside of a simulation.
+    static NOW_US: Cell<Option<i64>> = const { Cell::new(None) };
+    static END: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
+}
+
+/// While it is there, this thread is a simulated process: it does everything itself, and time passes only where it is told.
+pub struct Simulated;
+
+impl Simulated {
+    /// From this time on; `end` is called when the process ends itself.
+    pub fn begin(us: i64, end: Rc<dyn Fn()>) -> Self {
+        NOW_US.set(Some(us));
+        END.set(Some(end));
+        Self
+    }
+
+    /// The time of day moves.
+    pub fn pass(&self, time: Duration) {
+        NOW_US.set(NOW_US.get().map(|us| us + time.as_micros() as i64));
+    }
+}
+
+impl Drop for Simulated {
+    fn drop(&mut self) {
+        NOW_US.set(None);
+        END.set(None);
+    }
+}
+
+/// Whether this thread is a simulated process.
+pub fn is_running() -> bool {
+    NOW_US.get().is_some()
+}
+
+/// The simulated time of day (microseconds since 1970-01-01 UTC).
+pub fn now_us() -> Option<i64> {
+    NOW_US.get()
+}
+
+/// The process ends itself. Does nothing outside of a simulation.
+pub fn end_process() {
+    let Some(end) = END.with_borrow(Clone::clone) else { return };
+    end();
+    resume_unwind(Box::new("the process ended itself"));
+}
 
 /// Runs the test on so many generated cases (or what the environment says). A case that fails is made as small as it can
 /// be, and told with its seed.

@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 7] = [
     &["replication", "analytics", "jobs"],
     &["delivery"],
     &["stream", "catalog"],
-    &["state", "config", "telemetry", "registry", "simulation"],
+    &["state", "config", "telemetry", "registry", "simulation", "blocking"],
     &[],
 ];
 /// Lines of a file, its tests left out.

@@ -11,7 +11,6 @@ mod view;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use millrace_core::{ColumnType, Error, Kind, Position, Result, Table, TableName, error::Context};
@@ -24,6 +23,7 @@ use crate::{
         read, read_all,
     },
     stream::LogPosition,
+    telemetry::now_us,
 };
 
 pub use crate::state::keys::catalog::{CatalogName, DataFile, FileKind};
@@ -336,10 +336,6 @@ impl Progress {
         self.bytes += file.bytes;
         keys::file(name, self.generation, self.files)
     }
-}
-
-fn now_us() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
 
 #[cfg(test)]

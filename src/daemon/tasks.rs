@@ -20,6 +20,7 @@ use crate::{
         read, read_all,
         reserve::{RESERVE_BYTES, volume},
     },
+    stream::Stream,
     telemetry::{
         events::{self, Event},
         metrics::{Live, Metrics},
@@ -65,6 +66,7 @@ pub fn wire(config: &Config, task: &TaskConfig, shared: &Shared) -> Result<Wirin
         config: resolved,
         state: shared.state.clone(),
         state_dir: config.state_dir.clone(),
+        open_stream: Arc::new(Stream::open),
         metrics: shared.metrics.clone(),
         epoch: shared.epoch,
     })

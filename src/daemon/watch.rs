@@ -52,7 +52,7 @@ impl Watch {
         if !puts.is_empty() {
             state.commit(&puts)?;
         }
-        let first = state.scan("table/")?.is_empty();
+        let first = nothing_joined(state)?;
         Ok((Self { format, told: BTreeMap::new(), status: String::new() }, first))
     }
 
@@ -77,7 +77,11 @@ impl Watch {
             notify::status(&status);
             self.status = status;
         }
-        outcome(config, &records)
+        match outcome(config, &records) {
+            // One ran, and failed again between two looks: it is tried again.
+            Outcome::Nothing if !nothing_joined(state).unwrap_or(false) => Outcome::Fine,
+            outcome => outcome,
+        }
     }
 
     fn tell(&self, config: &Config, task: &str, findings: &[Finding]) {
@@ -95,6 +99,11 @@ impl Watch {
             info!(task, "task has no errors any more");
         }
     }
+}
+
+/// Whether no table ever joined a task: no task ever passed its check.
+fn nothing_joined(state: &dyn StateStore) -> Result<bool> {
+    Ok(state.scan("table/")?.is_empty())
 }
 
 fn summary(records: &[(String, TaskRecord)]) -> String {
@@ -163,6 +172,8 @@ mod tests {
         assert_eq!(watch.look(&config, &state), Outcome::Fine);
         assert_eq!(watch.status, "1 of 2 tasks run; failed: a");
         state.commit(&[Put::set("table/a/x.y", &1)]).unwrap();
+        set(&state, "b", TaskState::Failed);
+        assert_eq!(watch.look(&config, &state), Outcome::Fine, "it ran, and nobody looked");
         assert!(!Watch::begin(&state, Format::Text).unwrap().1);
     }
 }

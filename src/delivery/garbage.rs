@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use millrace_core::{Result, destination::Destination};
 
-use super::{now_us, round::blocking};
 use crate::state::{
     Put, StateStore,
     keys::garbage::{Garbage, key, prefix},
     read_all,
 };
+use crate::{blocking, telemetry::now_us};
 
 /// Objects that are deleted before the record of it is written.
 const DELETES_MAX: usize = 100;
@@ -32,7 +32,7 @@ pub async fn collect(
         let found: Vec<(String, Garbage)> = read_all(&*reading, &prefix)?;
         Ok(found.into_iter().map(|(rest, garbage)| (format!("{prefix}{rest}"), garbage)).collect::<Vec<_>>())
     };
-    let found = blocking("looking for garbage", scan).await?;
+    let found = blocking::run("looking for garbage", scan).await?;
     let due_us = now_us().saturating_sub(i64::try_from(grace.as_micros()).unwrap_or(i64::MAX));
     let due: Vec<_> = found.into_iter().filter(|(_, garbage)| garbage.since_us <= due_us).collect();
     for some in due.chunks(DELETES_MAX) {
@@ -41,7 +41,7 @@ pub async fn collect(
         }
         let puts: Vec<Put> = some.iter().map(|(key, _)| Put::delete(key)).collect();
         let writing = state.clone();
-        blocking("forgetting garbage", move || writing.commit(&puts)).await?;
+        blocking::run("forgetting garbage", move || writing.commit(&puts)).await?;
     }
     Ok(due.len())
 }

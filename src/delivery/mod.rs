@@ -18,28 +18,35 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use millrace_core::{Finding, Result, destination::Destination, error::Action};
-use tokio::sync::{Mutex as Gate, MutexGuard, Notify};
+use tokio::{
+    sync::{Mutex as Gate, MutexGuard, Notify},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use objects::OBJECT_BYTES_MAX;
 
 use crate::{
+    blocking,
     catalog::Catalog,
     delivery::{
         change_log::ChangeLog,
         ledger::{Fates, Ledger},
-        round::{Ground, Outcome, blocking},
+        round::{Ground, Outcome},
     },
     state::{
         StateStore,
         keys::{delivery::Scanned, intent},
     },
     stream::{Mark, Stream},
-    telemetry::metrics::{Metrics, task_label},
+    telemetry::{
+        metrics::{Metrics, task_label},
+        now_us,
+    },
 };
 
 /// How often it is looked whether a round is due while nothing happens, and the gauges are set.
@@ -186,6 +193,7 @@ impl Delivery {
                 tokio::time::sleep(LOOK_PAUSE).await;
             };
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => {}
                 () = self.nudge.notified() => {}
                 () = new_mark => {}
@@ -247,6 +255,7 @@ impl Delivery {
         let round = self.round();
         tokio::pin!(round);
         tokio::select! {
+            biased;
             done = &mut round => return done,
             () = cancel.cancelled() => self.ground.hurry.store(true, Ordering::Relaxed),
         }
@@ -289,7 +298,7 @@ impl Delivery {
             return Ok(known);
         }
         let (state, options) = (self.ground.state.clone(), self.ground.options.clone());
-        let (ledger, is_interrupted) = blocking("reading the checkpoints", move || {
+        let (ledger, is_interrupted) = blocking::run("reading the checkpoints", move || {
             let is_interrupted = state.get(&intent::key(&options.task))?.is_some();
             Ok((Ledger::open(&*state, &options.task, None)?, is_interrupted))
         })
@@ -366,7 +375,7 @@ impl Delivery {
     async fn keep_house(&self) -> Result<()> {
         let task = &self.ground.options.task;
         let log = self.ground.log.clone();
-        match blocking("retiring segments", move || log.retain()).await {
+        match blocking::run("retiring segments", move || log.retain()).await {
             // Tried again, a failed fsync could seem to have worked.
             Err(error) if error.kind.action() == Action::Exit => return Err(error),
             Err(error) => tracing::warn!(task, %error, "retention failed"),
@@ -391,10 +400,6 @@ fn back_off(failures: u32) -> Duration {
     let full = BACKOFF_MIN.saturating_mul(1 << failures.min(8)).min(BACKOFF_MAX);
     let chance = (now_us() % 1000) as f64 / 1000.0;
     full.mul_f64(1.0 - chance / 4.0)
-}
-
-fn now_us() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
 
 #[cfg(test)]

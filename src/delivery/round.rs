@@ -17,7 +17,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use millrace_core::{Ddl, Error, Kind, Order, Result, Table, TableName, destination::Destination, error::Context};
+use millrace_core::{Ddl, Error, Kind, Order, Result, Table, TableName, destination::Destination};
 use tokio::sync::Mutex as Gate;
 
 use super::{
@@ -26,10 +26,10 @@ use super::{
     dead_letters::DeadLetters,
     garbage, layout,
     ledger::{Fates, Ledger},
-    now_us,
     objects::{Finished, Objects, StagedObject},
 };
 use crate::{
+    blocking,
     catalog::{Catalog, DataFile, OwnNames, companion_names},
     state::{
         Put, StateStore,
@@ -40,6 +40,7 @@ use crate::{
         read,
     },
     stream::{Entry, LogPosition, Mark},
+    telemetry::now_us,
 };
 
 /// Objects that are published at the same time.
@@ -89,7 +90,7 @@ type Shapes = BTreeMap<TableName, Vec<Arc<Table>>>;
 pub async fn run(ground: &Ground, gate: &Gate<()>) -> Result<Option<Outcome>> {
     loop {
         let scan = ground.clone();
-        let prepared = blocking("scanning the stream", move || prepare(&scan)).await?;
+        let prepared = blocking::run("scanning the stream", move || prepare(&scan)).await?;
         let Some(mut prepared) = prepared else { return Ok(None) };
         let (objects, to) = (prepared.objects.objects.len(), prepared.intent.to);
         tracing::debug!(task = ground.options.task, position = %to, objects, "round is staged");
@@ -102,7 +103,7 @@ pub async fn run(ground: &Ground, gate: &Gate<()>) -> Result<Option<Outcome>> {
         )));
         let writer = ground.clone();
         let held = gate.lock().await;
-        let outcome = blocking("committing a round", move || commit(&writer, prepared, files)).await?;
+        let outcome = blocking::run("committing a round", move || commit(&writer, prepared, files)).await?;
         drop(held);
         fail::fail_point!("delivery-after-commit", |_| Err(injected("delivery-after-commit")));
         if outcome.is_some() {
@@ -418,12 +419,4 @@ fn define_companions<'a>(
         ground.catalog.define_exact(puts, &ground.options.task, table, &location, &exact)?;
     }
     Ok(())
-}
-
-/// Runs what waits for disk or CPU on a thread of its own.
-pub async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.context(Kind::Internal, || doing)?
 }

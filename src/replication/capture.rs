@@ -46,8 +46,9 @@ const BUDGET: Budget = Budget { rows: 65_536, bytes: 8 << 20, wait: Duration::fr
 
 /// What others ask of a running capture.
 pub enum Ask {
-    /// From now on take this table with whatever shape the log shows; answered when that holds.
-    AddTable(Arc<Table>, oneshot::Sender<()>),
+    /// From now on take this table with whatever shape the log shows; answered when that holds. Finished segments of an
+    /// earlier try are kept that were read from the position on.
+    AddTable(Arc<Table>, Option<Position>, oneshot::Sender<()>),
     /// Its load reads it in this shape, and keeps it so until it is done.
     SettleTable(Arc<Table>),
     /// From now on leave this table out.
@@ -97,9 +98,10 @@ impl Capture<'_> {
         opened: &(dyn Fn(Identity) -> Result<()> + Send + Sync),
     ) -> Result<()> {
         let mut log = tokio::select! {
-            () = cancel.cancelled() => return Ok(()),
-            log = self.open(opened) => log?,
-        };
+        biased;
+               () = cancel.cancelled() => return Ok(()),
+               log = self.open(opened) => log?,
+           };
         let mut shapes = Shapes::new(self.tables.rules().clone());
         let mut appends: Appends<'_> = FuturesOrdered::new();
         loop {
@@ -119,6 +121,7 @@ impl Capture<'_> {
             };
             // What was pulled and not appended is not confirmed either: it comes again.
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => break,
                 prepared = self.prepare(changes, &mut *log, &mut shapes, &mut appends) => prepared?,
             }
@@ -153,8 +156,8 @@ impl Capture<'_> {
 
     fn answer(&self, ask: Ask, log: &mut dyn Log) {
         match ask {
-            Ask::AddTable(table, answered) => {
-                log.add_table(table);
+            Ask::AddTable(table, since, answered) => {
+                log.add_table(table, since);
                 let _ = answered.send(());
             }
             Ask::SettleTable(table) => log.settle_table(table),
@@ -302,7 +305,7 @@ impl Capture<'_> {
         if record.state != TableState::Completed {
             info!(task = self.task, table = %table, reason = why, "table changed while it is loaded; its load begins again");
             self.tables.outdate(table)?;
-            log.add_table(Arc::new(record.table));
+            log.add_table(Arc::new(record.table), None);
             return Ok(());
         }
         log.remove_table(table);

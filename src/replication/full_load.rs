@@ -12,7 +12,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
 };
 
 use millrace_core::{
@@ -25,11 +24,13 @@ use millrace_core::{
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
+    time::Instant,
 };
 use tracing::{info, warn};
 
 use super::{capture::Ask, rules::Mapped, tables::Tables};
 use crate::{
+    blocking,
     catalog::{Catalog, CatalogName, DataFile, FileKind},
     delivery::{Delivery, OBJECT_BYTES_MAX, dead_letters, file_schema, layout},
     state::{
@@ -171,10 +172,13 @@ impl FullLoad {
         let name = &record.table.name;
         let prefix = segment::prefix(&self.task, name);
         let stored: Vec<(String, SegmentRecord)> = read_all(&*self.state, &prefix)?;
-        // The storage may be the same and the columns not: ADD COLUMN and RENAME rewrite nothing.
+        // The storage may be the same and the columns not: ADD COLUMN and RENAME rewrite nothing. Without a finished segment
+        // nothing is taken up: changes from before this snapshot would only be delivered beside its rows.
         let Table { columns, key, .. } = &**load.table();
         let (resumed, old) = match &record.load {
-            Some(old) if load.resumed() && old.columns == *columns && old.key == *key => (true, Some(old)),
+            Some(old) if load.resumed() && !stored.is_empty() && old.columns == *columns && old.key == *key => {
+                (true, Some(old))
+            }
             old => (false, old.as_ref()),
         };
         let next_file = match old {
@@ -252,7 +256,7 @@ impl FullLoad {
             companions: self.catalog.companions(&mapped.target.name)?,
             done,
         };
-        let encoding = tokio::task::spawn_blocking(move || encoder.run(receive));
+        let encoding = blocking::spawn(encoder.run(receive));
         let mut failed = None;
         loop {
             while let Ok(columns) = returned.try_recv() {
@@ -397,14 +401,14 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn run(mut self, mut batches: mpsc::Receiver<Loaded>) -> Result<Written> {
+    async fn run(mut self, mut batches: mpsc::Receiver<Loaded>) -> Result<Written> {
         let target = self.mapped.target.clone();
         self.companions.retain(|id| target.columns.iter().any(|column| column.id == *id));
         let mut schema = file_schema::arrow_schema(&target, &self.companions);
         let mut rows = file_schema::LoadedRows::new(self.position);
         let mut writer: Option<Box<dyn ObjectWriter>> = None;
         let mut written = Written { files: vec![], rejects: vec![], exact: BTreeSet::new() };
-        while let Some(loaded) = batches.blocking_recv() {
+        while let Some(loaded) = batches.recv().await {
             let renamed = loaded.rejects.into_iter().map(|mut reject| {
                 reject.table = self.mapped.target.name.clone();
                 reject

@@ -138,8 +138,10 @@ impl Log for NumberedLog {
         self.log.confirm(position.at_source()).await
     }
 
-    fn add_table(&mut self, table: Arc<Table>) {
-        self.log.add_table(table);
+    fn add_table(&mut self, table: Arc<Table>, since: Option<Position>) {
+        // Places of another history say nothing of this one: everything is behind them.
+        let of_this = |since: Position| if since.history() == self.number { since.in_history(0) } else { Position(0) };
+        self.log.add_table(table, since.map(of_this));
     }
 
     fn settle_table(&mut self, table: Arc<Table>) {

@@ -16,6 +16,8 @@ pub mod rules;
 mod session;
 pub mod tables;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -30,11 +32,15 @@ use tokio::{
 use crate::{
     config::{Buffer, GuardAction, TaskConfig},
     state::StateStore,
+    stream::{Stream, StreamOptions},
     telemetry::metrics::Metrics,
 };
 use follow::{Follower, Open};
 use neighbours::Owners;
 use rules::Rules;
+
+/// [`Stream::open`], or what simulates it.
+pub type OpenStream = Arc<dyn Fn(StreamOptions) -> Result<Stream> + Send + Sync>;
 
 /// What a task needs to run.
 #[derive(Clone)]
@@ -51,6 +57,8 @@ pub struct Wiring {
     pub state: Arc<dyn StateStore>,
     /// Holds `streams/<task>`.
     pub state_dir: PathBuf,
+    /// Opens its stream.
+    pub open_stream: OpenStream,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Fencing epoch of this daemon.

@@ -11,13 +11,14 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use millrace_core::{Error, Finding, Kind, Result, Severity, Table, TableName, error::Action, throttle::Throttle};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -39,7 +40,7 @@ use crate::{
     delivery::{Delivery, DeliveryOptions},
     state::keys::{
         progress::{self, LoadProgress},
-        table::TableRecord,
+        table::{LoadRecord, TableRecord},
         task::TaskState,
     },
     state::{Put, StateStore},
@@ -105,7 +106,7 @@ impl Session {
             disk_bytes_max: wiring.config.stream.disk_bytes_max.unwrap_or(u64::MAX),
             epoch: wiring.epoch,
         };
-        let stream = Arc::new(Stream::open(options)?);
+        let stream = Arc::new((wiring.open_stream)(options)?);
         follow::publish(&task.open, &stream);
         if stream.last_mark().is_none() && !passes_check(task).await? {
             return Ok(None);
@@ -219,13 +220,14 @@ impl Session {
         let mut count = 0;
         loop {
             tokio::select! {
+                biased;
                 request = requests.recv() => match request {
                     None => return Ok(Ended::Asked((Command::ShutDown { drain: false }, oneshot::channel().0))),
                     Some((command, answer)) if self.ends(&command) => {
                         return Ok(Ended::Asked((command, answer)));
                     }
                     Some((command, answer)) => {
-                        let _ = answer.send(self.obey(command).await);
+                        self.task.answer(self.obey(command).await, answer);
                     }
                 },
                 Some(joined) = loops.join_next() => match joined {
@@ -302,6 +304,7 @@ impl Session {
         let mut backoff = Backoff::new();
         loop {
             let set_up = tokio::select! {
+                biased;
                 () = cancel.cancelled() => return Ok(false),
                 set_up = self.set_up() => set_up,
             };
@@ -332,6 +335,7 @@ impl Session {
         }
         self.task.fail(&error);
         tokio::select! {
+            biased;
             () = cancel.cancelled() => {}
             () = tokio::time::sleep(backoff.after(&error)) => {}
         }
@@ -458,10 +462,12 @@ impl Session {
                     return Ok(true);
                 }
                 tokio::select! {
+                    biased;
                     () = cancel.cancelled() => return Ok(false),
                     () = self.wake.notified() => {}
                     () = self.time_to_look() => {
                         if let Err(error) = self.discover().await {
+                            self.task.end_if_storage(&error);
                             warn!(task = self.task.name(), error = %error, "looking for new tables failed");
                         }
                     }
@@ -469,6 +475,7 @@ impl Session {
                 continue;
             }
             let loaded = tokio::select! {
+                biased;
                 () = cancel.cancelled() => return Ok(false),
                 loaded = self.load_waiting() => loaded,
             };
@@ -492,6 +499,7 @@ impl Session {
                         record.errors.push(finding);
                     })?;
                     tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(false),
                         () = tokio::time::sleep(backoff.next()) => {}
                     }
@@ -522,7 +530,8 @@ impl Session {
                 let (answer, answered) = oneshot::channel();
                 let ended = || Error::new(Kind::Connection, "waiting for the capture to take up a table");
                 let name = record.table.name.clone();
-                self.asks.send(Ask::AddTable(Arc::new(record.table), answer)).map_err(|_| ended())?;
+                let since = record.load.as_ref().and_then(LoadRecord::kept_since);
+                self.asks.send(Ask::AddTable(Arc::new(record.table), since, answer)).map_err(|_| ended())?;
                 answered.await.map_err(|_| ended())?;
                 taken_up.insert(name);
             }
@@ -544,6 +553,7 @@ impl Session {
             looked = self.mend().await;
         }
         if let Err(error) = looked {
+            self.task.end_if_storage(&error);
             error!(task = self.task.name(), error = %error, "keeping the status failed");
         }
         let target = self.delivery.last_error().map(|error| Finding { severity: Severity::Warning, ..error });

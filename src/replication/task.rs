@@ -263,11 +263,22 @@ impl Task {
     }
 
     /// The disk can no longer be trusted: a restart reads again what is really there.
-    fn end_if_storage(&self, error: &Error) {
+    pub(super) fn end_if_storage(&self, error: &Error) {
         if error.kind.action() == Action::Exit {
             let code = error.kind.code();
             error!(task = self.name(), code, error = %error, "storage failed; the daemon ends");
+            #[cfg(test)]
+            crate::simulation::end_process();
             std::process::exit(1);
+        }
+    }
+
+    /// Answers an operator. What could not be written to the state may be there all the same: only a restart knows.
+    pub(super) fn answer(&self, done: Result<Vec<String>>, answer: oneshot::Sender<Result<Vec<String>>>) {
+        let kind = done.as_ref().err().map(|error| error.kind);
+        let _ = answer.send(done);
+        if let Some(kind) = kind {
+            self.end_if_storage(&Error::new(kind, "obeying a command"));
         }
     }
 
@@ -284,7 +295,7 @@ impl Task {
             Command::Reload(table) => self.reload(table.as_ref()),
         };
         let ends = ends && done.is_ok();
-        let _ = answer.send(done);
+        self.answer(done, answer);
         !ends
     }
 

@@ -8,7 +8,9 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::LazyLock,
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// Files by their paths, and the time of day. A change of names is durable once the folder is synced.
@@ -33,6 +35,9 @@ pub(super) trait Disk: Debug + Send + Sync {
 
     /// Microseconds since 1970-01-01 UTC, by a clock that may jump.
     fn now_us(&self) -> i64;
+
+    /// How long the process has lived, by a clock that never jumps.
+    fn lived(&self) -> Duration;
 }
 
 /// An open file.
@@ -107,11 +112,12 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path, writes: bool) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(File::options().read(true).write(writes).open(path)?))
+        Ok(Box::new(open_patiently(|| File::options().read(true).write(writes).open(path))?))
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(File::options().read(true).write(true).create(true).truncate(true).open(path)?))
+        let create = || File::options().read(true).write(true).create(true).truncate(true).open(path);
+        Ok(Box::new(open_patiently(create)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -123,13 +129,47 @@ impl Disk for RealDisk {
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        File::open(folder)?.sync_all()
+        open_patiently(|| File::open(folder))?.sync_all()
     }
 
     fn now_us(&self) -> i64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
     }
+
+    fn lived(&self) -> Duration {
+        BEGUN.elapsed()
+    }
+}
+
+static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// A file that cannot be opened is tried again for as long, every so often, where only a descriptor is missing.
+const DESCRIPTOR_PATIENCE: Duration = Duration::from_secs(60);
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
+
+/// Opens a file. Where no descriptor is left it waits for one, as appends wait at the disk bound: connections come and go,
+/// and nothing is lost meanwhile.
+fn open_patiently(open: impl Fn() -> io::Result<File>) -> io::Result<File> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        match open() {
+            Err(error) if lacks_descriptors(&error) && begun.elapsed() < DESCRIPTOR_PATIENCE => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(error = %error, "no file descriptor is left; opening a file of the log waits for one");
+                }
+                thread::sleep(DESCRIPTOR_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Whether the process or the system has no file descriptor left (EMFILE, ENFILE).
+pub(super) fn lacks_descriptors(error: &io::Error) -> bool {
+    let number = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+    matches!(number, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
 }
 
 impl DiskFile for File {
@@ -156,5 +196,28 @@ impl DiskFile for File {
 
     fn sync_all(&self) -> io::Result<()> {
         File::sync_all(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_descriptor_is_waited_for_and_nothing_else() {
+        let tries = Cell::new(0);
+        let opened = open_patiently(|| {
+            tries.set(tries.get() + 1);
+            match tries.get() {
+                1 => Err(rustix::io::Errno::MFILE.into()),
+                2 => Err(rustix::io::Errno::NFILE.into()),
+                _ => File::open("/dev/null"),
+            }
+        });
+        assert!(opened.is_ok() && tries.get() == 3);
+        let refused = open_patiently(|| Err(rustix::io::Errno::ACCESS.into()));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     }
 }

@@ -35,7 +35,7 @@ pub mod shard;
 mod shared;
 mod spill;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 
 use std::{

@@ -2,6 +2,9 @@
 //!
 //! Near the disk bound history gives way before the source does: what is delivered goes early, oldest first. What is not
 //! delivered is never taken; when only that is left the writer waits.
+//!
+//! Age is the time that passed, not what the clock says: a clock that jumps ahead while the daemon runs takes nothing early,
+//! and what it stamps meanwhile stays as much longer. Across a restart there is only the clock.
 
 use std::{
     sync::{PoisonError, atomic::Ordering},
@@ -24,7 +27,7 @@ pub(super) fn retain(shared: &Shared) -> Result<()> {
     let _held = shared.folder.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = &shared.options.folder;
     let pin = shared.pin.load(Ordering::Acquire);
-    let now_us = shared.now_us();
+    let now_us = shared.passed_us();
     let due: Vec<SegmentInfo> = {
         let segments = shared.segments();
         let closed = segments.len().saturating_sub(1);

@@ -26,7 +26,7 @@ use millrace_core::{Error, Kind as ErrorKind, Result, error::Context};
 
 use super::{
     cursor::Cursor,
-    disk::{Disk, DiskFile, read_up_to, write_all_at},
+    disk::{Disk, DiskFile, lacks_descriptors, read_up_to, write_all_at},
     frame::{self, Encoding, Header, Kind, Parsed},
     json::Shape,
     mark::Carry,
@@ -48,7 +48,14 @@ pub(super) fn disk_error(error: io::Error, doing: &str, path: &Path) -> Error {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
         _ => ErrorKind::Storage,
     };
-    Error::new(kind, format!("{doing} {}", path.display())).with(error)
+    let lacks_descriptors = lacks_descriptors(&error);
+    let told = Error::new(kind, format!("{doing} {}", path.display())).with(error);
+    match lacks_descriptors {
+        true => {
+            told.fix("raise the limit of open files (systemd: LimitNOFILE=, shell: ulimit -n), then start the daemon")
+        }
+        false => told,
+    }
 }
 
 /// The error for bytes that went bad.

@@ -75,6 +75,8 @@ pub(super) struct Shared {
     pub(super) pin: AtomicU64,
     /// The newest time that the stream's clock showed.
     clock_us: AtomicI64,
+    /// What it showed when the stream was opened, and how long the process had lived then.
+    opened: (i64, Duration),
     /// Bytes beside the segments, of transactions that have not committed; see [`super::spill`].
     pub(super) spilled: AtomicU64,
     closing: AtomicBool,
@@ -140,8 +142,10 @@ impl Shared {
         drafting: Drafting,
         recovered: &Recovered,
     ) -> Arc<Self> {
+        let opened = (disk.now_us().max(recovered.clock_us), disk.lived());
         Arc::new(Self {
             options,
+            opened,
             disk,
             drafting,
             born_s: recovered.born_s,
@@ -217,6 +221,13 @@ impl Shared {
     pub(super) fn now_us(&self) -> i64 {
         let now = self.disk.now_us();
         self.clock_us.fetch_max(now, Ordering::Relaxed).max(now)
+    }
+
+    /// The same by the time that passed since the stream was opened: a clock that jumps ahead makes nothing older.
+    pub(super) fn passed_us(&self) -> i64 {
+        let (opened_us, lived) = self.opened;
+        let passed = self.disk.lived().saturating_sub(lived);
+        opened_us.saturating_add(i64::try_from(passed.as_micros()).unwrap_or(i64::MAX))
     }
 
     #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The stream as a whole: what is read back, what a crash may leave, what a failing disk does.
 
-mod simulated;
+pub mod simulated;
+pub mod simulated_stream;
 mod simulation;
 
 use std::{
@@ -743,6 +744,10 @@ impl Disk for FaultyDisk {
 
     fn now_us(&self) -> i64 {
         RealDisk.now_us()
+    }
+
+    fn lived(&self) -> Duration {
+        RealDisk.lived()
     }
 }
 

@@ -7,6 +7,10 @@ pub mod report;
 
 /// Microseconds since 1970-01-01 UTC.
 pub fn now_us() -> i64 {
+    #[cfg(test)]
+    if let Some(us) = crate::simulation::now_us() {
+        return us;
+    }
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |elapsed| i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX))
 }

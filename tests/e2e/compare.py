@@ -124,6 +124,12 @@ def literal(text):
     return "'" + text.replace("'", "''") + "'"
 
 
+def position(text):
+    """A position of the catalog as a number: PostgreSQL's `X/Y`."""
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
 def data_files(files):
     """Without dead letters."""
     return [file for file in files if str(file.get("kind", "")).replace("_", "-") != "dead-letters"]

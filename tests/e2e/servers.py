@@ -349,6 +349,7 @@ class MariaDB:
                 "--bind-address=127.0.0.1",
                 f"--socket={self.socket}",
                 f"--pid-file={self.folder}/pid",
+                f"--tmpdir={self.folder}",
                 *(f"--{name}={value}" for name, value in self.settings.items()),
             ],
             cwd=self.folder,

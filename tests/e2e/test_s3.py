@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from compare import position
 from conftest import SEED
 from servers import CarelessS3, MotoS3, Proxy
 from workload import PATTERNS, TABLES, Shop
@@ -130,9 +131,3 @@ def test_sigterm_while_the_target_hangs(sql, daemon, s3):
         proxy.heal()
         running.start()
         running.compare([("public", "t")])
-
-
-def position(text):
-    """A position of the catalog as a number: PostgreSQL's `X/Y`."""
-    high, low = text.split("/")
-    return (int(high, 16) << 32) + int(low, 16)

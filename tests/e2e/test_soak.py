@@ -108,6 +108,23 @@ def test_memory_that_grows_is_noticed():
     assert "memory grew" in soak_record.judge(samples(200 << 10))[0]
 
 
+def test_a_soak_that_saw_too_little_is_noticed():
+    kinds, restarts = ["freeze", "kill"], {"kill"}
+    record = {
+        "minutes": 120.0,
+        "commits": 150_000,
+        "reader": {"looks": 1400, "sums": 1400},
+        "unaccounted": {"looks": 3500},
+        "samples": 700,
+        "faults": {"freeze": {"count": 18}, "kill": {"count": 35}},
+    }
+    assert soak_record.blind(record, kinds, restarts) == []
+    few = {**record, "commits": 100, "reader": {"looks": 3, "sums": 0}, "unaccounted": {"looks": 0}, "samples": 0}
+    assert len(soak_record.blind(few, kinds, restarts)) == 5
+    said = soak_record.blind({**record, "faults": {"freeze": {"count": 3}}}, kinds, restarts)
+    assert ["3 times 'freeze'" in said[0], "0 times 'kill'" in said[1], len(said)] == [True, True, 2]
+
+
 def test_half_a_minute_of_soak(tmp_path):
     with Postgres() as server, MotoS3() as s3, Proxy(server.port) as source, Proxy(s3.port) as target:
         soak = soaking.Soak(server, s3, source, target, SEED, str(tmp_path))

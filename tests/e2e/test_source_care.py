@@ -564,12 +564,12 @@ def test_a_slot_that_goes_while_the_task_runs_is_made_anew(primary):
     with Daemon(primary, "shop", ["public.t"], options=options) as running:
         running.start()
         wait_for(lambda: "Full load" in running.states_or_none().values(), 30, "the load")
-        primary.execute(
-            "shop",
+        # The load begins a moment before the log is read.
+        gone = (
             f"select pg_terminate_backend(active_pid, 5000), pg_drop_replication_slot(slot_name) "
-            f"from pg_replication_slots where slot_name = '{SLOT}' and active",
-            user="postgres",
+            f"from pg_replication_slots where slot_name = '{SLOT}' and active"
         )
+        wait_for(lambda: primary.execute("shop", gone, user="postgres"), 30, "a slot that is read")
         primary.execute("shop", "update t set v = 'gap' where id % 3 = 0", "delete from t where id % 7 = 0")
         wait_for(lambda: any("read anew" in message for message in events(running)), 60, "a new slot")
         running.wait_states(seconds=90)

@@ -5,13 +5,11 @@ and mostly do not change, odd names; writers that change keys, swap keys, roll b
 is drawn from one seed, which is printed by whoever starts it. Each writer notes what the server acknowledged.
 """
 
-import collections
 import random
 import threading
-import time
 import uuid
 
-import psycopg
+from writers import Writers
 
 ODD_SCHEMA, ODD_TABLE = "Odd Schema", 'Ta.ble "x" Ünï %2F'
 
@@ -81,19 +79,16 @@ def noise(rng, bytes_min, bytes_max):
     return rng.randbytes(rng.randint(bytes_min, bytes_max) // 2).hex()
 
 
-class Shop:
+class Shop(Writers):
     """The workload over one database. `scale` is the number of customers at the start."""
 
     def __init__(self, server, database, seed, scale=300, large=(10_000, 40_000), kinds=None):
-        self.server, self.database, self.seed, self.scale, self.large = server, database, seed, scale, large
+        super().__init__(server, database, seed, "shop.ledger")
+        self.scale, self.large = scale, large
         # What the writers do, each with its weight.
         self.kinds = kinds or KINDS
-        self.stopping, self.threads, self.failures = threading.Event(), [], []
-        self.attempted, self.acknowledged = {}, {}
         # Rows of `sensor` before its load would be in both the audit and the load; writers begin with it when told.
         self.sensor_open = threading.Event()
-        self.done = collections.Counter()
-        self.next_writer = 0
 
     def create(self):
         """Makes the schema and its first rows."""
@@ -158,87 +153,15 @@ class Shop:
         return f'"{ODD_SCHEMA}"."' + ODD_TABLE.replace('"', '""').replace("%", "%%") + '"'
 
     def start(self, writers=3, pause=0.0):
-        """Starts writers; `pause` is the time between two transactions of one writer in seconds."""
-        for _ in range(writers):
-            number = self.next_writer
-            self.next_writer += 1
-            thread = threading.Thread(target=self._write, args=(number, pause), name=f"writer-{number}", daemon=True)
-            self.threads.append(thread)
-            thread.start()
+        super().start(writers, pause)
 
-    def stop(self):
-        """Ends all writers, waits for them, and raises what one of them met."""
-        self.stopping.set()
-        for thread in self.threads:
-            thread.join(60)
-        self.threads = []
-        self.stopping.clear()
-        if self.failures:
-            raise self.failures[0]
-
-    def run(self, seconds, **options):
-        """Starts writers and stops them after so many seconds."""
-        self.start(**options)
-        time.sleep(seconds)
-        self.stop()
-
-    def mark(self):
-        """Commits a row that, once it is in the lake, shows that all earlier commits are captured."""
-        seq = len(self.acknowledged.setdefault(-1, []))
-        self.server.execute(self.database, f"insert into shop.ledger (writer, seq) values (-1, {seq})")
-        self.acknowledged[-1].append(seq)
-        self.attempted[-1] = seq + 1
-        return seq
-
-    def check_ledger(self, found):
-        """What is wrong with the (writer, seq) pairs found in the lake: lost ones and ones that nobody wrote."""
-        found = set(found)
-        lost = [
-            (writer, seq) for writer, seqs in self.acknowledged.items() for seq in seqs if (writer, seq) not in found
-        ]
-        phantom = [pair for pair in found if pair[1] >= self.attempted.get(pair[0], 0)]
-        return [f"acknowledged and lost: {lost[:5]} ({len(lost)})"] * bool(lost) + [
-            f"never written: {phantom[:5]} ({len(phantom)})"
-        ] * bool(phantom)
-
-    def _write(self, number, pause):
-        rng = random.Random(f"{self.seed}/{number}")
-        acknowledged = self.acknowledged.setdefault(number, [])
-        kinds = [kind for kind, weight in self.kinds for _ in range(weight)]
-        connection = None
-        seq = 0
-        while not self.stopping.is_set():
-            kind = rng.choice(kinds)
-            if kind is Shop._sensor and not self.sensor_open.is_set():
-                continue
-            self.attempted[number] = seq + 1
-            try:
-                connection = connection or self.server.connect(self.database)
-                kind(self, connection, rng)
-                connection.execute("insert into shop.ledger (writer, seq) values (%s, %s)", (number, seq))
-                if rng.random() < 0.08:
-                    connection.rollback()
-                    self.done["rolled back"] += 1
-                else:
-                    connection.commit()
-                    acknowledged.append(seq)
-                    self.done[kind.__name__.strip("_")] += 1
-                seq += 1
-            except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
-                connection.rollback()
-                seq += 1
-            except psycopg.OperationalError:
-                # The server was taken away, as some tests do; the commit may or may not have happened.
-                connection = None
-                seq += 1
-                time.sleep(0.2)
-            except Exception as error:  # noqa: BLE001: told by `stop`
-                self.failures.append(error)
-                return
-            if pause:
-                time.sleep(pause)
-        if connection:
-            connection.close()
+    def transaction(self, connection, rng, number, seq):
+        choices = [kind for kind, weight in self.kinds for _ in range(weight)]
+        if not self.sensor_open.is_set():
+            choices = [kind for kind in choices if kind is not Shop._sensor]
+        kind = rng.choice(choices)
+        kind(self, connection, rng)
+        return kind.__name__.strip("_")
 
     def _product(self, connection, rng):
         connection.execute(

@@ -1,6 +1,7 @@
 """Money that only moves: accounts in two tables whose sum never changes, and a reader who sees it in the lake.
 
-`Bank` is the busy shop of the other tests with a second table of accounts; transfers go within a table and across both.
+`VaultShop` is the busy shop of the other tests with a second table of accounts; transfers go within a table and across
+both.
 `Reader` reads the files that the catalog lists, as they come, and gives the sum in the view that is cut at the smallest
 `complete_through` of the two tables. It also notices what no reader may ever see: a row that arrives behind a
 `complete_through` that was told before, a row that is there twice, a `complete_through` that goes back.
@@ -15,6 +16,7 @@ import pyarrow.parquet
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "e2e"))
 
+from compare import position  # noqa: E402
 from workload import ACCOUNTS, CENTS, TABLES, Shop  # noqa: E402
 
 BANK_TABLES = TABLES + [("shop", "vault", None)]
@@ -22,7 +24,7 @@ BANK_TABLES = TABLES + [("shop", "vault", None)]
 TOTAL = 2 * ACCOUNTS * CENTS
 
 
-class Bank(Shop):
+class VaultShop(Shop):
     """The shop with `shop.vault` beside `shop.account`, and small transactions, most of them transfers."""
 
     def __init__(self, server, database, seed, **options):
@@ -48,7 +50,7 @@ class Bank(Shop):
 
 
 KINDS = [
-    (Bank._across, 16),
+    (VaultShop._across, 16),
     (Shop._transfer, 4),
     (Shop._product, 1),
     (Shop._order, 4),
@@ -64,12 +66,6 @@ KINDS = [
     (Shop._customer, 1),
     (Shop._empty, 1),
 ]
-
-
-def position(text):
-    """A position of the catalog as a number: PostgreSQL's `X/Y`."""
-    high, low = text.split("/")
-    return (int(high, 16) << 32) + int(low, 16)
 
 
 class TableView:

@@ -25,7 +25,9 @@ import urllib.parse
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import bank  # noqa: E402
+import kills  # noqa: E402
 import psycopg  # noqa: E402
+import soak_page  # noqa: E402
 import soak_record  # noqa: E402
 from compare import Difference  # noqa: E402
 from daemon import CHECKOUT, Daemon, Failed  # noqa: E402
@@ -49,10 +51,10 @@ class Soak:
         self.stopping, self.quiet = threading.Event(), threading.Event()
         self.faults, self.samples, self.problems, self.added = [], [], [], []
         self.unaccounted = {"looks": 0, "not zero": 0}
-        self.drains = []
+        self.drains, self.wrong_looks, self.build = [], 0, kills.build()
         server.create_database("shop")
         server.execute("shop", "alter database shop set logical_decoding_work_mem = '64kB'", user="postgres")
-        self.bank = bank.Bank(server, "shop", seed, scale=120)
+        self.bank = bank.VaultShop(server, "shop", seed, scale=120)
         self.bank.create()
         self.daemon = Daemon(
             server,
@@ -109,7 +111,9 @@ class Soak:
 
     def look(self):
         """The reader's view."""
-        for wrong in self.reader.look()[:3]:
+        found = self.reader.look()
+        self.wrong_looks += bool(found)
+        for wrong in found[:3]:
             self.problem(wrong)
 
     def count(self):
@@ -152,8 +156,8 @@ class Soak:
                 file.write(json.dumps(found) + "\n")
 
     def write(self):
-        """The record so far."""
-        soak_record.write(self, f"{self.out}/record.json")
+        """The record so far; gives it."""
+        return soak_record.write(self, f"{self.out}/record.json")
 
     # -- faults
 
@@ -181,10 +185,7 @@ class Soak:
 
     def complete(self, marked):
         """Whether the catalog is complete through this position."""
-        try:
-            return bank.position(self.reader.tables()["ledger"]["complete_through"]) >= marked
-        except (Failed, KeyError):
-            return False
+        return kills.complete(self.daemon, marked)
 
     def since(self, ended, condition, every, what):
         """Waits, and gives the seconds since `ended`."""
@@ -351,7 +352,7 @@ class Soak:
         self.lasted = self.minutes()
         self.bank.stop()
         self.bank.mark()
-        say(f"{self.lasted:.1f} minutes are over, {sum(self.bank.done.values())} commits; comparing")
+        say(f"{self.lasted:.1f} minutes are over, {self.bank.commits()} commits; comparing")
         self.quiet.set()
         self.compared = []
         try:
@@ -367,6 +368,8 @@ class Soak:
         for wrong in soak_record.judge(self.samples):
             self.problem(wrong)
         self.stopping.set()
+        for wrong in soak_record.blind(self.write(), FAULTS, RESTARTS):
+            self.problem(wrong)
         self.write()
 
     def lake_ledger(self):
@@ -439,7 +442,7 @@ def main():
     for line in soak_record.summary(f"{out}/record.json"):
         say(line)
     if arguments.record:
-        soak_record.publish(f"{out}/record.json", f"{out}/samples.jsonl", os.path.join(CHECKOUT, "docs"))
+        soak_page.publish(f"{out}/record.json", f"{out}/samples.jsonl", os.path.join(CHECKOUT, "docs"))
     return 1 if soak.problems else 0
 
 

@@ -6,7 +6,9 @@ import time
 
 import pytest
 import verify
+from machine import Names
 from servers import MotoS3, Proxy, wait_for
+from test_s3 import ENVIRONMENT, target
 
 # From the hang to the moment at which the daemon knows of it; connector/postgres, wire/silence.rs: two looks.
 FOUND_SECONDS = 60
@@ -264,3 +266,39 @@ def test_the_target_resets_its_connections(in_s3, bank, away, fault):
     with fault.recovering():
         verify.arrival(in_s3, bank, seconds=30)
     verify.check(in_s3, bank)
+
+
+@pytest.mark.fault("22", "the names of source and target do not resolve for a while", promise="continues")
+@pytest.mark.parametrize("who", ["source", "target"])
+def test_a_name_does_not_resolve(daemon, bank, link, s3, tmp_path, fault, who):
+    """Connections are cut at the same time, so that the name is asked for. The other side goes on meanwhile."""
+    names = Names(tmp_path)
+    names.know("source-host", "target-host")
+    with Proxy(s3.port) as store:
+        running = daemon(
+            verify.PATTERNS,
+            port=link.port,
+            source={"host": "source-host", "tls": {"mode": "disable"}},
+            target={**target(s3, f"names-{who}/", store.port), "endpoint": f"http://target-host:{store.port}"},
+            s3=s3,
+            environment=ENVIRONMENT,
+            buffer={"interval": "500ms"},
+        )
+        running.start_and_load(under=names.under)
+        bank.start(writers=2, pause=0.02)
+        verify.arrival(running, bank)
+        names.know("target-host" if who == "source" else "source-host")
+        (link if who == "source" else store).reset()
+
+        def told():
+            said = str(running.task_record()["errors"])
+            return f"{who}-host" in said and "name resolution" in said
+
+        wait_for(told, 60, "the name to be told", every=0.2)
+        time.sleep(10)
+        assert not running.ended(), running.log()
+        names.know("source-host", "target-host")
+        with fault.recovering():
+            verify.arrival(running, bank, seconds=40)
+        rows = verify.check(running, bank)
+    fault.outcome(f"{who}: told by its name, {rows} rows identical")

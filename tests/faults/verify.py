@@ -16,16 +16,13 @@ remembered. `check` ends the writers, commits a marker, waits for it and compare
 import dataclasses
 import glob
 import os
-import random
-import threading
-import time
 
 import duckdb
-import psycopg
 from compare import data_files
 from daemon import Daemon
 from servers import wait_for
 from workload import noise
+from writers import Writers
 
 ACCOUNTS, CENTS = 20, 10_000
 PATTERNS = ["bank.*"]
@@ -39,14 +36,12 @@ create table bank.visit (writer int, seq bigint, at timestamptz default clock_ti
 """
 
 
-class Bank:
+class Bank(Writers):
     """Writers of transfers; `server` is what the writers connect to, without any proxy."""
 
     def __init__(self, server, database, seed, letter_bytes=(200, 2000)):
-        self.server, self.database, self.seed, self.letter_bytes = server, database, seed, letter_bytes
-        self.stopping, self.threads, self.failures = threading.Event(), [], []
-        self.attempted, self.acknowledged = {}, {}
-        self.next_writer = 1
+        super().__init__(server, database, seed, "bank.ledger")
+        self.letter_bytes = letter_bytes
         with server.connect(database) as connection:
             connection.execute(SCHEMA)
             connection.execute(
@@ -63,107 +58,28 @@ class Bank:
             f"from generate_series(1, {rows}) i",
         )
 
-    def start(self, writers=2, pause=0.01):
-        """Starts writers; `pause` is between two transactions of one writer, in seconds."""
-        for _ in range(writers):
-            number, self.next_writer = self.next_writer, self.next_writer + 1
-            thread = threading.Thread(target=self._write, args=(number, pause), daemon=True)
-            self.threads.append(thread)
-            thread.start()
-
-    def stop(self):
-        """Ends all writers and raises what one of them met."""
-        self.stopping.set()
-        for thread in self.threads:
-            thread.join(60)
-        self.threads = []
-        self.stopping.clear()
-        if self.failures:
-            raise self.failures[0]
-
-    def run(self, seconds, **options):
-        """Starts writers and stops them after so many seconds."""
-        self.start(**options)
-        time.sleep(seconds)
-        self.stop()
-
-    def commits(self):
-        """How many were acknowledged."""
-        return sum(map(len, self.acknowledged.values()))
-
-    def mark(self):
-        """Commits a row that is behind everything acknowledged so far."""
-        acknowledged = self.acknowledged.setdefault(0, [])
-        seq = len(acknowledged)
-        self.server.execute(self.database, f"insert into bank.ledger values (0, {seq})")
-        acknowledged.append(seq)
-        self.attempted[0] = seq + 1
-        return (0, seq)
-
-    def _write(self, number, pause):
-        rng = random.Random(f"{self.seed}/{number}")
-        acknowledged, connection, seq = self.acknowledged.setdefault(number, []), None, 0
-        while not self.stopping.is_set():
-            self.attempted[number] = seq + 1
-            try:
-                connection = connection or self.server.connect(self.database)
-                self._transfer(connection, rng, number, seq)
-                if rng.random() < 0.05:
-                    connection.rollback()
-                else:
-                    connection.commit()
-                    acknowledged.append(seq)
-            except psycopg.errors.DeadlockDetected:
-                connection.rollback()
-            except psycopg.OperationalError:
-                # The server was taken away; the commit may or may not have happened.
-                connection = None
-                time.sleep(0.2)
-            except Exception as error:  # noqa: BLE001: told by `stop`
-                self.failures.append(error)
-                return
-            seq += 1
-            time.sleep(pause)
-        if connection:
-            connection.close()
-
-    def _transfer(self, connection, rng, number, seq):
+    def transaction(self, connection, rng, number, seq):
         one, two = rng.sample(range(1, ACCOUNTS + 1), 2)
         cents = rng.randint(1, 500)
         for id, change in sorted([(one, -cents), (two, cents)]):
             connection.execute(
                 "update bank.account set cents = cents + %s, version = version + 1 where id = %s", (change, id)
             )
-        connection.execute("insert into bank.ledger values (%s, %s)", (number, seq))
         if rng.random() < 0.5:
             connection.execute(
                 "insert into bank.letter values (%s, %s)", (number * 10**7 + seq, noise(rng, *self.letter_bytes))
             )
         if rng.random() < 0.3:
             connection.execute("insert into bank.visit (writer, seq) values (%s, %s)", (number, seq))
+        return "transfer"
 
     def problems(self, running):
         """What is wrong with ledger, versions and sums of the lake."""
         duck = duckdb.connect()
         running.lake.relation(duck, data_files(running.lake.files("bank", "ledger")), "ledger")
-        found = check_ledger(self, duck.execute("select writer, seq from ledger").fetchall())
+        found = self.check_ledger(duck.execute("select writer, seq from ledger").fetchall())
         running.lake.relation(duck, data_files(running.lake.files("bank", "account")), "account")
         return found + steps(duck) + sums(duck, "account", "id", "cents", ACCOUNTS * CENTS)
-
-
-def check_ledger(bank, pairs):
-    """What is lost, never written, or there twice."""
-    found = []
-    present = set(pairs)
-    lost = [(writer, seq) for writer, seqs in bank.acknowledged.items() for seq in seqs if (writer, seq) not in present]
-    phantom = [pair for pair in present if pair[1] >= bank.attempted.get(pair[0], 0)]
-    if lost:
-        found.append(f"acknowledged and lost: {lost[:5]} ({len(lost)})")
-    if phantom:
-        found.append(f"never written: {phantom[:5]} ({len(phantom)})")
-    if len(pairs) != len(present):
-        found.append(f"{len(pairs) - len(present)} ledger rows are there twice")
-    return found
 
 
 def steps(duck):

@@ -174,7 +174,8 @@ pub trait Log: Send {
     async fn confirm(&mut self, position: Durable<Position>) -> Result<()>;
 
     /// From now on take this table with whatever shape the log shows for it (a new table, or one that is loaded anew).
-    fn add_table(&mut self, table: Arc<Table>);
+    /// `since`: parts of it that were read from there on are kept, so a change of shape behind that is told.
+    fn add_table(&mut self, table: Arc<Table>, since: Option<Position>);
 
     /// A table that was added is being read in this shape, and keeps it until its load is done: another one that the log
     /// shows from now on is a change of it.

@@ -82,7 +82,7 @@ impl Log for HelloLog {
         Ok(Changes { items, upto: Some(Position(self.0.into())), ..Changes::default() }) // covers `commit < self.0`
     }
     async fn confirm(&mut self, _: Durable<Position>) -> Result<()> { Ok(()) }
-    fn add_table(&mut self, _: Arc<Table>) {}
+    fn add_table(&mut self, _: Arc<Table>, _: Option<Position>) {}
     fn remove_table(&mut self, _: &TableName) {}
 }
 

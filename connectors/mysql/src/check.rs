@@ -2,15 +2,16 @@
 //!
 //! Codes are stable: `MYSQL-CONNECT`, `MYSQL-AUTH`, `MYSQL-BINLOG`, `MYSQL-BINLOG-FORMAT`, `MYSQL-ROW-IMAGE`,
 //! `MYSQL-ROW-METADATA`, `MYSQL-COMPRESSION`, `MYSQL-REPLICATION-RIGHTS`, `MYSQL-RELOAD`, `MYSQL-SELECT`, `MYSQL-ENGINE`,
-//! `MYSQL-TYPE`, `MYSQL-SERVER-ID`, `MYSQL-TABLE-MISSING`; as warnings `MYSQL-KEY`, `MYSQL-RETENTION`, `MYSQL-PATTERN`,
-//! `MYSQL-CHARSET`.
+//! `MYSQL-TYPE`, `MYSQL-SERVER-ID`, `MYSQL-TABLE-MISSING`, `MYSQL-CASCADE`, `MYSQL-BINLOG-FILTER`, `MYSQL-REPLICA`; as
+//! warnings `MYSQL-KEY`, `MYSQL-RETENTION`, `MYSQL-PATTERN`, `MYSQL-CHARSET`, and of a filter that does not concern the task
+//! `MYSQL-BINLOG-FILTER`.
 
 use std::collections::BTreeMap;
 
 use millrace_core::{Finding, Kind, Result, TableName, TablePattern, source::Scope};
 
 use crate::{
-    MysqlConfig,
+    MysqlConfig, definition,
     discover::{self, Row, Shape, quote_table},
     server,
     types::SqlType,
@@ -57,6 +58,10 @@ impl Check<'_> {
         let shapes = discover::select(self.session, &self.scope.selection).await?;
         self.patterns(&shapes);
         self.shapes(&shapes);
+        if self.scope.cdc {
+            self.filters(&shapes).await?;
+            self.replica().await?;
+        }
         self.select(&shapes).await
     }
 
@@ -200,7 +205,7 @@ impl Check<'_> {
             return;
         }
         let of = |is: &dyn Fn(&Shape) -> bool| shapes.iter().filter(|s| is(s)).map(|s| s.table.name.clone()).collect();
-        let unsafe_engine: Vec<TableName> = of(&|shape| !["InnoDB", "ROCKSDB"].contains(&shape.engine.as_str()));
+        let unsafe_engine: Vec<TableName> = of(&|shape| !shape.is_transactional());
         if !unsafe_engine.is_empty() {
             self.findings.push(
                 Finding::error(
@@ -226,19 +231,96 @@ impl Check<'_> {
     async fn select(&mut self, shapes: &[Shape]) -> Result<()> {
         let mut refused = vec![];
         for shape in shapes {
-            let sql = format!("SELECT 1 FROM {} LIMIT 0", quote_table(&shape.table.name));
-            match self.session.execute(&sql).await {
+            // The catalog hides columns that the user has no right on: they would be missing without a word.
+            let sql = format!("SELECT * FROM {} LIMIT 0", quote_table(&shape.table.name));
+            let read = match self.session.execute(&sql).await {
+                Ok(()) => definition::silent_foreign_keys(self.session, &shape.table.name).await,
+                Err(error) => Err(error),
+            };
+            match read {
                 Err(error) if error.kind == Kind::Permission => refused.push(shape.table.name.clone()),
                 Err(error) => return Err(error),
-                Ok(()) => {}
+                Ok(cascades) if self.scope.cdc => self.cascades(&shape.table.name, &cascades),
+                Ok(_) => {}
             }
         }
         if !refused.is_empty() {
-            let mut finding = Finding::error("MYSQL-SELECT", format!("the user may not read {}", listed(&refused)));
+            let mut finding = Finding::error(
+                "MYSQL-SELECT",
+                format!("the user may not read {}, or not all columns", listed(&refused)),
+            );
             for table in refused.iter().take(NAMES_SHOWN) {
                 finding = finding.fix(format!("GRANT SELECT ON {} TO '{}'@'%';", quote_table(table), self.config.user));
             }
             self.findings.push(finding);
+        }
+        Ok(())
+    }
+}
+
+// What the server leaves out of its log.
+impl Check<'_> {
+    fn cascades(&mut self, table: &TableName, constraints: &[String]) {
+        for constraint in constraints {
+            self.findings.push(
+                Finding::error("MYSQL-CASCADE", format!("the foreign key {constraint} of {table} changes rows by itself"))
+                    .detail("the server writes nothing of that to its binary log: the lake would keep what is gone")
+                    .fix("make it again with ON DELETE RESTRICT and ON UPDATE RESTRICT, and change the rows in the application;")
+                    .fix("or leave the table out of the task; or replicate from MySQL 9.6 or later, which logs it"),
+            );
+        }
+    }
+
+    /// `binlog_do_db` and `binlog_ignore_db`, which no variable shows.
+    async fn filters(&mut self, shapes: &[Shape]) -> Result<()> {
+        let Ok(rows) = server::status(self.session).await else { return Ok(()) };
+        let Some(row) = rows.first().map(|row| Row(row)) else { return Ok(()) };
+        let names = |index: usize| row.text(index).split(',').filter(|name| !name.is_empty()).collect::<Vec<_>>();
+        let (only, ignored) = (names(2), names(3));
+        if only.is_empty() && ignored.is_empty() {
+            return Ok(());
+        }
+        let is_left_out = |shape: &&Shape| {
+            let schema = shape.table.name.schema.as_str();
+            ignored.contains(&schema) || !(only.is_empty() || only.contains(&schema))
+        };
+        let left_out: Vec<TableName> =
+            shapes.iter().filter(is_left_out).map(|shape| shape.table.name.clone()).collect();
+        let finding = match left_out.is_empty() {
+            false => {
+                let summary = format!("the server leaves changes of {} out of its binary log", listed(&left_out));
+                Finding::error("MYSQL-BINLOG-FILTER", summary)
+            }
+            true => Finding::warning("MYSQL-BINLOG-FILTER", "the server leaves some databases out of its binary log")
+                .detail(
+                    "an ALTER or TRUNCATE of a captured table by a session whose own database is left out is not seen",
+                ),
+        };
+        let fix = "take binlog_do_db and binlog_ignore_db out of the server's configuration, and restart it";
+        self.findings.push(finding.fix(fix));
+        Ok(())
+    }
+
+    /// A replica that does not write down what comes from its own source.
+    async fn replica(&mut self) -> Result<()> {
+        let variables = self.variables().await?;
+        let logs = |name: &str| variables.get(name).is_none_or(|value| value == "ON");
+        if logs("log_slave_updates") && logs("log_replica_updates") {
+            return Ok(());
+        }
+        // The first asks for a right that MariaDB's readers of the log need not have; the second shows a running one only.
+        let command = if self.session.is_mariadb() { "SHOW ALL SLAVES STATUS" } else { "SHOW REPLICA STATUS" };
+        let is_set_up = self.session.query(command).await.is_ok_and(|rows| !rows.is_empty());
+        let running = self.session.query("SHOW GLOBAL STATUS LIKE 'Slaves_running'").await?;
+        let is_running = running.first().is_some_and(|row| Row(row).text(1) != "0");
+        if is_set_up || is_running {
+            self.findings.push(
+                Finding::error("MYSQL-REPLICA", "the server is a replica, and does not log what it replicates")
+                    .fix(
+                        "set log_slave_updates = ON (MySQL: log_replica_updates) in its configuration, and restart it;",
+                    )
+                    .fix("or replicate from the server that is written to"),
+            );
         }
         Ok(())
     }

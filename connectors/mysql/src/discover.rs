@@ -47,26 +47,27 @@ pub async fn named(connection: &mut Connection, names: &[TableName]) -> Result<V
         let (schema, name) = (quote_literal(&name.schema), quote_literal(&name.name));
         format!("(t.TABLE_SCHEMA = {schema} AND t.TABLE_NAME = {name})")
     };
-    read(connection, &names.iter().map(is).collect::<Vec<_>>().join(" OR ")).await
+    let mut shapes = read(connection, &names.iter().map(is).collect::<Vec<_>>().join(" OR ")).await?;
+    // The catalog takes names that differ in case or accents for the same.
+    shapes.retain(|shape| names.contains(&shape.table.name));
+    Ok(shapes)
 }
 
 async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>> {
-    let of = |columns: &str, from: &str, rest: &str| {
+    // No joins: the catalog takes names that differ in case or accents for the same, and would mix their columns.
+    let of = |columns: &str, view: &str, rest: &str| {
         format!(
-            "SELECT t.TABLE_SCHEMA, t.TABLE_NAME, {columns} FROM information_schema.TABLES t {from} WHERE \
-             t.TABLE_TYPE = 'BASE TABLE' AND t.TABLE_SCHEMA NOT IN {OWN} AND ({condition}) {rest}"
+            "SELECT t.TABLE_SCHEMA, t.TABLE_NAME, {columns} FROM information_schema.{view} t WHERE \
+             t.TABLE_SCHEMA NOT IN {OWN} AND ({condition}) {rest}"
         )
     };
-    let join = |view: &str| {
-        format!("JOIN information_schema.{view} c ON c.TABLE_SCHEMA = t.TABLE_SCHEMA AND c.TABLE_NAME = t.TABLE_NAME")
-    };
-    let tables = of("t.ENGINE, t.TABLE_ROWS, t.DATA_LENGTH", "", "");
+    let tables = of("t.ENGINE, t.TABLE_ROWS, t.DATA_LENGTH", "TABLES", "AND t.TABLE_TYPE = 'BASE TABLE'");
     let columns = of(
-        "c.COLUMN_NAME, c.COLUMN_TYPE, c.CHARACTER_SET_NAME, c.IS_NULLABLE, c.ORDINAL_POSITION, c.EXTRA",
-        &join("COLUMNS"),
-        "ORDER BY 1, 2, c.ORDINAL_POSITION",
+        "t.COLUMN_NAME, t.COLUMN_TYPE, t.CHARACTER_SET_NAME, t.IS_NULLABLE, t.ORDINAL_POSITION, t.EXTRA",
+        "COLUMNS",
+        "ORDER BY t.ORDINAL_POSITION",
     );
-    let keys = of("c.COLUMN_NAME", &join("STATISTICS"), "AND c.INDEX_NAME = 'PRIMARY' ORDER BY 1, 2, c.SEQ_IN_INDEX");
+    let keys = of("t.COLUMN_NAME", "STATISTICS", "AND t.INDEX_NAME = 'PRIMARY' ORDER BY t.SEQ_IN_INDEX");
     let mut found: BTreeMap<TableName, Shape> = BTreeMap::new();
     for row in connection.query(&tables).await? {
         let row = Row(&row);
@@ -108,16 +109,23 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
 /// The generated columns of a table.
 pub async fn generated_columns(connection: &mut Connection, table: &TableName) -> Result<Vec<String>> {
     let sql = format!(
-        "SELECT COLUMN_NAME FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = {} AND TABLE_NAME = {} \
+        "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME FROM information_schema.COLUMNS \
+         WHERE TABLE_SCHEMA = {} AND TABLE_NAME = {} \
          AND EXTRA LIKE '%GENERATED%' AND EXTRA NOT LIKE '%DEFAULT_GENERATED%'",
         quote_literal(&table.schema),
         quote_literal(&table.name)
     );
     let rows = connection.query(&sql).await?;
-    Ok(rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect())
+    let own = rows.iter().map(|row| Row(row)).filter(|row| row.table() == *table);
+    Ok(own.map(|row| row.text(2).to_string()).collect())
 }
 
 impl Shape {
+    /// Whether its engine can take a change back, and its snapshot is of the moment that the log tells.
+    pub fn is_transactional(&self) -> bool {
+        ["InnoDB", "ROCKSDB"].contains(&self.engine.as_str())
+    }
+
     /// The table, if all of its columns can be read: one that was left out would be missing without a word.
     pub fn known(self) -> Result<Table> {
         match self.unknown.first() {

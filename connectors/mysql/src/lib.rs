@@ -1,7 +1,7 @@
 //! MySQL and MariaDB as sources.
 //!
 //! - [`config`]: how to reach a server; [`check`]: what would keep a task from working, each with its remedy
-//! - [`discover`]: tables and their shapes; [`types`]: what values become
+//! - [`discover`], [`definition`]: tables and their shapes; [`types`]: what values become
 //! - [`server`]: the binary log as a whole, and places in it
 //! - [`snapshot`], [`load`]: full load over the text protocol at an exact position; [`lookup`]: single rows
 //! - [`log`]: changes from the binary log
@@ -12,6 +12,7 @@
 
 pub mod check;
 pub mod config;
+pub mod definition;
 pub mod discover;
 pub mod grants;
 pub mod load;

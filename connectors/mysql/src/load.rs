@@ -156,7 +156,7 @@ impl TableLoad for MysqlLoad {
             }
         };
         let connection = session.get();
-        connection.execute(&format!("SET SESSION lock_wait_timeout = {SEGMENT_LOCK_TIMEOUT}")).await?;
+        connection.execute(&snapshot::lock_timeout(SEGMENT_LOCK_TIMEOUT)).await?;
         let selected: Vec<String> =
             self.table.columns.iter().zip(&types).map(|(column, ty)| ty.selected(&quote_name(&column.name))).collect();
         // A table without a column of its own that is captured has rows all the same.

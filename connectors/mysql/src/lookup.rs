@@ -12,11 +12,13 @@ use crate::{
     server::Place,
     snapshot::{begin_under_lock, begin_with_place},
     types::{self, text, value::Value},
-    wire::{Connection, Reader},
+    wire::{Connection, Reader, code},
 };
 
 /// Keys of one statement.
 const KEYS_AT_ONCE: usize = 500;
+/// A statement is not made longer; bytes. Servers take 4 MiB or more (`max_allowed_packet`), and a key has 3 KiB at most.
+const STATEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// While a snapshot does not have yet what the log has handed out.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -54,22 +56,14 @@ pub async fn read(
     let mut answer = Lookup { found: vec![], columns: Columns::new(wanted), rejected: vec![] };
     let selected: Vec<String> =
         columns.iter().map(|&index| all_types[index].selected(&quote_name(&table.columns[index].name))).collect();
-    for first in (0..keys.rows()).step_by(KEYS_AT_ONCE) {
-        let rows = first..(first + KEYS_AT_ONCE).min(keys.rows());
-        let one = |row: usize| {
-            let conditions = table.key.iter().enumerate().map(|(place, &index)| {
-                let name = quote_name(&table.columns[index].name);
-                let key = match keys.exact(row, place) {
-                    Some(text) => quote_literal(text),
-                    None => literal(&keys.columns()[place], row),
-                };
-                format!("{name} = {key}")
-            });
-            let condition = conditions.collect::<Vec<_>>().join(" AND ");
-            format!("(SELECT {row}, {} FROM {} WHERE {condition})", selected.join(", "), quote_table(&table.name))
-        };
-        let sql = rows.map(one).collect::<Vec<_>>().join(" UNION ALL ") + " ORDER BY 1";
-        session.rows(&sql).await.map_err(|error| Error { doing: doing(), ..error })?;
+    let (mut rows, selected) = ((0..keys.rows()).peekable(), selected.join(", "));
+    while rows.peek().is_some() {
+        let sql = statement(table, keys, &selected, &mut rows);
+        session.rows(&sql).await.map_err(|error| {
+            // The column is gone by now.
+            let kind = if code(&error) == Some(1054) { Kind::SchemaChange } else { error.kind };
+            Error { kind, doing: doing(), ..error }
+        })?;
         while let Some(row) = session.next_row().await? {
             let mut reader = Reader::new(row);
             let number = reader.cell().context(Kind::Protocol, doing)?.unwrap_or_default();
@@ -103,6 +97,27 @@ pub async fn read(
     Ok(answer)
 }
 
+/// Selects the next rows by their keys, each with its number.
+fn statement(table: &Table, keys: &Columns, selected: &str, rows: &mut impl Iterator<Item = usize>) -> String {
+    let (mut sql, mut count) = (String::new(), 0);
+    while count < KEYS_AT_ONCE && sql.len() < STATEMENT_BYTES_MAX {
+        let Some(row) = rows.next() else { break };
+        let conditions = table.key.iter().enumerate().map(|(place, &index)| {
+            let name = quote_name(&table.columns[index].name);
+            let key = match keys.exact(row, place) {
+                Some(text) => quote_literal(text),
+                None => literal(&keys.columns()[place], row),
+            };
+            format!("{name} = {key}")
+        });
+        let condition = conditions.collect::<Vec<_>>().join(" AND ");
+        let union = if count == 0 { "" } else { " UNION ALL " };
+        sql += &format!("{union}(SELECT {row}, {selected} FROM {} WHERE {condition})", quote_table(&table.name));
+        count += 1;
+    }
+    sql + " ORDER BY 1"
+}
+
 /// A value as SQL takes it in a comparison with its column.
 fn literal(column: &ColumnVec, row: usize) -> String {
     let printed = |value: Value<'_>| {
@@ -121,6 +136,9 @@ fn literal(column: &ColumnVec, row: usize) -> String {
             format!("x'{}'", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
         }
         (ColumnType::Text, _) => quote_literal(&column.cell_text(row).unwrap_or_default()),
+        // As doubles, which both are compared as: the shortest text of a FLOAT is another double than the one stored.
+        (_, Values::Float32(values)) => format!("{:e}", f64::from(values[row])),
+        (_, Values::Float64(values)) => format!("{:e}", values[row]),
         // Numbers, and `true`: in quotes they would be compared as floats.
         _ => column.cell_text(row).unwrap_or_else(|| "NULL".into()),
     }
@@ -142,6 +160,8 @@ mod tests {
         assert_eq!(of(ColumnType::Text, &|c| c.push_str("it's")), "'it''s'");
         assert_eq!(of(ColumnType::Binary, &|c| c.push_bytes(&[0, 255])), "x'00ff'");
         assert_eq!(of(ColumnType::Int64, &|c| c.push_i64(-5)), "-5");
+        assert_eq!(of(ColumnType::Float32, &|c| c.push_f32(1.1)), "1.100000023841858e0");
+        assert_eq!(of(ColumnType::Float64, &|c| c.push_f64(-1e300)), "-1e300");
         assert_eq!(of(ColumnType::Boolean, &|c| c.push_bool(true)), "true");
     }
 }

@@ -4,7 +4,7 @@ use millrace_core::{Error, Kind, Position, Result, error::Context, source::Ident
 
 use crate::{
     MysqlConfig,
-    wire::{Connection, binlog_dump},
+    wire::{Connection, TextRows, binlog_dump},
 };
 
 /// Where the events of a file begin, behind its magic number.
@@ -91,20 +91,42 @@ pub fn find(files: &[LogFile], number: u32) -> Option<&LogFile> {
     files.iter().find(|file| file.number == number)
 }
 
-/// The place where the server writes next, between two transactions.
-pub async fn end(config: &MysqlConfig, connection: &mut Connection) -> Result<Place> {
-    let doing = || "asking where the binary log ends";
+/// What the server tells of its log: file, byte, and the databases that are in it alone and that are left out.
+pub async fn status(connection: &mut Connection) -> Result<TextRows> {
     // MySQL 8.2 renamed it, and 8.4 forgot the old name.
-    let rows = match connection.query("SHOW MASTER STATUS").await {
-        Err(error) if crate::wire::code(&error) == Some(1064) => connection.query("SHOW BINARY LOG STATUS").await?,
-        rows => rows?,
-    };
+    match connection.query("SHOW MASTER STATUS").await {
+        Err(error) if crate::wire::code(&error) == Some(1064) => connection.query("SHOW BINARY LOG STATUS").await,
+        rows => rows,
+    }
+}
+
+/// Name of the file and byte where the server writes next, between two transactions.
+pub async fn end_by_name(connection: &mut Connection) -> Result<(String, u64)> {
+    let doing = || "asking where the binary log ends";
+    let rows = status(connection).await?;
     let Some([Some(name), Some(offset), ..]) = rows.first().map(Vec::as_slice) else {
         return Err(Error::new(Kind::SourceSetup, doing())
             .with("the server writes none")
             .fix("set log_bin in the server's configuration"));
     };
-    place(config, name, offset.parse().context(Kind::Protocol, doing)?).await
+    Ok((name.clone(), offset.parse().context(Kind::Protocol, doing)?))
+}
+
+/// The place where the server writes next, between two transactions.
+pub async fn end(config: &MysqlConfig, connection: &mut Connection) -> Result<Place> {
+    let (name, offset) = end_by_name(connection).await?;
+    place(config, &name, offset).await
+}
+
+/// Whether no transaction stands between two places of MariaDB's binary log: new files, and what they begin with, may.
+pub async fn is_nothing_between(session: &mut Connection, (file, offset): (&str, u64), to: Place) -> Result<bool> {
+    let files = log_files(session).await?;
+    let Some(end) = find(&files, to.file) else { return Ok(false) };
+    let gtids =
+        |file: &str, offset: u64| format!("BINLOG_GTID_POS({}, {offset})", crate::discover::quote_literal(file));
+    let sql = format!("SELECT {} = {}", gtids(file, offset), gtids(&end.name(), to.offset));
+    let rows = session.query(&sql).await?;
+    Ok(rows.first().and_then(|row| row.first()?.as_deref()) == Some("1"))
 }
 
 /// A place in a file of which only the name is known.

@@ -9,7 +9,7 @@
 //! after the other. Those with a key are read in snapshots of their own, taken later: what happened in between is in their
 //! rows already, comes once more from the log, and the newest order of each key is right either way.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use millrace_core::{
@@ -20,7 +20,8 @@ use millrace_core::{
 use tokio::sync::Mutex;
 
 use crate::{
-    MysqlConfig, Shared, discover,
+    MysqlConfig, Shared, definition,
+    discover::{self, Shape},
     load::{self, MysqlLoad},
     server::{self, Place},
     wire::{Connection, code},
@@ -30,6 +31,25 @@ use crate::{
 pub const BEGIN: &str = "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
 /// MariaDB takes no second word behind it before 10.6, and READ ONLY may stand alone.
 const BEGIN_MARIADB: &str = "START TRANSACTION WITH CONSISTENT SNAPSHOT";
+
+/// How long the opening of a table waits for its metadata lock, in seconds. The exact
+/// snapshot keeps those of the tables that were read in it: who wants to alter one waits for us, and we must not wait for
+/// him, as the catalog's queries would.
+const OPEN_LOCK_TIMEOUT: u32 = 3;
+
+/// How long a snapshot is waited for that has what the log has.
+const VISIBLE_MAX: Duration = Duration::from_secs(10);
+const VISIBLE_PAUSE: Duration = Duration::from_millis(50);
+
+fn too_early() -> Error {
+    let said = "the log was read further than the snapshot goes: a commit is under way";
+    Error::new(Kind::SnapshotStale, "taking a snapshot").with(said)
+}
+
+/// Bounds how long a session waits for metadata locks.
+pub fn lock_timeout(seconds: u32) -> String {
+    format!("SET SESSION lock_wait_timeout = {seconds}")
+}
 
 /// A snapshot that is held open.
 #[derive(Debug)]
@@ -74,10 +94,33 @@ pub async fn begin_under_lock(config: &MysqlConfig, session: &mut Connection) ->
     // Statements that run for long keep the lock from being taken, and everybody behind it.
     lock.execute("SET SESSION lock_wait_timeout = 10").await?;
     lock.execute("FLUSH TABLES WITH READ LOCK").await?;
-    begin(session).await?;
-    let place = server::end(config, &mut lock).await?;
-    lock.execute("UNLOCK TABLES").await?;
-    Ok(place)
+    // Everybody who wants to write waits: nothing else is asked under the lock, and no server that does not answer keeps it.
+    let under_lock = async {
+        begin(session).await?;
+        let end = server::end_by_name(&mut lock).await?;
+        lock.execute("UNLOCK TABLES").await.map(|()| end)
+    };
+    let late = || Error::new(Kind::Connection, "taking a snapshot").with("the server does not answer under the lock");
+    let (file, offset) = tokio::time::timeout(config.connect_timeout, under_lock).await.map_err(|_| late())??;
+    server::place(config, &file, offset).await
+}
+
+/// Refuses a table whose changes the log does not tell exactly. `check` says the same of tables that are there already.
+async fn refuse_silent_changes(session: &mut Connection, shape: &Shape) -> Result<()> {
+    let refused = |said: String| Error::new(Kind::TableUnreadable, "looking for changes that are in no log").with(said);
+    if !shape.is_transactional() {
+        let said = format!("its engine {} knows no transactions, so a load of it has no exact position", shape.engine);
+        return Err(
+            refused(said).fix(format!("ALTER TABLE {} ENGINE = InnoDB;", discover::quote_table(&shape.table.name)))
+        );
+    }
+    let cascades = definition::silent_foreign_keys(session, &shape.table.name).await?;
+    if let Some(first) = cascades.first() {
+        let said =
+            format!("its foreign key {first} changes its rows, and the server writes nothing of that to its log");
+        return Err(refused(said).fix("make it RESTRICT, or leave the table out of the task"));
+    }
+    Ok(())
 }
 
 impl MysqlSnapshot {
@@ -92,17 +135,30 @@ impl MysqlSnapshot {
             (true, true) => Self::begin_mariadb(&shared, &mut session).await?,
             (true, false) => begin_under_lock(&shared.config, &mut session).await?.position(),
         };
-        if exact && position < shared.loads.snapshot_min() {
-            let said = "the log was read further than the snapshot goes";
-            return Err(Error::new(Kind::SnapshotStale, "taking a snapshot").with(said));
+        if exact && !session.is_mariadb() && position < shared.loads.snapshot_min() {
+            return Err(too_early());
         }
         tracing::info!(%position, exact, "snapshot was taken");
         Ok(Self { shared, position, exact, session: Arc::new(Mutex::new(session)) })
     }
 
+    /// A transaction is in the binary log before a snapshot has it, and for long where its commit waits for a replica. What
+    /// the log has read already must be in the snapshot.
     async fn begin_mariadb(shared: &Shared, session: &mut Connection) -> Result<Position> {
-        let (file, offset) = begin_with_place(session).await?;
-        Ok(server::place(&shared.config, &file, offset).await?.position())
+        let deadline = tokio::time::Instant::now() + VISIBLE_MAX;
+        loop {
+            let (file, offset) = begin_with_place(session).await?;
+            let position = server::place(&shared.config, &file, offset).await?.position();
+            let read = shared.loads.snapshot_min();
+            if position >= read || server::is_nothing_between(session, (&file, offset), Place::of(read)).await? {
+                return Ok(position);
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(too_early());
+            }
+            session.execute("COMMIT").await?;
+            tokio::time::sleep(VISIBLE_PAUSE).await;
+        }
     }
 }
 
@@ -120,6 +176,7 @@ impl Snapshot for MysqlSnapshot {
     ) -> Result<Box<dyn TableLoad>> {
         let doing = || format!("opening table {table} for its load");
         let mut lock = Connection::connect(&self.shared.config).await?;
+        lock.execute(&lock_timeout(OPEN_LOCK_TIMEOUT)).await?;
         begin(&mut lock).await?;
         // A read locks the table's shape to the end of the transaction.
         let locking = lock.query(&format!("SELECT 1 FROM {} LIMIT 1", discover::quote_table(table))).await;
@@ -128,13 +185,19 @@ impl Snapshot for MysqlSnapshot {
             _ => Error { doing: doing(), ..error },
         })?;
         let mut catalog = Connection::connect(&self.shared.config).await?;
+        catalog.execute(&lock_timeout(OPEN_LOCK_TIMEOUT)).await?;
         let found = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop();
-        let mut shape = found.ok_or_else(|| Error::new(Kind::TableMissing, doing()))?.known()?;
-        crate::types::retype(&self.shared.options.values, &mut shape);
+        let found = found.ok_or_else(|| Error::new(Kind::TableMissing, doing()))?;
         if self.exact {
-            self.shared.loads.note(table, self.position);
+            refuse_silent_changes(&mut catalog, &found).await.map_err(|error| Error { doing: doing(), ..error })?;
         }
-        let resumable = previous.filter(|_| self.exact && shape.is_keyed());
+        let mut shape = found.known()?;
+        crate::types::retype(&self.shared.options.values, &mut shape);
+        let resumable = previous.filter(|plan| self.exact && shape.is_keyed() && !plan.segments.is_empty());
+        // What was read before is kept: the log knows from where on.
+        if self.exact && resumable.is_none() && !self.shared.loads.begin(table, self.position) {
+            return Err(Error::new(Kind::SnapshotStale, doing()).with("the table changed since the snapshot was taken"));
+        }
         let plan = match resumable {
             Some(plan) => plan.clone(),
             None => load::divide(&mut lock, &shape, segments_wanted).await?,

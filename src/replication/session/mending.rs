@@ -1,8 +1,9 @@
 //! Looking at the source's tables again while the task runs, and loading anew what its log does not tell.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millrace_core::{Error, Kind, Result, TableName};
+use tokio::time::Instant;
 use tracing::info;
 
 use super::{LOOK_EVERY, Session};
@@ -22,6 +23,7 @@ impl Session {
             tokio::time::sleep(LOOK_EVERY).await;
         };
         tokio::select! {
+            biased;
             () = tokio::time::sleep(every), if !every.is_zero() => {}
             () = hinted => {}
         }

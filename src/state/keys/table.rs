@@ -104,6 +104,11 @@ pub struct LoadRecord {
 }
 
 impl LoadRecord {
+    /// Where the log begins that the segments follow, if any of them may be taken up again.
+    pub fn kept_since(&self) -> Option<Position> {
+        (!self.plan.segments.is_empty()).then_some(self.start)
+    }
+
     /// No segment of it is taken up again. It is not dropped, because its files must go first.
     pub fn forget_segments(&mut self) {
         self.plan.segments.clear();

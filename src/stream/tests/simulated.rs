@@ -10,6 +10,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use super::super::disk::{Disk, DiskFile};
@@ -50,6 +51,7 @@ struct Content {
     durable_names: BTreeMap<PathBuf, usize>,
     unsynced_names: Vec<NameChange>,
     now_us: i64,
+    lived: Duration,
     /// Calls until the fault.
     fault: Option<(u32, Fault)>,
     /// Faults that happened.
@@ -126,6 +128,16 @@ impl SimulatedDisk {
         self.lock().is_dead
     }
 
+    /// The process dies now: no call has an effect from here on.
+    pub fn die(&self) {
+        self.lock().is_dead = true;
+    }
+
+    /// The next calls meet no fault.
+    pub fn disarm(&self) {
+        self.lock().fault = None;
+    }
+
     /// The process is gone; what it wrote is still in the page cache. Nothing is armed any more.
     pub fn kill(&self) {
         let mut content = self.lock();
@@ -153,8 +165,14 @@ impl SimulatedDisk {
 
     /// The clock jumps.
     pub fn move_clock(&self, us: i64) {
+        self.lock().now_us += us;
+    }
+
+    /// Time passes.
+    pub fn pass(&self, time: Duration) {
         let mut content = self.lock();
-        content.now_us += us;
+        content.now_us += time.as_micros() as i64;
+        content.lived += time;
     }
 
     /// Flips a bit of a file, durably.
@@ -370,6 +388,10 @@ impl Disk for SimulatedDisk {
         let mut content = self.lock();
         content.now_us += 1;
         content.now_us
+    }
+
+    fn lived(&self) -> Duration {
+        self.lock().lived
     }
 }
 

@@ -222,7 +222,7 @@ impl Simulation {
     }
 
     fn step(&mut self, step: Step) -> TestCaseResult {
-        self.disk.move_clock(1000);
+        self.disk.pass(Duration::from_millis(1));
         match step {
             Step::Append(parts, seed) => self.append(parts, seed)?,
             Step::Idle => {
@@ -234,7 +234,7 @@ impl Simulation {
             Step::Read(entries) => self.read_on(entries)?,
             Step::Deliver(to) => self.deliver(to),
             Step::Retain(is_late, fault) => {
-                self.disk.move_clock(if is_late { 2 * HOUR_US } else { 0 });
+                self.disk.pass(Duration::from_secs(if is_late { 7200 } else { 0 }));
                 if let Some((calls, fault)) = fault {
                     self.disk.arm(calls, fault);
                 }
@@ -506,7 +506,7 @@ impl Simulation {
         let arrivals = self.disk.quietly(|| self.process.entries(before.oldest).0);
         let retained = stream.retain();
         prop_assert!(retained.is_ok() || self.disk.faults() > faults, "failed without a reason: {:?}", retained);
-        let now_us = stream.shared.now_us();
+        let now_us = stream.shared.passed_us();
         let oldest = stream.usage().oldest;
         let is_full = before.bytes > self.options.disk_bytes_max / 4 * 3;
         for entry in arrivals {

@@ -89,6 +89,11 @@ impl Captured {
         self.builder.is_full()
     }
 
+    /// Takes back what was read of a row that cannot be read.
+    pub fn abort_row(&mut self) {
+        self.builder.abort_row();
+    }
+
     /// Moves what is pending to `items`.
     pub fn close(&mut self, items: &mut Vec<Change>) {
         items.extend(self.builder.take().map(Change::Rows));
@@ -165,10 +170,17 @@ impl Captured {
         let mut rows = event.rows;
         let bytes = rows.len();
         let (mut first, mut second) = (vec![], vec![]);
+        if rows.is_empty() {
+            return Err(malformed(Malformed("the log has no column of its rows")));
+        }
         while !rows.is_empty() {
+            let left = rows.len();
             image(&mut rows, event.first, &mapping.stored, &mut first).map_err(malformed)?;
             if event.kind == RowsKind::Update {
                 image(&mut rows, event.second, &mapping.stored, &mut second).map_err(malformed)?;
+            }
+            if rows.len() == left {
+                return Err(malformed(Malformed("a row has no columns")));
             }
             self.row(transaction, mapping, event.kind, &first, &second)?;
         }
@@ -222,9 +234,11 @@ impl Captured {
         for (index, column) in mapping.columns.iter().enumerate() {
             match slot(index) {
                 Slot::Null => self.builder.column(index).push_null(),
-                // Of a row that went, what the log does not have is null.
-                Slot::Absent if op == Op::Delete => self.builder.column(index).push_null(),
-                Slot::Absent if self.table.is_keyed() && !self.table.key.contains(&index) => self.builder.absent(index),
+                // Of a row that went, what the log does not have is null; but its key tells which one it was.
+                Slot::Absent if self.table.is_keyed() && !self.table.key.contains(&index) => match op {
+                    Op::Delete => self.builder.column(index).push_null(),
+                    _ => self.builder.absent(index),
+                },
                 Slot::Absent => {
                     let doing = format!("reading rows of {} in the log", self.table.name);
                     return Err(Error::new(Kind::SourceSetup, doing)
@@ -298,6 +312,72 @@ impl Captured {
             column: self.table.columns[column].name.clone(),
             reason,
             row,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_core::{Capture, Column, ColumnType, TableName};
+
+    use super::*;
+    use crate::{
+        types::{SqlType, image::number},
+        wire::Reader,
+    };
+
+    /// A table of two numbers, of which the first is its key if it has one.
+    fn captured(key: &[usize]) -> (Captured, Mapping) {
+        let column = |id: i32, name: &str| Column {
+            id,
+            name: name.into(),
+            ty: ColumnType::Int16,
+            source_type: "tinyint(4)".into(),
+            nullable: true,
+            older_rows: None,
+        };
+        let table = Table {
+            source_id: 1,
+            name: TableName::new("shop", "t"),
+            version: 1,
+            columns: vec![column(1, "id"), column(2, "a")],
+            key: key.to_vec(),
+            capture: Capture::All,
+            storage_id: 0,
+            definition_id: 0,
+            columns_ever: 2,
+            estimated_rows: 0,
+            estimated_bytes: 0,
+            parts: None,
+        };
+        let stored = Stored { number: number::TINY, meta: 0 };
+        let ty = SqlType::Int { bytes: 1, unsigned: false };
+        let columns = vec![ImageColumn { stored, ty, charset: None }; 2];
+        let mapping = Mapping { stored: vec![stored; 2], places: vec![0, 1], columns };
+        (Captured::new(Arc::new(table), false, &ValueRules::default(), 1 << 20), mapping)
+    }
+
+    #[test]
+    fn rows_of_which_too_little_is_there_are_an_error() {
+        let (id, a, none) = (&[1][..], &[2][..], &[0][..]);
+        for (key, kind, first, second, bytes, is_read) in [
+            (&[0][..], RowsKind::Delete, id, none, &[0, 7][..], true),
+            (&[0], RowsKind::Delete, a, none, &[0, 7], false),
+            (&[], RowsKind::Delete, id, none, &[0, 7], false),
+            (&[], RowsKind::Write, id, none, &[0, 7], false),
+            (&[0], RowsKind::Update, id, a, &[0, 7, 0, 8], true),
+            (&[0], RowsKind::Write, none, none, &[], false),
+            (&[0], RowsKind::Delete, none, none, &[1], false),
+            (&[], RowsKind::Update, none, none, &[1], false),
+        ] {
+            let (mut captured, mapping) = captured(key);
+            let event = RowsEvent { kind, width: 2, first, second, rows: Reader::new(bytes) };
+            let taken = captured.take(&mut Transaction::default(), &mapping, event);
+            assert_eq!(taken.is_ok(), is_read, "{key:?} {kind:?} {first:?} {bytes:?}");
+            captured.abort_row();
+            let mut items = vec![];
+            captured.close(&mut items);
+            assert_eq!(items.len(), usize::from(is_read));
         }
     }
 }

@@ -69,8 +69,10 @@ pub fn mariadb_gtid(body: &[u8]) -> Result<(bool, bool), Malformed> {
 pub struct Query<'a> {
     /// The database that the session was in.
     pub schema: &'a [u8],
-    /// The statement.
+    /// The statement, in the client's character set.
     pub sql: &'a [u8],
+    /// What of the session it depends on.
+    pub status: &'a [u8],
     /// The number of an error that it ended with at the source, after having done a part.
     pub error: u16,
 }
@@ -83,10 +85,10 @@ impl<'a> Query<'a> {
         let schema_length = usize::from(reader.u8()?);
         let error = reader.u16()?;
         let variables = usize::from(reader.u16()?);
-        reader.bytes(variables)?;
+        let status = reader.bytes(variables)?;
         let schema = reader.bytes(schema_length)?;
         reader.bytes(1)?;
-        Ok(Self { schema, sql: reader.rest(), error })
+        Ok(Self { schema, sql: reader.rest(), status, error })
     }
 }
 

@@ -3,13 +3,14 @@
 //! A transaction's events stand together, from its GTID event to its end, so nothing is kept for one that has not
 //! committed: the server writes it when it commits. Values are decoded from the receive buffer straight into batches.
 //!
-//! - [`events`]: the events; [`ddl`]: what statements do; [`captured`]: a table's rows
+//! - [`events`]: the events; [`statement_text`], [`ddl`]: what statements do; [`captured`]: a table's rows
 //! - [`reader`]: which event belongs to what, and where it stands
 
 mod captured;
 pub mod ddl;
 pub mod events;
 mod reader;
+mod statement_text;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,7 +21,6 @@ use std::{
 use async_trait::async_trait;
 use millrace_core::{
     Changes, Durable, Error, Kind, Position, Result, Table, TableName, ValueRules,
-    error::Context,
     source::{Budget, Identity, Log},
 };
 
@@ -32,22 +32,66 @@ use crate::{
     wire::{Connection, code},
 };
 
+/// What is known of a table's load.
+#[derive(Debug, Clone, Copy, Default)]
+struct Loading {
+    /// What the log shows of the table before that does not concern its load.
+    from: Option<Position>,
+    /// Where the last change stands that was passed over, because the load had not begun.
+    passed_over: Position,
+}
+
 /// What loads and the log must know of each other.
 #[derive(Debug, Default)]
 pub struct LoadPositions {
-    loads: Mutex<HashMap<TableName, Position>>,
+    loads: Mutex<HashMap<TableName, Loading>>,
     read: Mutex<Position>,
     handed_out: Mutex<Position>,
+    /// Transactions without an end.
+    taken_back: Mutex<BTreeSet<Position>>,
 }
 
 impl LoadPositions {
-    /// A load of the table begins: what the log shows of it before that need not have its shape.
+    /// The table's load has everything before that: what the log shows of it before need not have its shape.
     pub fn note(&self, table: &TableName, position: Position) {
-        self.loads.lock().unwrap_or_else(PoisonError::into_inner).insert(table.clone(), position);
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.entry(table.clone()).or_default().from = Some(position);
     }
 
-    fn get(&self, table: &TableName) -> Option<Position> {
-        self.loads.lock().unwrap_or_else(PoisonError::into_inner).get(table).copied()
+    /// A load of the table begins, in a snapshot that was taken some time ago: hours, where it waited for its turn. Gives
+    /// false if the table changed behind it.
+    pub fn begin(&self, table: &TableName, position: Position) -> bool {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let loading = loads.entry(table.clone()).or_default();
+        if loading.passed_over >= position {
+            return false;
+        }
+        loading.from = Some(position);
+        true
+    }
+
+    /// Whether a change of the table at this commit does not concern its load, which has not begun if it is `adopting` and
+    /// nothing is known of it. Such a change is remembered.
+    fn passes_over(&self, table: &TableName, commit: u128, adopting: bool) -> bool {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let loading = loads.entry(table.clone()).or_default();
+        match loading.from {
+            Some(from) => from.covers(commit),
+            None if adopting => {
+                loading.passed_over = loading.passed_over.max(Position(commit));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The transaction that begins there has no end.
+    fn note_taken_back(&self, begin: Position) {
+        self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).insert(begin);
+    }
+
+    fn is_taken_back(&self, begin: Position) -> bool {
+        self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).contains(&begin)
     }
 
     /// The log takes a table up, and has read so far without it: its load must have everything before that. A transaction is
@@ -156,11 +200,16 @@ impl MysqlLog {
         let has_checksum = checksums.first().and_then(|row| row.first()?.as_deref()) == Some("CRC32");
         server::prepare_dump(&mut session).await?;
         let place = Place::of(from);
-        let offset = u32::try_from(place.offset)
-            .context(Kind::SourceSetup, || format!("opening the binary log beyond 4 GiB of file {file}"))?;
+        let offset = u32::try_from(place.offset).map_err(|_| {
+            Error::new(Kind::LogLost, format!("opening the binary log beyond 4 GiB of file {file}"))
+                .with("a server can be asked for the first 4 GiB of a file only, and this one has a larger transaction")
+                .fix("keep transactions smaller; then: millrace reload TASK")
+        })?;
+        let cases = session.query("SELECT @@global.lower_case_table_names").await?;
         session.dump(options.server_id, &file, offset).await?;
         tracing::info!(file, offset, "the log is open");
-        let reader = Reader::new(tables, place, session.is_mariadb(), has_checksum, options);
+        let mut reader = Reader::new(tables, place, session.is_mariadb(), has_checksum, options);
+        reader.set_ignores_case(cases.first().and_then(|row| row.first()?.as_deref()) != Some("0"));
         Ok(Self { config: config.clone(), session, reader, charsets, identity, heard: tokio::time::Instant::now() })
     }
 
@@ -178,7 +227,7 @@ impl MysqlLog {
     /// Takes everything that has been received, until there is enough.
     async fn take(&mut self, budget: &Budget) -> Result<bool> {
         loop {
-            if let Some(table) = self.reader.unresolved().cloned() {
+            while let Some(table) = self.reader.unresolved().cloned() {
                 self.look_at(&table).await?;
                 self.reader.resolve(&self.charsets)?;
             }
@@ -254,7 +303,10 @@ impl Log for MysqlLog {
         Ok(())
     }
 
-    fn add_table(&mut self, table: Arc<Table>) {
+    fn add_table(&mut self, table: Arc<Table>, since: Option<Position>) {
+        if let Some(since) = since {
+            self.reader.loads().note(&table.name, since);
+        }
         self.reader.add_table(table, true);
     }
 

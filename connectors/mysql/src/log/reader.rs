@@ -1,14 +1,18 @@
 //! Which event belongs to what: files, transactions, tables; and the changes that are to be handed out.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use millrace_core::{Change, Changes, Ddl, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
 
 use super::{
-    LogOptions,
+    LoadPositions, LogOptions,
     captured::{Captured, Mapping, Transaction},
     ddl::{self, Effect},
     events::{self, Query, RowsEvent, TableMap, kind},
+    statement_text,
 };
 use crate::{
     server::Place,
@@ -36,24 +40,30 @@ pub enum Taken {
 pub struct Reader {
     options: LogOptions,
     mariadb: bool,
+    /// Statements may write names in any case (`lower_case_table_names`).
+    ignores_case: bool,
     /// Of the file that is being read.
     has_checksum: bool,
     /// Where the next event begins.
     place: Place,
     /// A new file was named, and its head has not come.
     between_files: bool,
+    /// Where the log was opened.
+    opened: Position,
     /// Where the last transaction ended. A snapshot's place stays behind where files follow each other without any.
     committed: Position,
+    /// What is being read has no end: the server took it back.
+    taken_back: bool,
     transaction: Option<Transaction>,
     /// The transaction ends with its only statement.
     standalone: bool,
     tables: HashMap<TableName, Captured>,
-    /// By the log's number, for the statement that is being read.
-    mapped: HashMap<u64, (TableName, Arc<Mapping>)>,
+    /// By the log's number, for the statement that is being read; nothing where its rows are of before the table's load.
+    mapped: HashMap<u64, (TableName, Option<Arc<Mapping>>)>,
     /// The captured tables' TABLE_MAP_EVENTs of the transaction that is being read, by number.
     maps: HashMap<u64, (TableName, Arc<[u8]>)>,
-    /// A TABLE_MAP_EVENT whose table the catalog is to be asked about.
-    unresolved: Option<(TableName, u64, Arc<[u8]>)>,
+    /// TABLE_MAP_EVENTs whose tables the catalog is to be asked about.
+    unresolved: VecDeque<(TableName, u64, Arc<[u8]>)>,
     items: Vec<Change>,
     rows: usize,
     bytes: usize,
@@ -72,21 +82,34 @@ impl Reader {
             tables: tables.iter().map(captured).collect(),
             options,
             mariadb,
+            ignores_case: false,
             has_checksum,
             place,
             between_files: false,
+            opened: place.position(),
             committed: Position::default(),
+            taken_back: false,
             transaction: None,
             standalone: false,
             mapped: HashMap::new(),
             maps: HashMap::new(),
-            unresolved: None,
+            unresolved: VecDeque::new(),
             items: vec![],
             rows: 0,
             bytes: 0,
             newest_commit_us: None,
             look_again: false,
         }
+    }
+
+    /// Whether statements may write the names of tables in any case.
+    pub fn set_ignores_case(&mut self, ignores_case: bool) {
+        self.ignores_case = ignores_case;
+    }
+
+    /// What loads say of themselves.
+    pub fn loads(&self) -> &LoadPositions {
+        &self.options.loads
     }
 
     /// The shapes of all tables.
@@ -100,17 +123,16 @@ impl Reader {
             captured.close(&mut self.items);
         }
         if adopting {
-            let read = if self.transaction.is_some() { self.place.position() } else { self.committed };
+            let read = if self.transaction.is_some() { self.place.position() } else { self.committed.max(self.opened) };
             self.options.loads.note_read(read);
         }
         let captured = Captured::new(table.clone(), adopting, &self.options.values, self.options.value_bytes_max);
         self.tables.insert(table.name.clone(), captured);
         self.mapped.retain(|_, (name, _)| *name != table.name);
-        // Its rows may follow an event that came before this.
-        let map = self.maps.iter().find(|(_, (name, _))| *name == table.name);
-        if let Some((id, (name, bytes))) = map {
-            self.unresolved = Some((name.clone(), *id, bytes.clone()));
-        }
+        // Its rows may follow events that came before this.
+        self.unresolved.retain(|(name, ..)| *name != table.name);
+        let maps = self.maps.iter().filter(|(_, (name, _))| *name == table.name);
+        self.unresolved.extend(maps.map(|(id, (name, bytes))| (name.clone(), *id, bytes.clone())));
     }
 
     /// Leaves a table out from here on.
@@ -121,7 +143,7 @@ impl Reader {
 
     /// The table that the catalog is to be asked about.
     pub fn unresolved(&self) -> Option<&TableName> {
-        self.unresolved.as_ref().map(|(name, ..)| name)
+        self.unresolved.front().map(|(name, ..)| name)
     }
 
     /// What the catalog said.
@@ -147,7 +169,7 @@ impl Reader {
         self.tables.values_mut().for_each(|captured| captured.close(&mut self.items));
         (self.rows, self.bytes) = (0, 0);
         self.options.loads.note_handed_out(self.committed);
-        let whole = self.transaction.is_none() && self.unresolved.is_none() && !self.between_files;
+        let whole = self.transaction.is_none() && self.unresolved.is_empty() && !self.between_files;
         Changes {
             items: std::mem::take(&mut self.items),
             upto: whole.then(|| self.place.position()),
@@ -168,26 +190,29 @@ impl Reader {
         if !made_up && header.kind != kind::HEARTBEAT && header.kind != kind::HEARTBEAT_V2 {
             self.advance(header.next)?;
         }
+        if self.taken_back && is_inside_transaction(header.kind) {
+            return Ok(Taken::Done);
+        }
         let taken = match header.kind {
             kind::FORMAT_DESCRIPTION => self.file_begins(&header, body).map(|()| Taken::Done),
             kind::ROTATE => self.file_ends(body).map(|()| Taken::Done),
             kind::TABLE_MAP => self.table_map(body, charsets),
-            kind::QUERY => self.query(&header, start, body).map(|()| Taken::Done),
+            kind::QUERY => self.query(&header, start, body, charsets).map(|()| Taken::Done),
             kind::XID => self.end_transaction(&header).map(|()| Taken::Done),
             kind::MARIADB_GTID if self.mariadb => {
                 let (standalone, two_phases) = events::mariadb_gtid(body).map_err(malformed)?;
                 if two_phases {
                     return Err(refused("it has a transaction of two phases (XA)"));
                 }
-                self.begin(&header, start);
-                self.standalone = standalone;
-                Ok(Taken::Done)
+                self.begin(&header, start).map(|()| {
+                    self.standalone = standalone;
+                    Taken::Done
+                })
             }
-            kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED => {
-                self.begin(&header, start);
+            kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED => self.begin(&header, start).map(|()| {
                 self.standalone = true;
-                Ok(Taken::Done)
-            }
+                Taken::Done
+            }),
             number => match RowsEvent::kind_of(number) {
                 Some(kind) => self.rows_event(kind, body).map(|()| Taken::Done),
                 None => self.other(&header).map(|()| Taken::Done),
@@ -233,6 +258,7 @@ impl Reader {
     fn file_begins(&mut self, header: &EventHeader, body: &[u8]) -> Result<()> {
         self.has_checksum = events::has_checksum(body);
         if self.between_files {
+            self.end_taken_back()?;
             self.place.begun = header.timestamp;
             self.between_files = false;
         } else if self.place.begun != header.timestamp {
@@ -256,11 +282,27 @@ impl Reader {
         Ok(())
     }
 
-    fn begin(&mut self, header: &EventHeader, start: Place) {
+    fn begin(&mut self, header: &EventHeader, start: Place) -> Result<()> {
+        self.end_taken_back()?;
         let time_us = i64::from(header.timestamp) * 1_000_000;
         self.transaction = Some(Transaction { commit: start.position().0, time_us, ordinal: 0 });
+        self.taken_back = self.options.loads.is_taken_back(start.position());
         self.mapped.clear();
         self.maps.clear();
+        Ok(())
+    }
+
+    /// A transaction whose end is not in the log when the next one begins was cut off by a crash, and the server took it
+    /// back. Parts of it may be handed out, which nothing marks: the log is opened anew, and then it is passed over.
+    fn end_taken_back(&mut self) -> Result<()> {
+        let Some(transaction) = self.transaction.take() else { return Ok(()) };
+        if std::mem::take(&mut self.taken_back) {
+            return Ok(());
+        }
+        self.options.loads.note_taken_back(Position(transaction.commit));
+        Err(Error::new(Kind::Connection, "reading the binary log").with(
+            "a transaction has no end, so the server took it back when it was started again; it is read once more without it",
+        ))
     }
 
     fn end_transaction(&mut self, header: &EventHeader) -> Result<()> {
@@ -273,15 +315,15 @@ impl Reader {
         Ok(())
     }
 
-    fn query(&mut self, header: &EventHeader, start: Place, body: &[u8]) -> Result<()> {
+    fn query(&mut self, header: &EventHeader, start: Place, body: &[u8], charsets: &Charsets) -> Result<()> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a statement in the log").with(error);
         let query = Query::parse(body).map_err(malformed)?;
-        let sql = String::from_utf8_lossy(query.sql);
+        let sql = statement_text::read(&query, charsets);
         let word: String = sql.trim_start().chars().take_while(|c| c.is_ascii_alphabetic()).collect();
         match word.to_ascii_uppercase().as_str() {
             "BEGIN" => {
                 if self.transaction.is_none() {
-                    self.begin(header, start);
+                    self.begin(header, start)?;
                 }
                 self.standalone = false;
                 return Ok(());
@@ -293,7 +335,7 @@ impl Reader {
             _ => {}
         }
         if self.transaction.is_none() {
-            self.begin(header, start);
+            self.begin(header, start)?;
             self.standalone = true;
         }
         let effects = ddl::effects(&sql, &String::from_utf8_lossy(query.schema));
@@ -305,22 +347,35 @@ impl Reader {
 
     fn apply(&mut self, effect: Effect) -> Result<()> {
         match effect {
-            Effect::Truncated(name) if self.tables.contains_key(&name) => {
-                let order = self.next_order()?;
-                self.close(&name);
-                self.items.push(Change::Truncate { tables: vec![name], order });
+            Effect::Truncated(name) if is_read(&name) => {
+                let tables = self.concerned(&name);
+                if !tables.is_empty() {
+                    let order = self.next_order()?;
+                    tables.iter().for_each(|name| self.close(name));
+                    self.items.push(Change::Truncate { tables, order });
+                }
                 Ok(())
             }
-            Effect::Altered(name) => self.unsupported(&name, "its columns or values were altered".into()),
+            Effect::Truncated(name) => self.all_unsupported(&name, "a table whose name was not read was truncated"),
+            Effect::Altered(name) => self.all_unsupported(&name, "its columns or values were altered"),
             Effect::Replaced(name) => {
-                self.look_again |= !self.tables.contains_key(&name);
-                self.unsupported(&name, "it was dropped, renamed or made anew at the source".into())
+                self.look_again |= self.concerned(&name).is_empty();
+                self.all_unsupported(&name, "it was dropped, renamed or made anew at the source")
+            }
+            Effect::Made(name) => {
+                self.look_again |= self.concerned(&name).is_empty();
+                Ok(())
             }
             Effect::Dropped(schema) => {
-                let names: Vec<TableName> = self.tables.keys().filter(|name| name.schema == schema).cloned().collect();
+                let names: Vec<TableName> =
+                    self.tables.keys().filter(|name| self.may_be(&schema, &name.schema)).cloned().collect();
                 names.iter().try_for_each(|name| self.unsupported(name, "its database was dropped at the source".into()))
             }
-            Effect::Truncated(_) => Ok(()),
+            Effect::Unknown => {
+                let names: Vec<TableName> = self.tables.keys().cloned().collect();
+                let what = "the log has a statement of which it is not known what it does";
+                names.iter().try_for_each(|name| self.unsupported(name, what.into()))
+            }
             Effect::Rows => Err(Error::new(Kind::LogLost, "reading the binary log")
                 .with("it has a change as a statement instead of its rows")
                 .fix(
@@ -328,6 +383,23 @@ impl Reader {
                 )),
             Effect::PartTakenBack => Err(refused("a part of a transaction was taken back that the log has all the same")),
         }
+    }
+
+    /// The captured tables that a statement may mean by this name.
+    fn concerned(&self, name: &TableName) -> Vec<TableName> {
+        let meant = |own: &&TableName| self.may_be(&name.schema, &own.schema) && self.may_be(&name.name, &own.name);
+        self.tables.keys().filter(meant).cloned().collect()
+    }
+
+    /// Whether a statement means our name by what it says.
+    fn may_be(&self, said: &str, own: &str) -> bool {
+        (said.contains(ddl::UNREAD) && !own.is_ascii())
+            || said == own
+            || (self.ignores_case && said.to_lowercase() == own.to_lowercase())
+    }
+
+    fn all_unsupported(&mut self, name: &TableName, what: &str) -> Result<()> {
+        self.concerned(name).iter().try_for_each(|name| self.unsupported(name, what.into()))
     }
 
     fn next_order(&mut self) -> Result<Order> {
@@ -347,11 +419,9 @@ impl Reader {
     /// under way does not concern it.
     fn unsupported(&mut self, name: &TableName, what: String) -> Result<()> {
         let order = self.next_order()?;
-        let loaded_from = self.options.loads.get(name);
         let Some(captured) = self.tables.get_mut(name) else { return Ok(()) };
         captured.forget();
-        let before_load = loaded_from.is_some_and(|position| position.covers(order.commit));
-        if captured.suspended || before_load || (captured.adopting && loaded_from.is_none()) {
+        if captured.suspended || self.options.loads.passes_over(name, order.commit, captured.adopting) {
             return Ok(());
         }
         captured.suspended = true;
@@ -373,13 +443,13 @@ impl Reader {
         let Some(captured) = self.tables.get_mut(&name) else { return Ok(Taken::Done) };
         if let Some((bytes, mapping)) = captured.known(rest) {
             self.maps.insert(id, (name.clone(), bytes));
-            self.mapped.insert(id, (name, mapping));
+            self.mapped.insert(id, (name, Some(mapping)));
             return Ok(Taken::Done);
         }
         let bytes: Arc<[u8]> = rest.into();
         self.maps.insert(id, (name.clone(), bytes.clone()));
-        self.unresolved = Some((name, id, bytes));
         let has_catalog = captured.generated.is_some();
+        self.unresolved.push_back((name, id, bytes));
         if has_catalog || self.try_map(charsets)? {
             self.resolve(charsets)?;
             return Ok(Taken::Done);
@@ -389,46 +459,62 @@ impl Reader {
 
     /// Whether the table's shape is as we know it, so that the catalog need not be asked.
     fn try_map(&mut self, charsets: &Charsets) -> Result<bool> {
-        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
-        let Some((name, _, bytes)) = &self.unresolved else { return Ok(true) };
-        let map = TableMap::parse(bytes).map_err(malformed)?;
+        let Some((name, _, bytes)) = self.unresolved.front() else { return Ok(true) };
+        // What is wrong with it, the catalog does not know either.
+        let Ok(map) = TableMap::parse(bytes) else { return Ok(true) };
         let Some(captured) = self.tables.get_mut(name) else { return Ok(true) };
         Ok(captured.map(bytes, &map, charsets).is_ok())
     }
 
-    /// Goes on with the table that the catalog was asked about.
+    /// Goes on with the first table that the catalog was asked about.
     pub fn resolve(&mut self, charsets: &Charsets) -> Result<()> {
-        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a table's shape in the log").with(error);
-        let Some((name, id, bytes)) = self.unresolved.take() else { return Ok(()) };
-        let map = TableMap::parse(&bytes).map_err(malformed)?;
+        let Some((name, id, bytes)) = self.unresolved.pop_front() else { return Ok(()) };
         let Some(captured) = self.tables.get_mut(&name) else { return Ok(()) };
-        match captured.map(&bytes, &map, charsets) {
+        let map = TableMap::parse(&bytes).map_err(|malformed| malformed.to_string());
+        match map.and_then(|map| captured.map(&bytes, &map, charsets)) {
             Ok(mapping) => {
-                self.mapped.insert(id, (name, mapping));
+                self.mapped.insert(id, (name, Some(mapping)));
                 Ok(())
             }
-            Err(what) => self.unsupported(&name, what),
+            Err(what) => {
+                self.mapped.insert(id, (name.clone(), None));
+                self.unsupported(&name, what)
+            }
         }
     }
 
     fn rows_event(&mut self, rows: (events::RowsKind, u8), body: &[u8]) -> Result<()> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading rows in the log").with(error);
         let (id, _, rest) = events::table_id(body).map_err(malformed)?;
-        let Some((name, mapping)) = self.mapped.get(&id) else { return Ok(()) };
-        let (Some(captured), Some(transaction)) = (self.tables.get_mut(name), &mut self.transaction) else {
-            return Ok(());
+        let Some((name, _)) = self.maps.get(&id) else { return Ok(()) };
+        let Some(captured) = self.tables.get_mut(name).filter(|captured| !captured.suspended) else { return Ok(()) };
+        let Some(transaction) = &mut self.transaction else {
+            return Err(refused("rows stand outside of a transaction"));
         };
-        if captured.suspended {
-            return Ok(());
-        }
-        let event = RowsEvent::parse(rows, rest).map_err(malformed)?;
+        let Some((_, mapping)) = self.mapped.get(&id) else {
+            let doing = format!("reading rows of {name} in the log");
+            return Err(Error::new(Kind::Internal, doing).with("nobody looked at the table's shape"));
+        };
+        let Some(mapping) = mapping else { return Ok(()) };
         let before = transaction.ordinal;
-        self.bytes += captured.take(transaction, mapping, event)?;
+        let event = RowsEvent::parse(rows, rest).map_err(malformed);
+        let taken = event.and_then(|event| captured.take(transaction, mapping, event));
         self.rows += (transaction.ordinal - before) as usize;
         if captured.is_full() {
             captured.close(&mut self.items);
         }
-        Ok(())
+        match taken {
+            Ok(bytes) => {
+                self.bytes += bytes;
+                Ok(())
+            }
+            // What stands in the log stays there: only a load gets past it, and the other tables need not wait for that.
+            Err(error) => {
+                captured.abort_row();
+                let name = name.clone();
+                self.unsupported(&name, error.to_string())
+            }
+        }
     }
 
     /// Events that concern nobody here, and those that must not be passed over.
@@ -459,6 +545,15 @@ impl Reader {
             kind => Err(refused(&format!("it has an event of a kind that is not known ({kind})"))),
         }
     }
+}
+
+/// Whether an event of this kind belongs to the transaction that is being read.
+fn is_inside_transaction(number: u8) -> bool {
+    matches!(number, kind::QUERY | kind::XID | kind::TABLE_MAP) || RowsEvent::kind_of(number).is_some()
+}
+
+fn is_read(name: &TableName) -> bool {
+    !name.schema.contains(ddl::UNREAD) && !name.name.contains(ddl::UNREAD)
 }
 
 /// Something stands in the log that is not read: what it changed is unknown, so everything is to be loaded anew.

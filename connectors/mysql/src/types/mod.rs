@@ -150,29 +150,31 @@ impl SqlType {
     }
 }
 
-/// The labels between the parentheses of ENUM or SET; a quote within one is doubled.
+/// The labels between the parentheses of ENUM or SET. The catalog doubles a quote within one, and writes a backslash before
+/// itself and before the letters that stand for a line's end, a carriage return, and zero.
 fn labels(arguments: &str) -> Option<Vec<String>> {
     let mut labels = vec![];
-    let mut rest = arguments;
+    let mut rest = arguments.chars().peekable();
     loop {
         let mut label = String::new();
-        rest = rest.strip_prefix('\'')?;
+        (rest.next()? == '\'').then_some(())?;
         loop {
-            let end = rest.find('\'')?;
-            label.push_str(&rest[..end]);
-            rest = &rest[end + 1..];
-            match rest.strip_prefix('\'') {
-                Some(behind) => {
-                    label.push('\'');
-                    rest = behind;
-                }
-                None => break,
+            match rest.next()? {
+                '\\' => label.push(match rest.next()? {
+                    'n' => '\n',
+                    'r' => '\r',
+                    '0' => '\0',
+                    itself => itself,
+                }),
+                '\'' if rest.next_if_eq(&'\'').is_none() => break,
+                plain => label.push(plain),
             }
         }
         labels.push(label);
-        match rest.strip_prefix(',') {
-            Some(behind) => rest = behind,
-            None => return rest.is_empty().then_some(labels),
+        match rest.next() {
+            None => return Some(labels),
+            Some(',') => {}
+            Some(_) => return None,
         }
     }
 }
@@ -237,6 +239,7 @@ mod tests {
             ("set('x','y') character set utf8mb4", Some(SqlType::Set(vec!["x".into(), "y".into()].into()))),
             ("enum('it''s','a,b',')')", Some(SqlType::Enum(vec!["it's".into(), "a,b".into(), ")".into()].into()))),
             ("point", Some(SqlType::Opaque)),
+            (r"enum('a\\b\n','''')", Some(SqlType::Enum(vec!["a\\b\n".into(), "'".into()].into()))),
             ("varchar(20)", None),
             ("something", None),
             ("enum('a", None),

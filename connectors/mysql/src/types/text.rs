@@ -36,8 +36,16 @@ pub fn decode<'a>(ty: &SqlType, bytes: &'a [u8]) -> Result<Value<'a>, &'static s
             None => Value::Text(text),
         },
         SqlType::Time(digits) => Value::Time(time(text).ok_or(none)?, *digits),
+        SqlType::Decimal { .. } => Value::Text(without_zeros(text)),
         _ => Value::Text(text),
     })
+}
+
+/// Without the zeros in front that ZEROFILL prints; one stays before the point.
+fn without_zeros(text: &str) -> &str {
+    let zeros = text.find(|c| c != '0').unwrap_or(text.len());
+    let rest = &text[zeros..];
+    if zeros > 0 && !rest.starts_with(|c: char| c.is_ascii_digit()) { &text[zeros - 1..] } else { rest }
 }
 
 fn date(text: &str) -> Option<i32> {
@@ -64,16 +72,26 @@ fn time(text: &str) -> Option<i64> {
     Some(if negative { -value } else { value })
 }
 
-/// An address as MariaDB prints it (manual, INET6).
+/// An address as MariaDB prints it (manual, INET6): the first longest gap of zeros is left out, even if it is a single one,
+/// and the last four bytes are in dots behind a gap of six, and behind one of five and `ffff`.
 pub fn inet6(bytes: [u8; 16]) -> String {
-    let address = Ipv6Addr::from(bytes);
-    // The server writes what it takes for an IPv4 address in dots: also one without `ffff` before it.
-    let segments = address.segments();
-    if segments[..6].iter().all(|&segment| segment == 0) && segments[6] != 0 {
-        let [.., a, b, c, d] = bytes;
-        return format!("::{}", Ipv4Addr::new(a, b, c, d));
+    let groups = Ipv6Addr::from(bytes).segments();
+    let (mut gap, mut start) = (0..0, 0);
+    for (index, &group) in groups.iter().enumerate() {
+        if group != 0 {
+            start = index + 1;
+        } else if index + 1 - start > gap.len() {
+            gap = start..index + 1;
+        }
     }
-    address.to_string()
+    let joined = |groups: &[u16]| groups.iter().map(|group| format!("{group:x}")).collect::<Vec<_>>().join(":");
+    let [.., a, b, c, d] = bytes;
+    match (gap == (0..6), gap == (0..5) && groups[5] == 0xffff) {
+        (true, _) => format!("::{}", Ipv4Addr::new(a, b, c, d)),
+        (_, true) => format!("::ffff:{}", Ipv4Addr::new(a, b, c, d)),
+        _ if gap.is_empty() => joined(&groups),
+        _ => format!("{}::{}", joined(&groups[..gap.start]), joined(&groups[gap.end..])),
+    }
 }
 
 #[cfg(test)]
@@ -90,6 +108,10 @@ mod tests {
             ("bigint(20) unsigned", "18446744073709551615", "Ok(UInt(18446744073709551615))"),
             ("decimal(5,2)", "-1.50", "Ok(Decimal(-150, 2))"),
             ("decimal(65,30)", "0.5", "Ok(Text(\"0.5\"))"),
+            ("decimal(60,2) unsigned zerofill", "00012.30", "Ok(Text(\"12.30\"))"),
+            ("decimal(60,2) unsigned zerofill", "000.00", "Ok(Text(\"0.00\"))"),
+            ("decimal(60,0) unsigned zerofill", "0000", "Ok(Text(\"0\"))"),
+            ("decimal(60,0)", "-10", "Ok(Text(\"-10\"))"),
             ("date", "1970-01-02", "Ok(Date(1))"),
             ("date", "2024-00-10", "Ok(Text(\"2024-00-10\"))"),
             ("datetime(3)", "1970-01-01 00:00:01.500", "Ok(Moment(1500000, 3))"),
@@ -102,5 +124,21 @@ mod tests {
             assert_eq!(read(declared, text), expected, "{declared} {text}");
         }
         assert!(decode(&SqlType::Text("utf8mb4".into()), b"\xff").is_err());
+    }
+
+    #[test]
+    fn addresses_are_printed_as_the_server_does() {
+        for (address, printed) in [
+            ("1:0:2:3:4:5:6:7", "1::2:3:4:5:6:7"),
+            ("1:0:0:2:0:0:0:3", "1:0:0:2::3"),
+            ("0:0:1::", "0:0:1::"),
+            ("::", "::"),
+            ("::5", "::5"),
+            ("::1:2", "::0.1.0.2"),
+            ("::ffff:0:0", "::ffff:0.0.0.0"),
+            ("1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7:8"),
+        ] {
+            assert_eq!(inet6(address.parse::<Ipv6Addr>().unwrap().octets()), printed);
+        }
     }
 }

@@ -10,6 +10,17 @@ use super::{connection::Connection, password_key};
 /// Asks for the server's key.
 const REQUEST_KEY: u8 = 2;
 
+/// Who can read what is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// Everybody on the way.
+    Public,
+    /// Nobody on the way, but whoever answers may be somebody else.
+    Encrypted,
+    /// The server alone: its certificate was verified, or it is on this machine.
+    Known,
+}
+
 /// A method of which the server names the plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Method {
@@ -38,7 +49,7 @@ pub fn first_proof(plugin: &str, password: &[u8], nonce: &[u8]) -> (&'static str
 }
 
 /// Answers the server until it is convinced.
-pub async fn log_in(connection: &mut Connection, password: &[u8], mut nonce: Vec<u8>, private: bool) -> Result<()> {
+pub async fn log_in(connection: &mut Connection, password: &[u8], mut nonce: Vec<u8>, peer: Peer) -> Result<()> {
     loop {
         let body = connection.packet().await?.to_vec();
         match body.split_first() {
@@ -52,16 +63,18 @@ pub async fn log_in(connection: &mut Connection, password: &[u8], mut nonce: Vec
                 let proof = match Method::of(&plugin) {
                     Some(Method::Native) => native_proof(password, &nonce),
                     Some(Method::CachingSha2) => sha256_proof(password, &nonce),
-                    Some(Method::Clear) if private => clear(password),
+                    Some(Method::Clear) if peer == Peer::Known => clear(password),
                     _ => return Err(unknown(&plugin)),
                 };
                 connection.send(&proof).await?;
             }
             // caching_sha2_password: 3 is a hit in the server's cache, an OK follows; 4 asks for the password itself.
             Some((1, [3])) => {}
-            Some((1, [4])) if private => connection.send(&clear(password)).await?,
+            Some((1, [4])) if peer != Peer::Public => connection.send(&clear(password)).await?,
             Some((1, [4])) => connection.send(&[REQUEST_KEY]).await?,
-            Some((1, pem)) if !private => connection.send(&password_key::encrypt(password, &nonce, pem)?).await?,
+            Some((1, pem)) if peer == Peer::Public => {
+                connection.send(&password_key::encrypt(password, &nonce, pem)?).await?
+            }
             _ => return Err(Error::new(Kind::Protocol, "logging in").with("the server's answer makes no sense")),
         }
     }
@@ -69,8 +82,8 @@ pub async fn log_in(connection: &mut Connection, password: &[u8], mut nonce: Vec
 
 fn unknown(plugin: &str) -> Error {
     Error::new(Kind::Authentication, "logging in")
-        .with(format!("the server wants the method {plugin:?}, which is not known or needs an encrypted connection"))
-        .fix("make the user with caching_sha2_password or mysql_native_password, or encrypt the connection")
+        .with(format!("the server wants the method {plugin:?}, which is not known or needs a verified connection"))
+        .fix("make the user with caching_sha2_password or mysql_native_password, or encrypt and verify: tls: { mode: verify-full }")
 }
 
 fn clear(password: &[u8]) -> Vec<u8> {
@@ -99,6 +112,8 @@ fn sha256_proof(password: &[u8], nonce: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[test]
@@ -116,5 +131,21 @@ mod tests {
         let once: Vec<u8> = proof.iter().zip(salted).map(|(a, b)| a ^ b).collect();
         assert_eq!(Sha256::digest(once), stored);
         assert_eq!(first_proof("something_else", b"", nonce), ("mysql_native_password", vec![]));
+    }
+
+    #[tokio::test]
+    async fn who_is_not_known_gets_no_password() {
+        for (peer, gets) in [(Peer::Public, false), (Peer::Encrypted, false), (Peer::Known, true)] {
+            let (near, mut server) = tokio::io::duplex(1 << 10);
+            let mut connection = Connection::over(near);
+            server.write_all(b"\x16\0\0\0\xfemysql_clear_password\0").await.unwrap();
+            server.write_all(b"\x02\0\0\x02\0\0").await.unwrap();
+            let logged_in = log_in(&mut connection, b"secret", vec![], peer).await;
+            assert_eq!(logged_in.map_err(|error| error.kind).err(), (!gets).then_some(Kind::Authentication));
+            drop(connection);
+            let mut sent = vec![];
+            server.read_to_end(&mut sent).await.unwrap();
+            assert_eq!(sent, if gets { &b"\x07\0\0\x01secret\0"[..] } else { b"" });
+        }
     }
 }

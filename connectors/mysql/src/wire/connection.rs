@@ -3,15 +3,17 @@
 use std::{fmt, time::Duration};
 
 use millrace_core::{Error, Kind, Result, TlsMode, error::Context, tls};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
 
 use super::{
-    authentication, binlog_dump,
+    authentication::{self, Peer},
+    binlog_dump,
     greeting::{self, Greeting},
-    inbox::Inbox,
+    inbox::{Inbox, PIECE},
     reader::{Malformed, Reader},
     server_error::ServerError,
 };
@@ -25,11 +27,17 @@ const PACKET_BYTES_MAX: u32 = 1 << 30;
 const EOF: u8 = 0xfe;
 const EOF_BYTES_MAX: usize = 9;
 
-/// Settings that make the server print values the same way always, whatever its configuration, and that keep long sessions
-/// alive: a load that waits for its turn may stand still for hours.
+/// Settings that make the server read statements and print values the same way always and whole, whatever its
+/// configuration, and that keep long sessions alive: a load that waits for its turn may stand still for hours.
 const PINNED: &str = "SET SESSION sql_mode = '', time_zone = '+00:00', lock_wait_timeout = 31536000, \
     wait_timeout = 31536000, net_read_timeout = 31536000, net_write_timeout = 31536000, \
-    character_set_results = 'utf8mb4', group_concat_max_len = 1048576";
+    character_set_results = 'utf8mb4', character_set_client = 'utf8mb4', character_set_connection = 'utf8mb4', \
+    collation_connection = 'utf8mb4_general_ci', group_concat_max_len = 1048576, autocommit = 1, \
+    sql_select_limit = 18446744073709551615, sql_big_selects = 1";
+/// How long a statement may run, and stand still in a transaction: only one of the two systems has each of them.
+const PINNED_MARIADB: &str = ", max_statement_time = 0, idle_transaction_timeout = 0, \
+    idle_readonly_transaction_timeout = 0";
+const PINNED_MYSQL: &str = ", max_execution_time = 0";
 
 /// A way to a server.
 trait Transport: AsyncRead + AsyncWrite + Send + Sync + Unpin + fmt::Debug {}
@@ -52,8 +60,7 @@ impl Connection {
         let connected = tokio::time::timeout(config.connect_timeout, Self::connect_unbounded(config)).await;
         let seconds = config.connect_timeout.as_secs_f32();
         let timeout = |_| Error::new(Kind::Connection, doing()).with(format!("no answer within {seconds} s"));
-        let mut connection = connected.map_err(timeout)?.map_err(|error| Error { doing: doing(), ..error })?;
-        connection.execute(PINNED).await?;
+        let connection = connected.map_err(timeout)?.map_err(|error| Error { doing: doing(), ..error })?;
         Ok(connection)
     }
 
@@ -66,17 +73,29 @@ impl Connection {
             let connected = TcpStream::connect((config.host.as_str(), config.port)).await;
             let stream = connected.context(Kind::Connection, connecting)?;
             stream.set_nodelay(true).context(Kind::Connection, connecting)?;
+            // A peer that vanished without a word is noticed after about two minutes.
+            let keepalive = TcpKeepalive::new()
+                .with_time(Duration::from_secs(60))
+                .with_interval(Duration::from_secs(15))
+                .with_retries(4);
+            SockRef::from(&stream).set_tcp_keepalive(&keepalive).context(Kind::Connection, connecting)?;
             tcp = (config.tls.mode != TlsMode::Disable).then_some(());
             Box::new(stream)
         };
-        let private = config.is_socket() || tcp.is_some();
+        let peer = match (config.is_socket(), config.tls.mode) {
+            (false, TlsMode::Disable) => Peer::Public,
+            (false, TlsMode::Require) => Peer::Encrypted,
+            (true, _) | (_, TlsMode::VerifyCa | TlsMode::VerifyFull) => Peer::Known,
+        };
         let greeting = Greeting::default();
         let mut connection = Self { stream, inbox: Inbox::default(), greeting, unsettled: false };
         connection.greet().await?;
         if tcp.is_some() {
             connection = connection.encrypt(config).await?;
         }
-        connection.log_in(config, private).await?;
+        connection.log_in(config, peer).await?;
+        let own = if connection.is_mariadb() { PINNED_MARIADB } else { PINNED_MYSQL };
+        connection.execute(&format!("{PINNED}{own}")).await?;
         Ok(connection)
     }
 
@@ -107,11 +126,11 @@ impl Connection {
         Ok(Self { stream: Box::new(stream), inbox, greeting, unsettled })
     }
 
-    async fn log_in(&mut self, config: &MysqlConfig, private: bool) -> Result<()> {
+    async fn log_in(&mut self, config: &MysqlConfig, peer: Peer) -> Result<()> {
         let password = crate::password(config)?;
         let password = password.as_ref().map_or("", |secret| secret.expose()).as_bytes();
         let (plugin, proof) = authentication::first_proof(&self.greeting.plugin, password, &self.greeting.nonce);
-        let ssl = if private && !config.is_socket() { greeting::SSL } else { 0 };
+        let ssl = if peer != Peer::Public && !config.is_socket() { greeting::SSL } else { 0 };
         let mut body = log_in_head(greeting::CAPABILITIES | ssl);
         body.extend(config.user.as_bytes());
         body.push(0);
@@ -120,7 +139,7 @@ impl Connection {
         body.extend(plugin.as_bytes());
         body.push(0);
         self.send(&body).await?;
-        authentication::log_in(self, password, self.greeting.nonce.clone(), private).await
+        authentication::log_in(self, password, self.greeting.nonce.clone(), peer).await
     }
 
     /// What the server calls itself, without MariaDB's prefix for old clients.
@@ -139,14 +158,23 @@ impl Connection {
         self.greeting.thread_id
     }
 
-    /// Sends one packet, numbered as the next of its exchange.
+    /// Sends one body, in a packet numbered as the next of its exchange, or in several if it is long.
     pub async fn send(&mut self, body: &[u8]) -> Result<()> {
-        let mut packet = (body.len() as u32).to_le_bytes().get(..3).unwrap_or_default().to_vec();
-        packet.push(self.inbox.sequence());
-        self.inbox.number_from(self.inbox.sequence().wrapping_add(1));
-        packet.extend_from_slice(body);
+        let mut packets = Vec::with_capacity(body.len() + 8);
+        let mut rest = body;
+        loop {
+            let (piece, behind) = rest.split_at(rest.len().min(PIECE));
+            packets.extend_from_slice(&(piece.len() as u32).to_le_bytes()[..3]);
+            packets.push(self.inbox.sequence());
+            self.inbox.number_from(self.inbox.sequence().wrapping_add(1));
+            packets.extend_from_slice(piece);
+            rest = behind;
+            if piece.len() < PIECE {
+                break;
+            }
+        }
         let sending = || "sending to the server";
-        self.stream.write_all(&packet).await.context(Kind::Connection, sending)?;
+        self.stream.write_all(&packets).await.context(Kind::Connection, sending)?;
         self.stream.flush().await.context(Kind::Connection, sending)
     }
 
@@ -189,8 +217,13 @@ impl Connection {
         self.send(&body).await
     }
 
-    /// Sends a statement; its rows are read one after the other.
+    /// Sends a statement; its rows are read one after the other. What the server refuses leaves the session as it was.
     pub async fn rows(&mut self, sql: &str) -> Result<usize> {
+        let begun = self.rows_unnamed(sql).await;
+        begun.map_err(|error| self.settle(error, sql))
+    }
+
+    async fn rows_unnamed(&mut self, sql: &str) -> Result<usize> {
         self.begin(sql).await?;
         let first = self.packet().await?;
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading an answer").with(error);
@@ -211,7 +244,15 @@ impl Connection {
         while !self.packet_at_hand()? {
             self.receive().await?;
         }
-        if self.body()?.first() == Some(&EOF) && self.body()?.len() < EOF_BYTES_MAX {
+        let is_end = match self.body() {
+            Ok(body) => body.first() == Some(&EOF) && body.len() < EOF_BYTES_MAX,
+            Err(error) => {
+                // An error of the server ends the statement, too.
+                self.unsettled = super::code(&error).is_none();
+                return Err(error);
+            }
+        };
+        if is_end {
             self.unsettled = false;
             return Ok(None);
         }
@@ -225,7 +266,7 @@ impl Connection {
     }
 
     async fn query_unnamed(&mut self, sql: &str) -> Result<TextRows> {
-        let columns = self.rows(sql).await?;
+        let columns = self.rows_unnamed(sql).await?;
         let mut rows = vec![];
         if columns == 0 {
             return Ok(rows);
@@ -279,4 +320,43 @@ fn log_in_head(capabilities: u32) -> Vec<u8> {
     body.push(COLLATION);
     body.extend([0; 23]);
     body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Connection {
+        /// A session with somebody of whom nothing is known yet.
+        pub fn over(stream: tokio::io::DuplexStream) -> Self {
+            Self { stream: Box::new(stream), inbox: Inbox::default(), greeting: Greeting::default(), unsettled: false }
+        }
+    }
+
+    #[tokio::test]
+    async fn long_bodies_are_sent_in_pieces() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let mut connection = Connection::over(near);
+        let bodies = [vec![1; 3], vec![2; PIECE], vec![3; PIECE + 5], vec![]];
+        let sent = async {
+            for body in &bodies {
+                connection.send(body).await.unwrap();
+            }
+            drop(connection);
+        };
+        let received = async {
+            let (mut inbox, mut seen) = (Inbox::default(), vec![]);
+            while seen.len() < bodies.len() {
+                while inbox.take().unwrap() {
+                    seen.push(inbox.body().to_vec());
+                }
+                if seen.len() < bodies.len() {
+                    inbox.fill(&mut far).await.unwrap();
+                }
+            }
+            seen
+        };
+        let ((), seen) = tokio::join!(sent, received);
+        assert!(seen == bodies);
+    }
 }

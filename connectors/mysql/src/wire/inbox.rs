@@ -16,7 +16,7 @@ use super::reader::Malformed;
 const ROOM: usize = 256 << 10;
 const HEADER: usize = 4;
 /// A body of this length goes on.
-const PIECE: usize = 0xff_ffff;
+pub(super) const PIECE: usize = 0xff_ffff;
 /// The largest body that is taken: `max_allowed_packet` is at most 1 GiB, and the server adds a little to an event.
 const BODY_BYTES_MAX: usize = (1 << 30) + (16 << 20);
 

@@ -430,7 +430,7 @@ impl Log for PostgresLog {
         Ok(())
     }
 
-    fn add_table(&mut self, table: Arc<Table>) {
+    fn add_table(&mut self, table: Arc<Table>, _: Option<Position>) {
         self.decoder.add_table(table);
     }
 

@@ -403,7 +403,7 @@ async fn shapes_change() {
     // Loaded anew, a table is taken as it is.
     for table in tables(&mut fixture.session).await {
         if table.name.name == "c" {
-            log.add_table(table);
+            log.add_table(table, None);
         }
     }
     assert_eq!(fixture.effect(&mut log, "insert into c values (3)").await, ["I 3 #1"]);

@@ -6,7 +6,7 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
-use std::fmt::Write;
+use std::{fmt::Write, iter};
 
 use super::{image, value};
 use crate::wire::{Malformed, Reader};
@@ -264,12 +264,21 @@ fn double(number: f64, out: &mut String) {
     // Digits before the point.
     let point = exponent.parse::<i32>().unwrap_or(0) + 1;
     out.push_str(if number.is_sign_negative() { "-" } else { "" });
-    if (-14..=15).contains(&point) || (15..count as i32).contains(&point) {
-        let fraction = (count as i32 - point).max(1) as usize;
-        let _ = write!(out, "{:.fraction$}", number.abs());
-    } else {
+    if !((-14..=15).contains(&point) || (15..count as i32).contains(&point)) {
         let _ = write!(out, "{digits}e{exponent}");
+        return;
     }
+    let digits = || digits.chars().filter(|&c| c != '.');
+    if point <= 0 {
+        out.push_str("0.");
+        out.extend(iter::repeat_n('0', point.unsigned_abs() as usize).chain(digits()));
+        return;
+    }
+    let point = point as usize;
+    out.extend(digits().chain(iter::repeat('0')).take(point));
+    out.push('.');
+    out.extend(digits().skip(point));
+    out.push_str(if count <= point { "0" } else { "" });
 }
 
 /// A value of another type of SQL.
@@ -442,13 +451,17 @@ mod tests {
             (1e15, "1e15"),
             (123456789012345.6, "123456789012345.6"),
             (1234567890123456.0, "1.234567890123456e15"),
-            (1234567890123456.25, "1234567890123456.2"),
-            (1234567890123456.75, "1234567890123456.8"),
+            (1234567890123456.0 + 0.25, "1234567890123456.2"),
+            (1234567890123456.0 + 0.75, "1234567890123456.8"),
             (1e-15, "0.000000000000001"),
             (-1.5e-16, "-1.5e-16"),
             (f64::MAX, "1.7976931348623157e308"),
             (5e-324, "5e-324"),
             (2_f64.powi(89), "6.189700196426902e26"),
+            (2_f64.powi(-24), "0.00000005960464477539063"),
+            (2_f64.powi(-44), "0.00000000000005684341886080802"),
+            (-120.0, "-120.0"),
+            (1.5, "1.5"),
         ] {
             let document = [&[kind::DOUBLE][..], &f64::to_le_bytes(number)].concat();
             assert_eq!(printed(&document).unwrap(), expected);

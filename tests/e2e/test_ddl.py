@@ -236,7 +236,7 @@ def test_the_task_stops_with_a_table(varied, sql, policy):
     wait_for(lambda: running.task_record()["state"] == "stopped", 30, "the task's end")
     assert "TABLE-SUSPENDED" in str(running.task_record()["errors"])
     running.kill()
-    running.start(ready=False)
+    running.start()
     sql("insert into bystander values (1, 'x')")
     assert running.task_record()["state"] == "stopped"
     running.run("reload", "shop", "public.t")

@@ -38,6 +38,7 @@ pub use columns::{ColumnVec, Columns, Values};
 pub use error::{Error, Kind, Result};
 pub use finding::{Finding, Severity};
 pub use position::{Durable, Order, Position};
+pub use reclaim::Spare;
 pub use secret::{Secret, SecretSource};
 pub use table::{Capture, Column, Part, PartChanges, Selection, Table, TableName, TablePattern};
 pub use tls::{Tls, TlsMode};

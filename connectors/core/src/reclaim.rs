@@ -16,6 +16,32 @@ use crate::{
     types::ColumnType,
 };
 
+/// Batches of which the memory is kept for the next ones.
+const SPARE_MAX: usize = 2;
+
+/// Memory of batches that are done with.
+#[derive(Debug, Default)]
+pub struct Spare(Vec<Columns>);
+
+impl Spare {
+    /// Keeps it, if there is not enough already.
+    pub fn keep(&mut self, columns: Columns) {
+        if self.0.len() < SPARE_MAX {
+            self.0.push(columns);
+        }
+    }
+
+    /// No rows of the same types as these, in memory that was kept or in new.
+    pub fn like(&mut self, columns: &Columns) -> Columns {
+        fn types(columns: &Columns) -> impl Iterator<Item = &ColumnType> {
+            columns.columns().iter().map(ColumnVec::ty)
+        }
+        // A rule may have dropped columns on the way.
+        let kept = self.0.pop().filter(|kept| types(kept).eq(types(columns)));
+        kept.unwrap_or_else(|| Columns::with_room_of(columns))
+    }
+}
+
 impl Columns {
     /// No rows of these types, in the memory of arrays that were made of such columns.
     pub fn reclaim<'a>(types: impl IntoIterator<Item = &'a ColumnType>, arrays: Vec<ArrayRef>) -> Self {

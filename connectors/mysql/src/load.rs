@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use millrace_core::{
-    Columns, Error, Kind, Op, Order, Position, Reject, Result, Table, Unfit,
+    Columns, Error, Kind, Op, Order, Position, Reject, Result, Spare, Table, Unfit,
     batch::Cell,
     builder::BATCH_ROWS_MAX,
     error::Context,
@@ -19,7 +19,7 @@ use crate::{
     Shared,
     discover::{quote_name, quote_table},
     snapshot,
-    types::{self, SqlType, text},
+    types::{self, SqlType, direct::Direct, text},
     wire::{Connection, Reader},
 };
 
@@ -165,16 +165,18 @@ impl TableLoad for MysqlLoad {
         connection.rows(&sql).await.map_err(|error| Error { doing: doing(), ..error })?;
         let policies = types::policies(&self.shared.options.values, &self.table);
         let columns = Columns::new(self.table.columns.iter().map(|column| &column.ty));
+        let direct = self.table.columns.iter().zip(&types).map(|(column, ty)| Direct::of(ty, &column.ty)).collect();
         let sink = Sink {
             table: self.table.clone(),
             types,
+            direct,
             policies,
             order: Order { commit: self.position.0, ordinal: 0 },
             value_bytes_max: self.shared.options.value_bytes_max,
             columns,
             rejects: vec![],
         };
-        Ok(Box::new(SegmentRows { session, sink, batches: 0, ended: false }))
+        Ok(Box::new(SegmentRows { session, sink, spare: Spare::default(), batches: 0, ended: false }))
     }
 }
 
@@ -199,6 +201,7 @@ impl Session {
 struct SegmentRows {
     session: Session,
     sink: Sink,
+    spare: Spare,
     batches: u64,
     ended: bool,
 }
@@ -207,6 +210,7 @@ struct SegmentRows {
 struct Sink {
     table: Arc<Table>,
     types: Vec<SqlType>,
+    direct: Vec<Direct>,
     policies: Vec<Unfit>,
     order: Order,
     value_bytes_max: usize,
@@ -219,16 +223,19 @@ impl Sink {
     fn take(&mut self, row: &[u8]) -> Result<()> {
         let doing = || format!("reading table {}", self.table.name);
         let mut reader = Reader::new(row);
-        for (index, ty) in self.types.iter().enumerate() {
+        for (index, direct) in self.direct.iter().enumerate() {
             let Some(bytes) = reader.cell().context(Kind::Protocol, doing)? else {
                 self.columns.column_mut(index).push_null();
                 continue;
             };
-            let pushed = match bytes.len() > self.value_bytes_max {
+            let too_long = bytes.len() > self.value_bytes_max;
+            if !too_long && direct.push(bytes, self.columns.column_mut(index)) {
+                continue;
+            }
+            let pushed = match too_long {
                 true => Err("it is longer than max-value"),
-                false => {
-                    text::decode(ty, bytes).and_then(|value| value.push(index, self.policies[index], &mut self.columns))
-                }
+                false => text::decode(&self.types[index], bytes)
+                    .and_then(|value| value.push(index, self.policies[index], &mut self.columns)),
             };
             if let Err(reason) = pushed {
                 self.columns.abort_row();
@@ -298,9 +305,13 @@ impl Rows for SegmentRows {
             fail::fail_point!("mysql-load-inside-segment");
         }
         self.batches += 1;
-        let next = Columns::with_room_of(&sink.columns);
+        let next = self.spare.like(&sink.columns);
         let columns = std::mem::replace(&mut sink.columns, next);
         Ok(Some(Loaded { columns, rejects: std::mem::take(&mut sink.rejects), wire_bytes }))
+    }
+
+    fn give_back(&mut self, columns: Columns) {
+        self.spare.keep(columns);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use millrace_core::{
-    ColumnVec, Columns, Error, Kind, Op, Order, Position, Reject, Result, Table, TableName,
+    Columns, Error, Kind, Op, Order, Position, Reject, Result, Spare, Table, TableName,
     batch::Cell,
     builder::BATCH_ROWS_MAX,
     source::{LoadPlan, Loaded, Rows, TableLoad},
@@ -32,9 +32,6 @@ const SEGMENT_LOCK_TIMEOUT_MS: u32 = 1_000;
 /// A batch is closed above so many bytes, as they came: with smaller ones the encoder takes longer (6 % at 1 MiB), and three
 /// of them are held per segment (being built, waiting, being encoded).
 const BATCH_BYTES_MAX: usize = 2 << 20;
-
-/// Batches of which the memory is kept for the next ones.
-const SPARE_MAX: usize = 2;
 
 /// A table and its lock.
 #[derive(Debug)]
@@ -117,7 +114,7 @@ impl TableLoad for PostgresLoad {
                 order: Order { commit: self.position.0, ordinal: 0 },
                 batch: Batch::new(&self.table),
             },
-            spare: vec![],
+            spare: Spare::default(),
             batches: 0,
         }))
     }
@@ -146,8 +143,7 @@ struct SegmentRows {
     copy: CopyOut<Connection>,
     data: CopyData,
     sink: TupleSink,
-    /// Memory of batches that are done with.
-    spare: Vec<Columns>,
+    spare: Spare,
     batches: u64,
 }
 
@@ -231,18 +227,14 @@ impl Rows for SegmentRows {
             fail::fail_point!("pg-load-inside-segment");
         }
         self.batches += 1;
-        let columns = self.spare.pop().unwrap_or_else(|| Columns::with_room_of(&batch.columns));
+        let columns = self.spare.like(&batch.columns);
         let next = Batch { columns, rejects: vec![], bytes: 0 };
         let Batch { columns, rejects, bytes } = std::mem::replace(batch, next);
         Ok(Some(Loaded { columns, rejects, wire_bytes: bytes }))
     }
 
     fn give_back(&mut self, columns: Columns) {
-        let types = columns.columns().iter().map(ColumnVec::ty);
-        // A rule may have dropped columns on the way.
-        if self.spare.len() < SPARE_MAX && types.eq(self.sink.table.columns.iter().map(|column| &column.ty)) {
-            self.spare.push(columns);
-        }
+        self.spare.keep(columns);
     }
 }
 

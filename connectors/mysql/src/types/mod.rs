@@ -1,11 +1,12 @@
 //! What the server's types are, and what they become.
 //!
 //! - [`value`]: one value, and how it gets into its column; both ways of reading end there
-//! - [`text`]: from the text protocol, for loads; [`image`]: from the binary log
+//! - [`text`]: from the text protocol, for loads; [`direct`]: a short way for most of them; [`image`]: from the binary log
 //! - [`json`]: MySQL's binary JSON of the binary log
 //! - [`charset`]: text of the binary log is in the column's own character set
 
 pub mod charset;
+pub mod direct;
 pub mod image;
 pub mod json;
 pub mod text;

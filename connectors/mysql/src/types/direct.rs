@@ -88,7 +88,10 @@ impl Direct {
             Self::Date => date(bytes).map(|days| column.push_i32(days)),
             Self::Moment => moment(bytes).map(|micros| column.push_i64(micros)),
             Self::Text => std::str::from_utf8(bytes).ok().map(|text| column.push_str(text)),
-            Self::Bytes => Some(column.push_bytes(bytes)),
+            Self::Bytes => {
+                column.push_bytes(bytes);
+                Some(())
+            }
             Self::None => None,
         };
         pushed.is_some()

@@ -264,6 +264,7 @@ impl Tables {
             target,
             rule: self.rules.text(&shape.name),
             stale: false,
+            read_to: None,
             load,
             error: None,
             mends: false,

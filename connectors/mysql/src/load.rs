@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use crate::{
     Shared,
     discover::{quote_name, quote_table},
-    snapshot,
+    server, snapshot,
     types::{self, SqlType, direct::Direct, text},
     wire::{Connection, Reader},
 };
@@ -150,7 +150,7 @@ impl TableLoad for MysqlLoad {
         let mut session = match &self.session {
             Some(shared) => Session::Shared(shared.clone().lock_owned().await),
             None => {
-                let mut own = Connection::connect(&self.shared.config).await?;
+                let mut own = self.shared.connect().await?;
                 snapshot::begin(&mut own).await?;
                 Session::Own(Box::new(own))
             }
@@ -177,6 +177,15 @@ impl TableLoad for MysqlLoad {
             rejects: vec![],
         };
         Ok(Box::new(SegmentRows { session, sink, spare: Spare::default(), batches: 0, ended: false }))
+    }
+
+    async fn read_to(&self) -> Result<Option<Position>> {
+        if self.session.is_some() {
+            return Ok(Some(self.position));
+        }
+        // Its segments were read in snapshots of their own, each later than the exact one.
+        let mut session = self.shared.connect().await?;
+        Ok(Some(server::end(&self.shared.config, &mut session).await?.position()))
     }
 }
 

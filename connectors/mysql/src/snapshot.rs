@@ -91,6 +91,10 @@ pub async fn begin_with_place(session: &mut Connection) -> Result<(String, u64)>
 /// who is in the middle of it is waited for. Gives the place.
 pub async fn begin_under_lock(config: &MysqlConfig, session: &mut Connection) -> Result<Place> {
     let mut lock = Connection::connect(config).await?;
+    let (own, other) = (server::identity(session, "").await?, server::identity(&mut lock, "").await?);
+    if own.system != other.system {
+        return Err(Error::new(Kind::Connection, "taking a snapshot").with("another server answers there now"));
+    }
     // Statements that run for long keep the lock from being taken, and everybody behind it.
     lock.execute("SET SESSION lock_wait_timeout = 10").await?;
     lock.execute("FLUSH TABLES WITH READ LOCK").await?;
@@ -126,7 +130,7 @@ async fn refuse_silent_changes(session: &mut Connection, shape: &Shape) -> Resul
 impl MysqlSnapshot {
     /// Takes a snapshot; `exact` as in [`millrace_core::source::Source::snapshot`].
     pub async fn take(shared: Arc<Shared>, exact: bool) -> Result<Self> {
-        let mut session = Connection::connect(&shared.config).await?;
+        let mut session = shared.connect_for(exact).await?;
         let position = match (exact, session.is_mariadb()) {
             (false, _) => {
                 begin(&mut session).await?;
@@ -137,6 +141,10 @@ impl MysqlSnapshot {
         };
         if exact && !session.is_mariadb() && position < shared.loads.snapshot_min() {
             return Err(too_early());
+        }
+        if exact {
+            // Nor has anybody else answered meanwhile.
+            shared.connect().await?;
         }
         tracing::info!(%position, exact, "snapshot was taken");
         Ok(Self { shared, position, exact, session: Arc::new(Mutex::new(session)) })
@@ -175,7 +183,7 @@ impl Snapshot for MysqlSnapshot {
         previous: Option<&LoadPlan>,
     ) -> Result<Box<dyn TableLoad>> {
         let doing = || format!("opening table {table} for its load");
-        let mut lock = Connection::connect(&self.shared.config).await?;
+        let mut lock = self.shared.connect_for(self.exact).await?;
         lock.execute(&lock_timeout(OPEN_LOCK_TIMEOUT)).await?;
         begin(&mut lock).await?;
         // A read locks the table's shape to the end of the transaction.
@@ -184,7 +192,7 @@ impl Snapshot for MysqlSnapshot {
             Some(1146) => Error { kind: Kind::TableMissing, doing: doing(), ..error },
             _ => Error { doing: doing(), ..error },
         })?;
-        let mut catalog = Connection::connect(&self.shared.config).await?;
+        let mut catalog = self.shared.connect_for(self.exact).await?;
         catalog.execute(&lock_timeout(OPEN_LOCK_TIMEOUT)).await?;
         let found = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop();
         let found = found.ok_or_else(|| Error::new(Kind::TableMissing, doing()))?;

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use millrace_core::{Column, Result, Table, TableName};
+use millrace_core::{Column, Position, Result, Table, TableName};
 
 use super::rules::Rules;
 use crate::{
@@ -264,7 +264,7 @@ impl Tables {
             target,
             rule: self.rules.text(&shape.name),
             stale: false,
-            read_to: None,
+            loaded_at: Position::default(),
             load,
             error: None,
             mends: false,

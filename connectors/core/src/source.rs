@@ -285,12 +285,6 @@ pub trait TableLoad: Send + Sync {
 
     /// Reads one segment; several may be read at once.
     async fn rows(&self, segment: usize) -> Result<Box<dyn Rows>>;
-
-    /// Up to where the rows may show changes, asked for when the last segment was read: a server that takes over must have
-    /// those. `None` where no other server takes over.
-    async fn read_to(&self) -> Result<Option<Position>> {
-        Ok(None)
-    }
 }
 
 /// The rows of one segment.

@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// its engine shows it. MySQL does not tell what a snapshot has; there it is opened when no transaction is between the two.
 pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, handed_out: Position) -> Result<()> {
     if !session.is_mariadb() {
-        return begin_under_lock(config, session).await.map(|_| ());
+        return begin_under_lock(config, std::slice::from_mut(session)).await.map(|_| ());
     }
     let wanted = Place::of(handed_out);
     loop {

@@ -71,9 +71,9 @@ pub struct TableRecord {
     /// The log showed something of the table that is not applied while it waited for its load or was being loaded: a load
     /// whose snapshot was taken before that cannot be completed.
     pub stale: bool,
-    /// Up to where the rows of the last complete load may show changes, if the source tells.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub read_to: Option<Position>,
+    /// Of the newest snapshot that rows of the last complete load were read in.
+    #[serde(default)]
+    pub loaded_at: Position,
     /// The load that is under way.
     pub load: Option<LoadRecord>,
     /// Why it is suspended, and what to do.

@@ -3,7 +3,8 @@
 //! - [`config`]: how to reach a server; [`check`]: what would keep a task from working, each with its remedy
 //! - [`discover`], [`definition`]: tables and their shapes; [`types`]: what values become
 //! - [`server`]: the binary log as a whole, and places in it
-//! - [`snapshot`], [`load`]: full load over the text protocol at an exact position; [`lookup`]: single rows
+//! - [`snapshot`], [`load`]: full load over the text protocol at an exact position, or one from [`lower_bound`]; [`lookup`]:
+//!   single rows
 //! - [`log`]: changes from the binary log
 //! - [`wire`]: the protocol
 //!
@@ -18,6 +19,7 @@ pub mod grants;
 pub mod load;
 pub mod log;
 pub mod lookup;
+pub mod lower_bound;
 pub mod server;
 pub mod snapshot;
 pub mod types;

@@ -5,6 +5,8 @@
 //! TABLES WITH READ LOCK, which is held for that moment only. A place that is asked for beside a snapshot is not exact: a
 //! transaction is in the binary log before its engine shows it.
 //!
+//! Who may not lock knows what a MySQL snapshot has at least ([`lower_bound`]), and that serves tables with a key.
+//!
 //! The exact snapshot belongs to one session, and a server gives it to no other. Tables without a key are read in it, one
 //! after the other. Those with a key are read in snapshots of their own, taken later: what happened in between is in their
 //! rows already, comes once more from the log, and the newest order of each key is right either way.
@@ -23,6 +25,7 @@ use crate::{
     MysqlConfig, Shared, definition,
     discover::{self, Shape},
     load::{self, MysqlLoad},
+    lower_bound,
     server::{self, Place},
     wire::{Connection, code},
 };
@@ -57,6 +60,8 @@ pub struct MysqlSnapshot {
     shared: Arc<Shared>,
     position: Position,
     exact: bool,
+    /// It has everything before its position, and perhaps more.
+    is_bound: bool,
     /// Its session; who reads in it has it alone.
     session: Arc<Mutex<Connection>>,
 }
@@ -127,19 +132,39 @@ impl MysqlSnapshot {
     /// Takes a snapshot; `exact` as in [`millrace_core::source::Source::snapshot`].
     pub async fn take(shared: Arc<Shared>, exact: bool) -> Result<Self> {
         let mut session = Connection::connect(&shared.config).await?;
+        let mut is_bound = false;
         let position = match (exact, session.is_mariadb()) {
             (false, _) => {
                 begin(&mut session).await?;
                 Position::default()
             }
             (true, true) => Self::begin_mariadb(&shared, &mut session).await?,
-            (true, false) => begin_under_lock(&shared.config, &mut session).await?.position(),
+            (true, false) => match begin_under_lock(&shared.config, &mut session).await {
+                Err(error) if lower_bound::is_lock_refused(&error) => {
+                    is_bound = true;
+                    Self::begin_behind_bound(&shared, &mut session).await?
+                }
+                place => place?.position(),
+            },
         };
         if exact && !session.is_mariadb() && position < shared.loads.snapshot_min() {
             return Err(too_early());
         }
-        tracing::info!(%position, exact, "snapshot was taken");
-        Ok(Self { shared, position, exact, session: Arc::new(Mutex::new(session)) })
+        tracing::info!(%position, exact, is_bound, "snapshot was taken");
+        Ok(Self { shared, position, exact, is_bound, session: Arc::new(Mutex::new(session)) })
+    }
+
+    /// As [`Self::begin_mariadb`], where only a bound of what the snapshot has is known.
+    async fn begin_behind_bound(shared: &Shared, session: &mut Connection) -> Result<Position> {
+        let deadline = tokio::time::Instant::now() + VISIBLE_MAX;
+        loop {
+            let position = lower_bound::begin_behind_bound(&shared.config, session).await?.position();
+            if position >= shared.loads.snapshot_min() || tokio::time::Instant::now() > deadline {
+                return Ok(position);
+            }
+            session.execute("COMMIT").await?;
+            tokio::time::sleep(VISIBLE_PAUSE).await;
+        }
     }
 
     /// A transaction is in the binary log before a snapshot has it, and for long where its commit waits for a replica. What
@@ -192,6 +217,14 @@ impl Snapshot for MysqlSnapshot {
             refuse_silent_changes(&mut catalog, &found).await.map_err(|error| Error { doing: doing(), ..error })?;
         }
         let mut shape = found.known()?;
+        if self.is_bound && !shape.is_keyed() {
+            let said = "it has no key, and the user may not hold commits, so a load of it has no exact position";
+            let rights = format!("GRANT RELOAD ON *.* TO '{}'@'%';", self.shared.config.user);
+            return Err(Error::new(Kind::TableUnreadable, doing())
+                .with(said)
+                .fix(rights)
+                .fix("or give it a primary key"));
+        }
         crate::types::retype(&self.shared.options.values, &mut shape);
         let resumable = previous.filter(|plan| self.exact && shape.is_keyed() && !plan.segments.is_empty());
         // What was read before is kept: the log knows from where on.

@@ -12,6 +12,20 @@ pub fn command(server_id: u32, file: &str, position: u32) -> Vec<u8> {
     body
 }
 
+/// The body of COM_BINLOG_DUMP_GTID (manual): everything but the executed transactions, as `Gtid_set::encode` of
+/// `rpl_gtid_set.cc` writes them.
+pub fn command_gtid(server_id: u32, executed: &[u8]) -> Vec<u8> {
+    const THROUGH_GTID: u16 = 4;
+    let mut body = vec![0x1e];
+    body.extend(THROUGH_GTID.to_le_bytes());
+    body.extend(server_id.to_le_bytes());
+    body.extend(0_u32.to_le_bytes());
+    body.extend(4_u64.to_le_bytes());
+    body.extend((executed.len() as u32).to_le_bytes());
+    body.extend(executed);
+    body
+}
+
 /// The header of an event (manual, "Binlog Event header").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventHeader {

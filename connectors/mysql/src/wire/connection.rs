@@ -304,6 +304,13 @@ impl Connection {
         self.send(&binlog_dump::command(server_id, file, position)).await
     }
 
+    /// The same, for everything but what was executed. MariaDB is told with variables of the session, before.
+    pub async fn dump_gtid(&mut self, server_id: u32, executed: &[u8]) -> Result<()> {
+        self.inbox.number_from(0);
+        self.unsettled = true;
+        self.send(&binlog_dump::command_gtid(server_id, executed)).await
+    }
+
     /// Whether the server is still there to talk to, within a moment.
     pub async fn is_alive(&mut self) -> bool {
         let asked = tokio::time::timeout(Duration::from_secs(5), self.execute("DO 0")).await;

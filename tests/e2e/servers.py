@@ -311,7 +311,9 @@ class MariaDB:
             nobody = pwd.getpwnam("nobody")
             os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
         self.data, self.socket = f"{self.folder}/data", f"{self.folder}/s"
-        self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": self.folder}
+        # A server that starts removes what others have in a shared folder for temporary tables.
+        path = "/usr/sbin:/usr/bin:/sbin:/bin"
+        self.environment = {"PATH": path, "LC_ALL": "C", "HOME": self.folder, "TMPDIR": self.folder}
         made = subprocess.run(
             self._initialize(),
             cwd=self.folder,

@@ -1,4 +1,4 @@
-"""Writers at a PostgreSQL whose every acknowledged transaction is remembered in a ledger, so that the lake can be asked
+"""Writers at a server whose every acknowledged transaction is remembered in a ledger, so that the lake can be asked
 for each of them. The workloads build on it: they say what a transaction does."""
 
 import collections
@@ -18,11 +18,20 @@ class Writers:
     """Threads that write until they are stopped, each with its own random numbers. `ledger` is a table of
     (writer, seq)."""
 
+    # Another transaction was in the way.
+    AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation)
+    # The server was taken away, as some tests do; the commit may or may not have happened.
+    GONE = (psycopg.OperationalError,)
+
     def __init__(self, server, database, seed, ledger):
         self.server, self.database, self.seed, self.ledger = server, database, seed, ledger
         self.stopping, self.threads, self.failures = threading.Event(), [], []
         self.attempted, self.acknowledged, self.done = {}, {}, collections.Counter()
         self.next_writer = 0
+
+    def connect(self):
+        """A connection, in which a transaction begins with its first statement."""
+        return self.server.connect(self.database)
 
     def transaction(self, connection, rng, number, seq):
         """What a transaction does before its row in the ledger; gives what kind it was."""
@@ -80,7 +89,7 @@ class Writers:
         while not self.stopping.is_set():
             self.attempted[number] = seq + 1
             try:
-                connection = connection or self.server.connect(self.database)
+                connection = connection or self.connect()
                 kind = self.transaction(connection, rng, number, seq)
                 connection.execute(f"insert into {self.ledger} (writer, seq) values (%s, %s)", (number, seq))
                 if rng.random() < ROLLED_BACK:
@@ -90,10 +99,9 @@ class Writers:
                     connection.commit()
                     acknowledged.append(seq)
                     self.done[kind] += 1
-            except (psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
+            except self.AGAIN:
                 connection.rollback()
-            except psycopg.OperationalError:
-                # The server was taken away, as some tests do; the commit may or may not have happened.
+            except self.GONE:
                 connection = None
                 time.sleep(0.2)
             except Exception as error:  # noqa: BLE001: told by `stop`

@@ -42,7 +42,11 @@ class Bank(Writers):
     def __init__(self, server, database, seed, letter_bytes=(200, 2000)):
         super().__init__(server, database, seed, "bank.ledger")
         self.letter_bytes = letter_bytes
-        with server.connect(database) as connection:
+        self.create()
+
+    def create(self):
+        """Makes the tables and their first rows."""
+        with self.server.connect(self.database) as connection:
             connection.execute(SCHEMA)
             connection.execute(
                 "insert into bank.account select i, %s from generate_series(1, %s) i", (CENTS, ACCOUNTS)
@@ -168,7 +172,9 @@ class Watched(Daemon):
 
 
 def source_problems(running):
-    """Whatever is at the source besides one slot and the task's publications."""
+    """Whatever is at the source besides one slot and the task's publications. Other servers keep nothing for a reader."""
+    if running.server.TYPE != "postgres":
+        return []
     slots = running.server.execute(
         running.database,
         "select slot_name from pg_replication_slots where slot_name like 'millrace%' and not temporary "

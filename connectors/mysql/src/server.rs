@@ -149,11 +149,11 @@ pub async fn place(config: &MysqlConfig, name: &str, offset: u64) -> Result<Plac
 }
 
 /// What a session says before it asks for the log: it understands checksums and MariaDB's own events, and wants a sign of
-/// life every ten seconds, which also tells where the log ends.
+/// life every five seconds, which also tells where the log ends.
 pub async fn prepare_dump(session: &mut Connection) -> Result<()> {
     session.execute("SET @master_binlog_checksum = @@global.binlog_checksum").await?;
     session.execute("SET @source_binlog_checksum = @@global.binlog_checksum").await?;
-    session.execute("SET @master_heartbeat_period = 10000000000, @source_heartbeat_period = 10000000000").await?;
+    session.execute("SET @master_heartbeat_period = 5000000000, @source_heartbeat_period = 5000000000").await?;
     session.execute("SET @mariadb_slave_capability = 4").await
 }
 

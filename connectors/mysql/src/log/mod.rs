@@ -138,12 +138,12 @@ pub struct MysqlLog {
     reader: Reader,
     charsets: Charsets,
     identity: Identity,
-    /// When the server last sent something; it is asked for a sign of life every ten seconds.
+    /// When the server last sent something; it is asked for a sign of life every five seconds.
     heard: tokio::time::Instant,
 }
 
-/// After so long a silence the connection is dead.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// After so long a silence, six signs of life that did not come, the connection is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Refuses where the other end is not `known` or does not hold `from` any more.
 pub async fn verify(

@@ -70,7 +70,12 @@ async fn first_beyond(config: &MysqlConfig, set: &[u8]) -> Result<Option<Place>>
     let (mut file, mut begun) = (0, 0);
     loop {
         let packet = session.packet().await?;
-        let Some((0, event)) = packet.split_first() else { return Ok(None) };
+        let event = match packet.split_first() {
+            Some((0, event)) => event,
+            // EOF_Packet.
+            Some((0xfe, _)) => return Ok(None),
+            _ => return Err(Error::new(Kind::Protocol, doing()).with("a packet is no event")),
+        };
         let (header, body) = binlog_dump::event(event).context(Kind::Protocol, doing)?;
         match header.kind {
             kind::ROTATE => {

@@ -52,7 +52,7 @@ fuzz: ## ten minutes for each fuzz target (MILLRACE_FUZZ_SECONDS)
 	MILLRACE_FUZZ_SECONDS=$(or $(MILLRACE_FUZZ_SECONDS),600) cargo test --locked -p millrace-postgres --lib log::fuzz
 
 .PHONY: simulate
-simulate: ## the log and delivery over parts that fail, two minutes each (MILLRACE_SIMULATION_SECONDS, _SEED)
+simulate: ## the log, delivery and a whole task over parts that fail, two minutes each (MILLRACE_SIMULATION_SECONDS, _SEED)
 	MILLRACE_SIMULATION_SECONDS=$(or $(MILLRACE_SIMULATION_SECONDS),120) \
 		cargo test --locked --lib simulation:: -- --nocapture --test-threads 1
 

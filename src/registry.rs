@@ -26,7 +26,8 @@ pub fn source(endpoint: &Endpoint, task: &TaskConfig) -> Result<Arc<dyn Source>>
         }
         EndpointKind::Mysql(config) => {
             let value_bytes_max = usize::try_from(task.max_value_bytes).unwrap_or(usize::MAX);
-            let options = millrace_mysql::Options { value_bytes_max, values: Arc::new(task.value_rules()) };
+            let (values, readers) = (Arc::new(task.value_rules()), task.load.parallel);
+            let options = millrace_mysql::Options { value_bytes_max, values, readers };
             Ok(Arc::new(MysqlSource::new(config.clone(), &task.name, options)))
         }
         EndpointKind::Hello => Ok(Arc::new(Hello)),

@@ -3,8 +3,8 @@
 //! - [`config`]: how to reach a server; [`check`]: what would keep a task from working, each with its remedy
 //! - [`discover`], [`definition`]: tables and their shapes; [`types`]: what values become
 //! - [`server`]: the binary log as a whole, and places in it
-//! - [`snapshot`], [`load`]: full load over the text protocol at an exact position, or one from [`lower_bound`]; [`lookup`]:
-//!   single rows
+//! - [`snapshot`], [`sessions`], [`load`]: full load over the text protocol at an exact position, or one from
+//!   [`lower_bound`]; [`lookup`]: single rows
 //! - [`log`]: changes from the binary log
 //! - [`wire`]: the protocol
 //!
@@ -21,6 +21,7 @@ pub mod log;
 pub mod lookup;
 pub mod lower_bound;
 pub mod server;
+pub mod sessions;
 pub mod snapshot;
 pub mod types;
 pub mod wire;
@@ -44,11 +45,13 @@ pub struct Options {
     pub value_bytes_max: usize,
     /// What becomes of values that their columns cannot hold, and which columns get another type.
     pub values: Arc<ValueRules>,
+    /// Pieces of tables that are read at the same time, each in a session of its own.
+    pub readers: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { value_bytes_max: 64 << 20, values: Arc::default() }
+        Self { value_bytes_max: 64 << 20, values: Arc::default(), readers: 1 }
     }
 }
 

@@ -13,14 +13,14 @@ use millrace_core::{
     error::Context,
     source::{LoadPlan, Loaded, Rows, Segment, TableLoad},
 };
-use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::{
     Shared,
     discover::{quote_name, quote_table},
+    sessions::{Session, Sessions},
     snapshot,
     types::{self, SqlType, direct::Direct, text},
-    wire::{Connection, Reader},
+    wire::{Connection, Reader, code},
 };
 
 /// A batch is closed above so many bytes, as they came.
@@ -37,8 +37,7 @@ pub struct MysqlLoad {
     table: Arc<Table>,
     plan: LoadPlan,
     resumed: bool,
-    /// The session of the exact snapshot, where its rows must be read in that one.
-    session: Option<Arc<Mutex<Connection>>>,
+    sessions: Arc<Sessions>,
     /// Its open transaction keeps the table's shape.
     _lock: Connection,
 }
@@ -51,10 +50,10 @@ impl MysqlLoad {
         table: Table,
         plan: LoadPlan,
         resumed: bool,
-        session: Option<Arc<Mutex<Connection>>>,
+        sessions: Arc<Sessions>,
         lock: Connection,
     ) -> Self {
-        Self { shared, position, table: Arc::new(table), plan, resumed, session, _lock: lock }
+        Self { shared, position, table: Arc::new(table), plan, resumed, sessions, _lock: lock }
     }
 }
 
@@ -147,22 +146,21 @@ impl TableLoad for MysqlLoad {
         let doing = || format!("reading segment {segment} of table {}", self.table.name);
         let planned = self.plan.segments.get(segment).ok_or_else(|| Error::new(Kind::Internal, doing()))?;
         let types = types::of_table(&self.table).ok_or_else(|| Error::new(Kind::Internal, doing()))?;
-        let mut session = match &self.session {
-            Some(shared) => Session::Shared(shared.clone().lock_owned().await),
-            None => {
-                let mut own = Connection::connect(&self.shared.config).await?;
-                snapshot::begin(&mut own).await?;
-                Session::Own(Box::new(own))
-            }
-        };
-        let connection = session.get();
-        connection.execute(&snapshot::lock_timeout(SEGMENT_LOCK_TIMEOUT)).await?;
         let selected: Vec<String> =
             self.table.columns.iter().zip(&types).map(|(column, ty)| ty.selected(&quote_name(&column.name))).collect();
         // A table without a column of its own that is captured has rows all the same.
         let selected = if selected.is_empty() { "1".to_string() } else { selected.join(", ") };
         let sql = format!("SELECT {selected} FROM {} WHERE {}", quote_table(&self.table.name), planned.range);
-        connection.rows(&sql).await.map_err(|error| Error { doing: doing(), ..error })?;
+        let mut session = self.sessions.take().await?;
+        let connection = session.connection();
+        connection.execute(&snapshot::lock_timeout(SEGMENT_LOCK_TIMEOUT)).await?;
+        if let Err(error) = connection.rows(&sql).await {
+            // What the server refused is over.
+            if code(&error).is_some() {
+                session.give_back().await;
+            }
+            return Err(Error { doing: doing(), ..error });
+        }
         let policies = types::policies(&self.shared.options.values, &self.table);
         let columns = Columns::new(self.table.columns.iter().map(|column| &column.ty));
         let direct = self.table.columns.iter().zip(&types).map(|(column, ty)| Direct::of(ty, &column.ty)).collect();
@@ -176,34 +174,17 @@ impl TableLoad for MysqlLoad {
             columns,
             rejects: vec![],
         };
-        Ok(Box::new(SegmentRows { session, sink, spare: Spare::default(), batches: 0, ended: false }))
-    }
-}
-
-/// Where a segment is read.
-enum Session {
-    /// In a snapshot of its own.
-    Own(Box<Connection>),
-    /// In the exact one, alone.
-    Shared(OwnedMutexGuard<Connection>),
-}
-
-impl Session {
-    fn get(&mut self) -> &mut Connection {
-        match self {
-            Self::Own(connection) => connection,
-            Self::Shared(connection) => connection,
-        }
+        Ok(Box::new(SegmentRows { session: Some(session), sink, spare: Spare::default(), batches: 0 }))
     }
 }
 
 /// The rows of one segment.
 struct SegmentRows {
-    session: Session,
+    /// None when all rows were read.
+    session: Option<Session>,
     sink: Sink,
     spare: Spare,
     batches: u64,
-    ended: bool,
 }
 
 /// What rows are decoded with and into.
@@ -287,16 +268,24 @@ impl Sink {
 impl Rows for SegmentRows {
     async fn next(&mut self) -> Result<Option<Loaded>> {
         let mut wire_bytes = 0;
-        let Self { session, sink, ended, .. } = self;
-        let connection = session.get();
-        while !*ended && wire_bytes < BATCH_BYTES_MAX && sink.columns.rows() + sink.rejects.len() < BATCH_ROWS_MAX {
-            match connection.next_row().await? {
-                Some(row) => {
+        let Self { session: held, sink, .. } = self;
+        while wire_bytes < BATCH_BYTES_MAX && sink.columns.rows() + sink.rejects.len() < BATCH_ROWS_MAX {
+            let Some(session) = held else { break };
+            let ended = match session.connection().next_row().await {
+                Ok(Some(row)) => {
                     wire_bytes += row.len();
                     sink.take(row)?;
+                    continue;
                 }
-                None => *ended = true,
+                Ok(None) => Ok(()),
+                // What the server refused is over.
+                Err(error) if code(&error).is_some() => Err(error),
+                Err(error) => return Err(error),
+            };
+            if let Some(session) = held.take() {
+                session.give_back().await;
             }
+            ended?;
         }
         if sink.columns.rows() + sink.rejects.len() == 0 {
             return Ok(None);

@@ -1,6 +1,6 @@
 //! Values that the log did not send, read anew by key (`binlog_row_image` MINIMAL and NOBLOB).
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use millrace_core::{
     ColumnType, ColumnVec, Columns, Error, Kind, Position, Result, Table, Values, error::Context, source::Lookup,
@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// by what it has at least.
 pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, handed_out: Position) -> Result<()> {
     if !session.is_mariadb() {
-        match begin_under_lock(config, session).await {
+        match begin_under_lock(config, slice::from_mut(session)).await {
             Err(error) if lower_bound::is_lock_refused(&error) => {}
             begun => return begun.map(|_| ()),
         }
@@ -40,7 +40,7 @@ pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, 
             let (file, offset) = begin_with_place(session).await?;
             (file.rsplit('.').next().and_then(|digits| digits.parse::<u32>().ok()).unwrap_or_default(), offset)
         } else {
-            let place = lower_bound::begin_behind_bound(config, session).await?;
+            let place = lower_bound::begin_behind_bound(config, slice::from_mut(session)).await?;
             (place.file, place.offset)
         };
         if (number, offset) >= (wanted.file, wanted.offset) {

@@ -7,7 +7,8 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
-use millrace_core::{Error, Kind, Result, error::Context};
+use futures::future::try_join_all;
+use millrace_core::{Error, Kind, Position, Result, error::Context};
 
 use crate::{
     MysqlConfig,
@@ -27,10 +28,13 @@ pub fn is_lock_refused(error: &Error) -> bool {
     matches!(code(error), Some(1045 | 1227))
 }
 
-/// Opens a transaction in a snapshot of now; everything before the place is in it, and perhaps more.
-pub async fn begin_behind_bound(config: &MysqlConfig, session: &mut Connection) -> Result<Place> {
-    let place = bound(config, session).await?;
-    snapshot::begin(session).await?;
+/// Opens transactions in snapshots of now; everything before the place is in each of them, and perhaps more.
+pub async fn begin_behind_bound(config: &MysqlConfig, sessions: &mut [Connection]) -> Result<Place> {
+    let place = match sessions.first_mut() {
+        Some(first) => bound(config, first).await?,
+        None => Place::of(Position::default()),
+    };
+    try_join_all(sessions.iter_mut().map(snapshot::begin)).await?;
     Ok(place)
 }
 

@@ -5,21 +5,24 @@
 //! TABLES WITH READ LOCK, which is held for that moment only. A place that is asked for beside a snapshot is not exact: a
 //! transaction is in the binary log before its engine shows it.
 //!
-//! Who may not lock knows what a MySQL snapshot has at least ([`lower_bound`]), and that serves tables with a key.
+//! Who may not lock knows what a MySQL snapshot has at least ([`lower_bound`]), and that serves tables with a key: what
+//! happened since is in their rows already, comes once more from the log, and the newest order of each key is right either
+//! way.
 //!
-//! The exact snapshot belongs to one session, and a server gives it to no other. Tables without a key are read in it, one
-//! after the other. Those with a key are read in snapshots of their own, taken later: what happened in between is in their
-//! rows already, comes once more from the log, and the newest order of each key is right either way.
+//! A snapshot belongs to one session, and a server gives it to no other, so several sessions take theirs at one moment
+//! ([`Sessions`]): at MySQL all of them under the lock, at MariaDB until all are told the same place. Where its commits
+//! follow too closely for that, those that agree do the work.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::future::try_join_all;
 use millrace_core::{
     Error, Kind, Position, Result, TableName,
     error::Context,
     source::{LoadPlan, Snapshot, TableLoad},
 };
-use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::{
     MysqlConfig, Shared, definition,
@@ -27,6 +30,7 @@ use crate::{
     load::{self, MysqlLoad},
     lower_bound,
     server::{self, Place},
+    sessions::Sessions,
     wire::{Connection, code},
 };
 
@@ -43,6 +47,8 @@ const OPEN_LOCK_TIMEOUT: u32 = 3;
 /// How long a snapshot is waited for that has what the log has.
 const VISIBLE_MAX: Duration = Duration::from_secs(10);
 const VISIBLE_PAUSE: Duration = Duration::from_millis(50);
+/// How long it is tried to have all sessions in one snapshot.
+const AGREE_MAX: Duration = Duration::from_secs(2);
 
 fn too_early() -> Error {
     let said = "the log was read further than the snapshot goes: a commit is under way";
@@ -62,8 +68,7 @@ pub struct MysqlSnapshot {
     exact: bool,
     /// It has everything before its position, and perhaps more.
     is_bound: bool,
-    /// Its session; who reads in it has it alone.
-    session: Arc<Mutex<Connection>>,
+    sessions: Arc<Sessions>,
 }
 
 /// Opens a transaction of our own in a snapshot of now.
@@ -92,16 +97,16 @@ pub async fn begin_with_place(session: &mut Connection) -> Result<(String, u64)>
     Ok((file, offset))
 }
 
-/// Opens a transaction in a snapshot of now, at a server that does not tell the snapshot's place, while nobody can commit:
+/// Opens transactions in one snapshot of now, at a server that does not tell the snapshot's place, while nobody can commit:
 /// who is in the middle of it is waited for. Gives the place.
-pub async fn begin_under_lock(config: &MysqlConfig, session: &mut Connection) -> Result<Place> {
+pub async fn begin_under_lock(config: &MysqlConfig, sessions: &mut [Connection]) -> Result<Place> {
     let mut lock = Connection::connect(config).await?;
     // Statements that run for long keep the lock from being taken, and everybody behind it.
     lock.execute("SET SESSION lock_wait_timeout = 10").await?;
     lock.execute("FLUSH TABLES WITH READ LOCK").await?;
     // Everybody who wants to write waits: nothing else is asked under the lock, and no server that does not answer keeps it.
     let under_lock = async {
-        begin(session).await?;
+        try_join_all(sessions.iter_mut().map(begin)).await?;
         let end = server::end_by_name(&mut lock).await?;
         lock.execute("UNLOCK TABLES").await.map(|()| end)
     };
@@ -131,60 +136,99 @@ async fn refuse_silent_changes(session: &mut Connection, shape: &Shape) -> Resul
 impl MysqlSnapshot {
     /// Takes a snapshot; `exact` as in [`millrace_core::source::Source::snapshot`].
     pub async fn take(shared: Arc<Shared>, exact: bool) -> Result<Self> {
-        let mut session = Connection::connect(&shared.config).await?;
+        let readers = 0..shared.options.readers.max(1);
+        let mut sessions = try_join_all(readers.map(|_| Connection::connect(&shared.config))).await?;
+        let is_mariadb = sessions.iter().any(Connection::is_mariadb);
         let mut is_bound = false;
-        let position = match (exact, session.is_mariadb()) {
+        let position = match (exact, is_mariadb) {
             (false, _) => {
-                begin(&mut session).await?;
+                begin_alone(&shared.config, &mut sessions).await?;
                 Position::default()
             }
-            (true, true) => Self::begin_mariadb(&shared, &mut session).await?,
-            (true, false) => match begin_under_lock(&shared.config, &mut session).await {
+            (true, true) => begin_behind_log(&shared, &mut sessions).await?,
+            (true, false) => match begin_under_lock(&shared.config, &mut sessions).await {
                 Err(error) if lower_bound::is_lock_refused(&error) => {
                     is_bound = true;
-                    Self::begin_behind_bound(&shared, &mut session).await?
+                    begin_behind_bound(&shared, &mut sessions).await?
                 }
                 place => place?.position(),
             },
         };
-        if exact && !session.is_mariadb() && position < shared.loads.snapshot_min() {
+        if exact && !is_mariadb && position < shared.loads.snapshot_min() {
             return Err(too_early());
         }
-        tracing::info!(%position, exact, is_bound, "snapshot was taken");
-        Ok(Self { shared, position, exact, is_bound, session: Arc::new(Mutex::new(session)) })
+        let sessions = Sessions::new(sessions).await?;
+        tracing::info!(%position, exact, is_bound, sessions = sessions.count(), "snapshot was taken");
+        Ok(Self { shared, position, exact, is_bound, sessions: Arc::new(sessions) })
     }
+}
 
-    /// As [`Self::begin_mariadb`], where only a bound of what the snapshot has is known.
-    async fn begin_behind_bound(shared: &Shared, session: &mut Connection) -> Result<Position> {
-        let deadline = tokio::time::Instant::now() + VISIBLE_MAX;
-        loop {
-            let position = lower_bound::begin_behind_bound(&shared.config, session).await?.position();
-            if position >= shared.loads.snapshot_min() || tokio::time::Instant::now() > deadline {
-                return Ok(position);
-            }
-            session.execute("COMMIT").await?;
-            tokio::time::sleep(VISIBLE_PAUSE).await;
-        }
+/// Where nothing is captured the place does not matter, but all rows are of one moment: in as many sessions as the server
+/// lets us have in one snapshot.
+async fn begin_alone(config: &MysqlConfig, sessions: &mut Vec<Connection>) -> Result<()> {
+    let began = match sessions.iter().any(Connection::is_mariadb) {
+        true => begin_agreeing(sessions).await.map(|_| ()),
+        false => begin_under_lock(config, sessions).await.map(|_| ()),
+    };
+    if began.is_ok() {
+        return Ok(());
     }
+    sessions.truncate(1);
+    try_join_all(sessions.iter_mut().map(begin)).await.map(|_| ())
+}
 
-    /// A transaction is in the binary log before a snapshot has it, and for long where its commit waits for a replica. What
-    /// the log has read already must be in the snapshot.
-    async fn begin_mariadb(shared: &Shared, session: &mut Connection) -> Result<Position> {
-        let deadline = tokio::time::Instant::now() + VISIBLE_MAX;
-        loop {
-            let (file, offset) = begin_with_place(session).await?;
-            let position = server::place(&shared.config, &file, offset).await?.position();
-            let read = shared.loads.snapshot_min();
-            if position >= read || server::is_nothing_between(session, (&file, offset), Place::of(read)).await? {
-                return Ok(position);
-            }
-            if tokio::time::Instant::now() > deadline {
-                return Err(too_early());
-            }
-            session.execute("COMMIT").await?;
-            tokio::time::sleep(VISIBLE_PAUSE).await;
+/// Opens transactions in one snapshot of now at MariaDB, and gives its place: file and byte. Sessions that did not come to
+/// the same one for too long are left out.
+async fn begin_agreeing(sessions: &mut Vec<Connection>) -> Result<(String, u64)> {
+    let began = Instant::now();
+    loop {
+        let places = try_join_all(sessions.iter_mut().map(begin_with_place)).await?;
+        let votes = |place: &(String, u64)| places.iter().filter(|other| *other == place).count();
+        let place = places.iter().max_by_key(|place| votes(place)).cloned().unwrap_or_default();
+        if votes(&place) == places.len() || began.elapsed() > AGREE_MAX {
+            let mut agree = places.iter().map(|other| *other == place);
+            sessions.retain(|_| agree.next().unwrap_or(false));
+            return Ok(place);
         }
+        end_all(sessions).await?;
     }
+}
+
+/// The same, of a snapshot that has everything that the log has read. A transaction is in the binary log before a snapshot
+/// has it, and for long where its commit waits for a replica.
+async fn begin_behind_log(shared: &Shared, sessions: &mut Vec<Connection>) -> Result<Position> {
+    let began = Instant::now();
+    loop {
+        let (file, offset) = begin_agreeing(sessions).await?;
+        let position = server::place(&shared.config, &file, offset).await?.position();
+        let read = shared.loads.snapshot_min();
+        let Some(first) = sessions.first_mut() else { return Err(too_early()) };
+        if position >= read || server::is_nothing_between(first, (&file, offset), Place::of(read)).await? {
+            return Ok(position);
+        }
+        if began.elapsed() > VISIBLE_MAX {
+            return Err(too_early());
+        }
+        end_all(sessions).await?;
+        tokio::time::sleep(VISIBLE_PAUSE).await;
+    }
+}
+
+/// The same at MySQL, where only a bound of what the snapshots have is known.
+async fn begin_behind_bound(shared: &Shared, sessions: &mut [Connection]) -> Result<Position> {
+    let began = Instant::now();
+    loop {
+        let position = lower_bound::begin_behind_bound(&shared.config, sessions).await?.position();
+        if position >= shared.loads.snapshot_min() || began.elapsed() > VISIBLE_MAX {
+            return Ok(position);
+        }
+        end_all(sessions).await?;
+        tokio::time::sleep(VISIBLE_PAUSE).await;
+    }
+}
+
+async fn end_all(sessions: &mut [Connection]) -> Result<()> {
+    try_join_all(sessions.iter_mut().map(|session| session.execute("COMMIT"))).await.map(|_| ())
 }
 
 #[async_trait]
@@ -235,14 +279,13 @@ impl Snapshot for MysqlSnapshot {
             Some(plan) => plan.clone(),
             None => load::divide(&mut lock, &shape, segments_wanted).await?,
         };
-        let session = (!self.exact || !shape.is_keyed()).then(|| self.session.clone());
         Ok(Box::new(MysqlLoad::new(
             self.shared.clone(),
             self.position,
             shape,
             plan,
             resumable.is_some(),
-            session,
+            self.sessions.clone(),
             lock,
         )))
     }

@@ -97,9 +97,10 @@ outage: binary ## the target unreachable for a minute
 	$(DEBUG) $(PYTHON) tests/e2e/outage.py
 
 .PHONY: kills
-kills: setup release ## 200 random kills (MILLRACE_KILLS) under load: rows compared, recovery times
+kills: setup mysql-server release ## 200 random kills (MILLRACE_KILLS) under load: rows compared, recovery times
 	$(RELEASE) $(PYTHON) tests/faults/kills.py $(if $(RECORD),--json docs/kills.json)
-	$(RELEASE) $(PYTHON) tests/faults/kills_mariadb.py $(if $(RECORD),--json docs/kills-mariadb.json)
+	$(RELEASE) $(PYTHON) tests/faults/kills_mysql.py mariadb $(if $(RECORD),--json docs/kills-mariadb.json)
+	$(RELEASE) $(PYTHON) tests/faults/kills_mysql.py mysql $(if $(RECORD),--json docs/kills-mysql.json)
 
 .PHONY: soak
 soak: setup release ## MINUTES of transfers under random faults, everything watched; RECORD=1 writes docs/soak.md

@@ -164,7 +164,7 @@ impl Capture<'_> {
         for record in self.tables.all().iter().filter(|record| loads.contains(&record.state)) {
             self.tables.outdate(&record.table.name)?;
         }
-        let is_ahead = |record: &&TableRecord| record.loaded_at > marked && record.state == TableState::Completed;
+        let is_ahead = |record: &&TableRecord| record.read_to > marked && record.state == TableState::Completed;
         if let Some(ahead) = self.tables.all().iter().find(is_ahead) {
             let said = format!("table {} was loaded with changes that the log was not read to yet", ahead.table.name);
             return Err(Error::new(Kind::SourceChanged, "following another server that took over").with(said));

@@ -198,6 +198,10 @@ impl Snapshot for NumberedSnapshot {
         self.snapshot.position().in_history(self.number)
     }
 
+    fn read_to(&self) -> Position {
+        self.snapshot.read_to().in_history(self.number)
+    }
+
     async fn open(&self, table: &TableName, wanted: usize, previous: Option<&LoadPlan>) -> Result<Box<dyn TableLoad>> {
         self.snapshot.open(table, wanted, previous).await
     }

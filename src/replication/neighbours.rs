@@ -97,7 +97,7 @@ mod tests {
             table: table(name),
             rule: String::new(),
             stale: false,
-            loaded_at: millrace_core::Position::default(),
+            read_to: millrace_core::Position::default(),
             load: None,
             error: None,
             mends: false,

@@ -264,7 +264,7 @@ impl Tables {
             target,
             rule: self.rules.text(&shape.name),
             stale: false,
-            loaded_at: Position::default(),
+            read_to: Position::default(),
             load,
             error: None,
             mends: false,

@@ -298,6 +298,10 @@ class MariaDB:
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
         return ["mariadb-install-db", "--no-defaults", f"--datadir={self.data}", *options]
 
+    @classmethod
+    def missing(cls):
+        """Why there is none on this machine; None if there is one, and where it is an error that there is none."""
+
     @staticmethod
     def numbers(count):
         """A table of the numbers from 1 on, for FROM: its column is `seq`."""
@@ -383,9 +387,8 @@ class MariaDB:
             database=database,
             user=user,
             password=self.PASSWORD if user == "cdc" else "",
-            charset="utf8mb4",
             connect_timeout=10,
-            **{"autocommit": True, **options},
+            **{"autocommit": True, "charset": "utf8mb4", **options},
         )
 
     def create_database(self, name):
@@ -450,13 +453,13 @@ class MySQL(MariaDB):
 
     @classmethod
     def missing(cls):
-        """Why there is none on this machine; None if there is one."""
         if os.path.exists(f"{TOOLS}/mysql-9/program"):
             return None
         return "no MySQL 9 on this machine: `make mysql-server` takes it from Debian's sid, and could not"
 
     def _initialize(self):
-        flush = [f"--{name}={self.OWN_SETTINGS[name]}" for name in ("innodb-flush-method", "innodb-redo-log-capacity")]
+        names = ("innodb-flush-method", "innodb-redo-log-capacity", "lower-case-table-names")
+        flush = [f"--{name}={self.settings[name]}" for name in names if name in self.settings]
         return [*self._command(), "--initialize-insecure", f"--datadir={self.data}", *flush]
 
     @staticmethod

@@ -1,25 +1,31 @@
-"""MariaDB with settings that are far from its defaults: what a session pins, and what `check` finds; and what a server
+"""MariaDB and MySQL with settings that are far from its defaults: what a session pins, and what `check` finds; and what a server
 sees of our sessions."""
 
 import pytest
 
 from daemon import Daemon
-from servers import MariaDB, wait_for
+from servers import MariaDB, MySQL, wait_for
 
+# What a server that is no replica logs of others does not matter: it is MariaDB's default.
 SETTINGS = {
     # Whatever a client asks for, its statements are read as latin1.
-    "character-set-client-handshake": 0,
-    "max-statement-time": 2,
-    "binlog-ignore-db": "left_out",
-    # The default; a server that is no replica may have it.
-    "log-slave-updates": 0,
+    MariaDB: {"character-set-client-handshake": 0, "max-statement-time": 2, "log-slave-updates": 0},
+    MySQL: {"max-execution-time": 300, "log-replica-updates": 0},
+}
+NO_LIMIT = {"mariadb": "max_statement_time = 0", "mysql": "max_execution_time = 0"}
+# Of nobody: how to follow him, and how to stop.
+REPLICA = {
+    "mariadb": ("change master to master_host = '127.0.0.1', master_port = 1, master_user = 'x'", "slave"),
+    "mysql": ("change replication source to source_host = '127.0.0.1', source_port = 1, source_user = 'x'", "replica"),
 }
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A private MariaDB."""
-    with MariaDB(SETTINGS) as running:
+@pytest.fixture(params=[MariaDB, MySQL], ids=["mariadb", "mysql"], scope="module")
+def server(request):
+    """A private server."""
+    if request.param.missing():
+        pytest.skip(request.param.missing())
+    with request.param({"binlog-ignore-db": "left_out", **SETTINGS[request.param]}) as running:
         running.execute("mysql", "set global sql_select_limit = 1000", user="root")
         yield running
 
@@ -27,7 +33,7 @@ def server():
 def write(server, database, *statements, user="root"):
     """Runs statements in one session that depends on no setting either."""
     with server.connect(database, user) as connection, connection.cursor() as cursor:
-        cursor.execute("set names utf8mb4, max_statement_time = 0")
+        cursor.execute(f"set names utf8mb4, {NO_LIMIT[server.TYPE]}")
         for statement in statements:
             cursor.execute(statement)
 
@@ -42,7 +48,7 @@ def test_a_session_depends_on_no_setting_of_the_server(server, database, daemon)
         "create table floats (k float primary key, a int, b text)",
         "insert into floats values (1.1, 1, 'b'), (-3e38, 1, 'b'), (1e-40, 1, 'b')",
         "create table `tä` (id int primary key, text varchar(300))",
-        "insert into `tä` select seq, repeat(md5(seq), 9) from seq_1_to_40000",
+        f"insert into `tä` select seq, repeat(sha2(seq, 256), 4) from {server.numbers(40_000)}",
     )
     tables = ["texts", "floats", "tä"]
     limited = {"full-load": {"rate-limit": "2MiB"}}
@@ -51,7 +57,7 @@ def test_a_session_depends_on_no_setting_of_the_server(server, database, daemon)
     run.start_and_load()
     write(server, database, "set binlog_row_image = 'MINIMAL'", "update texts set a = 9", "update floats set a = 9")
     # The comparison reads without limits.
-    for setting in ("sql_select_limit = default", "max_statement_time = 0"):
+    for setting in ("sql_select_limit = default", NO_LIMIT[server.TYPE]):
         server.execute(database, f"set global {setting}", user="root")
     run.compare([(database, table) for table in tables])
 
@@ -65,12 +71,12 @@ def test_what_the_server_leaves_out_of_its_log_is_found(server, database, daemon
     write(server, database, "drop database left_out")
     run = daemon([f"{database}.t"], server=server)
     assert findings(run, code=0) == [("warning", "MYSQL-BINLOG-FILTER")]
-    nobody = "change master to master_host = '127.0.0.1', master_port = 1, master_user = 'x'"
-    write(server, database, nobody, "start slave")
+    nobody, replica = REPLICA[server.TYPE]
+    write(server, database, nobody, f"start {replica}")
     try:
         assert ("error", "MYSQL-REPLICA") in findings(run)
     finally:
-        write(server, database, "stop slave", "reset slave all")
+        write(server, database, f"stop {replica}", f"reset {replica} all")
 
 
 def findings(run, code=3):

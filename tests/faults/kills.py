@@ -7,7 +7,7 @@ source and lake are compared row by row: nothing is lost, nothing is there twice
 
     kills.py [--kills 200] [--seed S] [--json FILE]
 
-The binary is that of MILLRACE_BIN. kills_mariadb.py is the same with a MariaDB.
+The binary is that of MILLRACE_BIN. kills_mysql.py is the same with MariaDB or MySQL.
 """
 
 import argparse

@@ -125,15 +125,17 @@ def kills(folder):
     ]
     for where, title in (("stream", "durable in the stream"), ("catalog", "in the catalog, at `interval: 1s`")):
         lines.append(f"| {title} | {' | '.join(f'{record[where][what]:.2f}' for what in ('p50', 'p95', 'max'))} |")
-    if maria := stored(f"{folder}/kills-mariadb.json"):
-        times = ", ".join(f"{what} {maria['catalog'][what]:.2f} s" for what in ("p50", "p95", "max"))
-        lines += [
-            "",
-            f"The same with a MariaDB as the source ([kills-mariadb.json](kills-mariadb.json)): {maria['kills']}",
-            f"kills, {maria['in_loads']} of them inside a load, seed {maria['seed']}{build(maria)};",
-            f"{maria['rows']} rows identical",
-            f"at the end. To the next row in the catalog: {times}.",
-        ]
+    for name in ("MariaDB", "MySQL"):
+        file = f"kills-{name.lower()}.json"
+        if other := stored(f"{folder}/{file}"):
+            times = ", ".join(f"{what} {other['catalog'][what]:.2f} s" for what in ("p50", "p95", "max"))
+            lines += [
+                "",
+                f"The same with a {name} as the source ([{file}]({file})): {other['kills']}",
+                f"kills, {other['in_loads']} of them inside a load, seed {other['seed']}{build(other)};",
+                f"{other['rows']} rows identical",
+                f"at the end. To the next row in the catalog: {times}.",
+            ]
     return "\n".join(lines) + "\n"
 
 

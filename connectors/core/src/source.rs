@@ -242,6 +242,11 @@ pub trait Snapshot: Send + Sync {
     /// Its position.
     fn position(&self) -> Position;
 
+    /// Up to where its rows may show changes: a server that takes over must have those.
+    fn read_to(&self) -> Position {
+        self.position()
+    }
+
     /// Locks the table against changes of its shape and divides it into at most `segments_wanted` segments, or takes up
     /// `previous` again where the table has a key and its storage is still the same. Fails with
     /// [`crate::Kind::SnapshotStale`] when the table was rewritten between the snapshot and the lock.

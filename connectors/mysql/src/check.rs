@@ -56,6 +56,9 @@ impl Check<'_> {
             self.rights().await?;
         }
         let shapes = discover::select(self.session, &self.scope.selection).await?;
+        if self.scope.cdc && self.scope.full_load && !self.session.is_mariadb() {
+            self.lock_rights(&shapes).await?;
+        }
         self.patterns(&shapes);
         self.shapes(&shapes);
         if self.scope.cdc {
@@ -128,14 +131,8 @@ impl Check<'_> {
     }
 
     async fn rights(&mut self) -> Result<()> {
-        let rows = self.session.query("SHOW GRANTS").await?;
-        let global: Vec<&str> = rows.iter().map(|row| Row(row).0[0].as_deref().unwrap_or_default()).collect();
-        let has = |right: &str| {
-            let on_all = global.iter().filter(|line| line.contains(" ON *.* "));
-            on_all.into_iter().any(|line| line.contains(right) || line.contains("ALL PRIVILEGES"))
-        };
         let mut missing = vec![];
-        if !has("REPLICATION SLAVE") {
+        if !self.has_global_right(&["REPLICATION SLAVE"]).await? {
             missing.push("REPLICATION SLAVE");
         }
         if let Err(error) = server::log_files(self.session).await {
@@ -155,17 +152,43 @@ impl Check<'_> {
                 .fix(format!("GRANT {rights} ON *.* TO '{user}'@'%';")),
             );
         }
-        if self.scope.full_load && !self.session.is_mariadb() && !has("RELOAD") {
-            let user = &self.config.user;
-            self.findings.push(
-                Finding::error(
-                    "MYSQL-RELOAD",
-                    format!("the user {user:?} may not hold commits for the moment of a snapshot"),
-                )
-                .fix(format!("GRANT RELOAD ON *.* TO '{user}'@'%';")),
-            );
-        }
         Ok(())
+    }
+
+    /// Who may not lock has a lower bound of what a snapshot has, by GTIDs, which serves tables with a key.
+    async fn lock_rights(&mut self, shapes: &[Shape]) -> Result<()> {
+        if self.has_global_right(&["RELOAD", "FLUSH_TABLES"]).await? {
+            return Ok(());
+        }
+        let user = &self.config.user;
+        let modes = self.session.query("SELECT @@global.gtid_mode").await?;
+        let has_gtids = modes.first().is_some_and(|row| Row(row).text(0) == "ON");
+        let keyless: Vec<TableName> =
+            shapes.iter().filter(|shape| !shape.table.is_keyed()).map(|shape| shape.table.name.clone()).collect();
+        let why = match (has_gtids, keyless.is_empty()) {
+            (true, true) => return Ok(()),
+            (true, false) => format!("{} without a primary key need it", listed(&keyless)),
+            (false, _) => "with gtid_mode = ON tables with a primary key would not need it".to_string(),
+        };
+        self.findings.push(
+            Finding::error(
+                "MYSQL-RELOAD",
+                format!("the user {user:?} may not hold commits for the moment of a snapshot"),
+            )
+            .detail(why)
+            .fix(format!("GRANT RELOAD ON *.* TO '{user}'@'%';")),
+        );
+        Ok(())
+    }
+
+    /// Whether the user has one of these rights everywhere.
+    async fn has_global_right(&mut self, rights: &[&str]) -> Result<bool> {
+        let rows = self.session.query("SHOW GRANTS").await?;
+        let is_given = |line: &str| {
+            let is_named = rights.iter().any(|right| line.contains(right)) || line.contains("ALL PRIVILEGES");
+            line.contains(" ON *.* ") && is_named
+        };
+        Ok(rows.iter().any(|row| is_given(Row(row).text(0))))
     }
 
     /// Patterns that match nothing.

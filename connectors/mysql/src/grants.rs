@@ -8,7 +8,8 @@ use crate::{
 };
 
 /// The statements, for an administrator to run. `REPLICATION CLIENT` is MariaDB's `BINLOG MONITOR`, which it takes under both
-/// names; `RELOAD` is for MySQL alone, which takes its snapshots under FLUSH TABLES WITH READ LOCK.
+/// names; `RELOAD` is for MySQL alone, which takes its snapshots under FLUSH TABLES WITH READ LOCK; tables with a key can do
+/// without.
 pub fn grants(config: &MysqlConfig, selection: &Selection) -> Vec<String> {
     let user = format!("{}@'%'", quote_literal(&config.user));
     let mut statements = vec![

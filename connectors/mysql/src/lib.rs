@@ -3,7 +3,8 @@
 //! - [`config`]: how to reach a server; [`check`]: what would keep a task from working, each with its remedy
 //! - [`discover`], [`definition`]: tables and their shapes; [`types`]: what values become
 //! - [`server`]: the binary log as a whole, and places in it; [`gtid`]: places that hold on every server of a replication
-//! - [`snapshot`], [`sessions`], [`load`]: full load over the text protocol at an exact position; [`lookup`]: single rows
+//! - [`snapshot`], [`sessions`], [`load`]: full load over the text protocol at an exact position, or one from
+//!   [`lower_bound`]; [`lookup`]: single rows
 //! - [`log`]: changes from the binary log
 //! - [`wire`]: the protocol
 //!
@@ -19,6 +20,7 @@ pub mod gtid;
 pub mod load;
 pub mod log;
 pub mod lookup;
+pub mod lower_bound;
 pub mod server;
 pub mod sessions;
 pub mod snapshot;

@@ -1,6 +1,6 @@
 //! Values that the log did not send, read anew by key (`binlog_row_image` MINIMAL and NOBLOB).
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use millrace_core::{
     ColumnType, ColumnVec, Columns, Error, Kind, Position, Result, Table, Values, error::Context, source::Lookup,
@@ -9,6 +9,7 @@ use millrace_core::{
 use crate::{
     MysqlConfig, Options,
     discover::{quote_literal, quote_name, quote_table},
+    lower_bound,
     server::Place,
     snapshot::{begin_under_lock, begin_with_place},
     types::{self, text, value::Value},
@@ -24,15 +25,24 @@ const STATEMENT_BYTES_MAX: usize = 1 << 20;
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Opens a snapshot in which everything that the log has handed out is visible: a transaction is in the log a moment before
-/// its engine shows it. MySQL does not tell what a snapshot has; there it is opened when no transaction is between the two.
+/// its engine shows it. MySQL does not tell what a snapshot has; there it is opened when no transaction is between the two, or
+/// by what it has at least.
 pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, handed_out: Position) -> Result<()> {
     if !session.is_mariadb() {
-        return begin_under_lock(config, std::slice::from_mut(session)).await.map(|_| ());
+        match begin_under_lock(config, slice::from_mut(session)).await {
+            Err(error) if lower_bound::is_lock_refused(&error) => {}
+            begun => return begun.map(|_| ()),
+        }
     }
     let wanted = Place::of(handed_out);
     loop {
-        let (file, offset) = begin_with_place(session).await?;
-        let number = file.rsplit('.').next().and_then(|digits| digits.parse::<u32>().ok()).unwrap_or_default();
+        let (number, offset) = if session.is_mariadb() {
+            let (file, offset) = begin_with_place(session).await?;
+            (file.rsplit('.').next().and_then(|digits| digits.parse::<u32>().ok()).unwrap_or_default(), offset)
+        } else {
+            let place = lower_bound::begin_behind_bound(config, slice::from_mut(session)).await?;
+            (place.file, place.offset)
+        };
         if (number, offset) >= (wanted.file, wanted.offset) {
             return Ok(());
         }

@@ -5,6 +5,10 @@
 //! TABLES WITH READ LOCK, which is held for that moment only. A place that is asked for beside a snapshot is not exact: a
 //! transaction is in the binary log before its engine shows it.
 //!
+//! Who may not lock knows what a MySQL snapshot has at least ([`lower_bound`]), and that serves tables with a key: what
+//! happened since is in their rows already, comes once more from the log, and the newest order of each key is right either
+//! way.
+//!
 //! A snapshot belongs to one session, and a server gives it to no other, so several sessions take theirs at one moment
 //! ([`Sessions`]): at MySQL all of them under the lock, at MariaDB until all are told the same place. Where its commits
 //! follow too closely for that, those that agree do the work.
@@ -24,6 +28,7 @@ use crate::{
     MysqlConfig, Shared, definition,
     discover::{self, Shape},
     load::{self, MysqlLoad},
+    lower_bound,
     server::{self, Place},
     sessions::Sessions,
     wire::{Connection, code},
@@ -61,6 +66,10 @@ pub struct MysqlSnapshot {
     shared: Arc<Shared>,
     position: Position,
     exact: bool,
+    /// It has everything before its position, and perhaps more.
+    is_bound: bool,
+    /// Nothing behind that is in it.
+    read_to: Position,
     sessions: Arc<Sessions>,
 }
 
@@ -137,24 +146,35 @@ impl MysqlSnapshot {
         let readers = 0..shared.options.readers.max(1);
         let mut sessions = try_join_all(readers.map(|_| shared.connect_for(exact))).await?;
         let is_mariadb = sessions.iter().any(Connection::is_mariadb);
+        let mut is_bound = false;
         let position = match (exact, is_mariadb) {
             (false, _) => {
                 begin_alone(&shared.config, &mut sessions).await?;
                 Position::default()
             }
             (true, true) => begin_behind_log(&shared, &mut sessions).await?,
-            (true, false) => begin_under_lock(&shared.config, &mut sessions).await?.position(),
+            (true, false) => match begin_under_lock(&shared.config, &mut sessions).await {
+                Err(error) if lower_bound::is_lock_refused(&error) => {
+                    is_bound = true;
+                    begin_behind_bound(&shared, &mut sessions).await?
+                }
+                place => place?.position(),
+            },
         };
         if exact && !is_mariadb && position < shared.loads.snapshot_min() {
             return Err(too_early());
         }
+        let mut read_to = position;
         if exact {
             // Nor has anybody else answered meanwhile.
-            shared.connect().await?;
+            let mut session = shared.connect().await?;
+            if is_bound {
+                read_to = server::end(&shared.config, &mut session).await?.position();
+            }
         }
         let sessions = Sessions::new(sessions).await?;
-        tracing::info!(%position, exact, sessions = sessions.count(), "snapshot was taken");
-        Ok(Self { shared, position, exact, sessions: Arc::new(sessions) })
+        tracing::info!(%position, exact, is_bound, sessions = sessions.count(), "snapshot was taken");
+        Ok(Self { shared, position, exact, is_bound, read_to, sessions: Arc::new(sessions) })
     }
 }
 
@@ -209,6 +229,19 @@ async fn begin_behind_log(shared: &Shared, sessions: &mut Vec<Connection>) -> Re
     }
 }
 
+/// The same at MySQL, where only a bound of what the snapshots have is known.
+async fn begin_behind_bound(shared: &Shared, sessions: &mut [Connection]) -> Result<Position> {
+    let began = Instant::now();
+    loop {
+        let position = lower_bound::begin_behind_bound(&shared.config, sessions).await?.position();
+        if position >= shared.loads.snapshot_min() || began.elapsed() > VISIBLE_MAX {
+            return Ok(position);
+        }
+        end_all(sessions).await?;
+        tokio::time::sleep(VISIBLE_PAUSE).await;
+    }
+}
+
 async fn end_all(sessions: &mut [Connection]) -> Result<()> {
     try_join_all(sessions.iter_mut().map(|session| session.execute("COMMIT"))).await.map(|_| ())
 }
@@ -217,6 +250,10 @@ async fn end_all(sessions: &mut [Connection]) -> Result<()> {
 impl Snapshot for MysqlSnapshot {
     fn position(&self) -> Position {
         self.position
+    }
+
+    fn read_to(&self) -> Position {
+        self.read_to
     }
 
     async fn open(
@@ -243,6 +280,14 @@ impl Snapshot for MysqlSnapshot {
             refuse_silent_changes(&mut catalog, &found).await.map_err(|error| Error { doing: doing(), ..error })?;
         }
         let mut shape = found.known()?;
+        if self.is_bound && !shape.is_keyed() {
+            let said = "it has no key, and the user may not hold commits, so a load of it has no exact position";
+            let rights = format!("GRANT RELOAD ON *.* TO '{}'@'%';", self.shared.config.user);
+            return Err(Error::new(Kind::TableUnreadable, doing())
+                .with(said)
+                .fix(rights)
+                .fix("or give it a primary key"));
+        }
         crate::types::retype(&self.shared.options.values, &mut shape);
         let resumable = previous.filter(|plan| self.exact && shape.is_keyed() && !plan.segments.is_empty());
         // What was read before is kept: the log knows from where on.

@@ -1,7 +1,7 @@
-"""The random kills of `make kills` with a MariaDB as the source; see kills.py. What is durable in the stream is not
+"""The random kills of `make kills` with MariaDB or MySQL as the source; see kills.py. What is durable in the stream is not
 told apart: the seconds count until the row is in a file that the catalog lists.
 
-    kills_mariadb.py [--kills 200] [--seed S] [--json FILE]
+    kills_mysql.py mariadb|mysql [--kills 200] [--seed S] [--json FILE]
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import time
 import kills
 import pyarrow.parquet
 from daemon import Daemon, Failed
-from servers import MariaDB, wait_for
+from servers import MariaDB, MySQL, wait_for
 
 ROWS, PLACES = 100_000, 5_000
 TABLES = ["orders", "items", "ledger"]
@@ -22,7 +22,8 @@ TABLES = ["orders", "items", "ledger"]
 class MariaDBWork:
     """Three tables, and a writer that changes them in transactions, some of which are rolled back."""
 
-    NAME = "MariaDB"
+    SERVER = MariaDB
+    NAME = SERVER.NAME
     RELOADED = ["shop.orders", "shop.items"]
 
     def __init__(self, server, seed):
@@ -37,15 +38,15 @@ class MariaDBWork:
             "note text)",
             "create table items (sku varchar(20), place int unsigned, price double, primary key (sku, place))",
             "create table ledger (writer int, seq bigint, primary key (writer, seq))",
-            f"insert into orders (customer, amount) select concat('c', seq), seq / 7 from seq_1_to_{ROWS}",
-            f"insert into items select concat('s', seq), seq, seq / 3 from seq_1_to_{PLACES}",
+            f"insert into orders (customer, amount) select concat('c', seq), seq / 7 from {server.numbers(ROWS)}",
+            f"insert into items select concat('s', seq), seq, seq / 3 from {server.numbers(PLACES)}",
         )
 
     @classmethod
     @contextlib.contextmanager
     def open(cls, seed):
         """Everything loaded, and at work."""
-        with MariaDB() as server:
+        with cls.SERVER() as server:
             work = cls(server, seed)
             with Daemon(server, "shop", ["shop.*"]) as work.daemon:
                 work.daemon.start_and_load(seconds=120)
@@ -125,5 +126,13 @@ class MariaDBWork:
             self.failure = error
 
 
+class MySQLWork(MariaDBWork):
+    """The same in MySQL."""
+
+    SERVER = MySQL
+    NAME = SERVER.NAME
+
+
 if __name__ == "__main__":
-    sys.exit(kills.main(MariaDBWork))
+    kind = {"mariadb": MariaDBWork, "mysql": MySQLWork}[sys.argv.pop(1)]
+    sys.exit(kills.main(kind))

@@ -1,20 +1,19 @@
-"""MariaDB as a source: what happens to a table at the wrong moment, while it waits for its load, while it is loaded, while
+"""MariaDB and MySQL as sources: what happens to a table at the wrong moment, while it waits for its load, while it is loaded, while
 the daemon is down, while a commit is under way."""
 
-import os
 import sqlite3
 import threading
 
 import pytest
 
-from servers import MariaDB, Proxy, wait_for
+from daemon import Daemon
+from servers import Proxy, wait_for
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A private MariaDB."""
-    with MariaDB() as running:
-        yield running
+@pytest.fixture(params=["mariadb", "mysql"], scope="module")
+def server(request):
+    """One of the two."""
+    return request.getfixturevalue(request.param)
 
 
 def rows_loaded(run):
@@ -31,11 +30,11 @@ def finished_segments(run):
     return count
 
 
-def large(sql, rows, name="large"):
+def large(server, sql, rows, name="large"):
     """A table that takes some seconds under a limit of bytes per second."""
     sql(
         f"create table {name} (id int primary key, text varchar(300))",
-        f"insert into {name} select seq, repeat(md5(seq), 9) from seq_1_to_{rows}",
+        f"insert into {name} select seq, repeat(sha2(seq, 256), 4) from {server.numbers(rows)}",
         f"analyze table {name}",
     )
 
@@ -43,7 +42,7 @@ def large(sql, rows, name="large"):
 def test_tables_that_change_while_they_wait_for_their_load(server, database, sql, daemon):
     """Some of them wait: which come first is chance. One that is done is kept from a RENAME by the snapshot, which must not
     wait for it in turn."""
-    large(sql, 25_000)
+    large(server, sql, 25_000)
     several, tables, changes = range(3), ["large"], []
     for n in several:
         sql(
@@ -76,7 +75,7 @@ def test_tables_that_change_while_they_wait_for_their_load(server, database, sql
 
 
 def test_finished_parts_of_a_table_that_was_replaced_are_not_kept(server, database, sql, daemon):
-    large(sql, 200_000)
+    large(server, sql, 200_000)
     sql(
         "create table other like large",
         "insert into other select id, concat('new', text) from large where id % 5 = 0",
@@ -118,8 +117,13 @@ class HeldCommit:
     """A commit that is in the binary log and not yet in the engine, for some seconds: it waits for a replica."""
 
     def __init__(self, server, sql, *statements):
-        settings = ["enabled = 0", "enabled = 1", "wait_point = AFTER_SYNC", "timeout = 4000", "wait_no_slave = 1"]
-        sql(*(f"set global rpl_semi_sync_master_{setting}" for setting in settings), user="root")
+        self.prefix, replica = "rpl_semi_sync_master", "slave"
+        if server.TYPE == "mysql":
+            self.prefix, replica = "rpl_semi_sync_source", "replica"
+            if not sql(f"select 1 from information_schema.plugins where plugin_name = '{self.prefix}'"):
+                sql(f"install plugin {self.prefix} soname 'semisync_source.so'", user="root")
+        settings = ["enabled = 0", "enabled = 1", "wait_point = AFTER_SYNC", "timeout = 4000", f"wait_no_{replica} = 1"]
+        sql(*(f"set global {self.prefix}_{setting}" for setting in settings), user="root")
         end = lambda: sql(server.STATUS, user="root")[0][1]  # noqa: E731
         before = end()
         self.thread = threading.Thread(target=sql, args=statements)
@@ -128,7 +132,7 @@ class HeldCommit:
 
     def end(self, sql):
         self.thread.join()
-        sql("set global rpl_semi_sync_master_enabled = 0", user="root")
+        sql(f"set global {self.prefix}_enabled = 0", user="root")
 
 
 def test_commits_that_are_under_way_when_a_load_begins(server, database, sql, daemon):
@@ -153,27 +157,60 @@ def test_commits_that_are_under_way_when_a_load_begins(server, database, sql, da
     run.compare([(database, "t"), (database, "n")])
 
 
-def test_a_transaction_that_a_crash_cut_off_is_not_delivered(database, daemon):
-    with MariaDB({"innodb-flush-log-at-trx-commit": 1}) as server:
-        sql = lambda *statements, user="shop": server.execute(database, *statements, user=user)  # noqa: E731
-        server.create_database(database)
-        sql("create table t (id int primary key, a int)", "insert into t values (1, 1)")
-        run = daemon([f"{database}.t"], server=server).start_and_load()
-        run.terminate()
-        sql("insert into t values (2, 2)", "insert into t values (3, 3)")
-        file = sql(server.STATUS, user="root")[0][0]
-        end = sql(f"show binlog events in '{file}'", user="root")[-1]
-        assert end[2] == "Xid"
-        server.process.kill()
-        server.process.wait()
-        os.truncate(f"{server.data}/{file}", end[1])
-        server.start()
-        # What the crash of a whole machine would have taken from the engine as well.
-        sql("set sql_log_bin = 0", "delete from t where id = 3", "set sql_log_bin = 1", user="root")
-        sql("insert into t values (4, 4)")
-        run.start()
-        run.compare([(database, "t")])
-        assert run.states() == {(database, "t"): "Table completed"}
+@pytest.fixture
+def lockless(mysql):
+    """Makes a user who may not lock."""
+    mysql.execute(
+        "mysql",
+        f"create user lockless@'%' identified by '{mysql.PASSWORD}'",
+        "grant select, replication slave, replication client on *.* to lockless@'%'",
+        user="root",
+    )
+    yield "lockless"
+    mysql.execute("mysql", "drop user lockless@'%'", user="root")
+
+
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_a_user_who_may_not_lock_loads_tables_with_a_key(server, database, sql, daemon, lockless):
+    sql("create table t (id int primary key, a int, b text)", "insert into t values (1, 1, 'x')")
+    run = daemon([f"{database}.t"], server=server, user=lockless)
+    run.run("check")
+    held = HeldCommit(server, sql, "begin", "insert into t values (2, 2, 'y')", "delete from t where id = 1", "commit")
+    run.start_and_load()
+    held.end(sql)
+    run.compare([(database, "t")])
+    # While the log is under way, and a commit is held that it has read.
+    held = HeldCommit(server, sql, "insert into t values (3, 3, 'z')")
+    run.run("reload", "shop", f"{database}.t")
+    run.wait_states()
+    held.end(sql)
+    run.compare([(database, "t")])
+    # What the log does not tell is looked up.
+    sql("set binlog_row_image = 'MINIMAL'", "update t set a = 9", user="root")
+    run.compare([(database, "t")])
+
+
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_a_user_who_may_not_lock_loads_no_table_without_a_key(server, database, sql, daemon, lockless):
+    sql("create table t (id int primary key)", "create table later (id int)")
+    codes = lambda run: {finding["code"] for finding in run.json("check", code=3)["findings"]}  # noqa: E731
+    with Daemon(server, database, [f"{database}.*"], user=lockless) as other:
+        assert "MYSQL-RELOAD" in codes(other)
+    sql("drop table later")
+    pattern = {"on-change": {"discover": "2s"}}
+    run = daemon([f"{database}.*"], server=server, user=lockless, options=pattern)
+    run.run("check")
+    run.start_and_load()
+    sql("create table later (id int)", "insert into later values (1)", "insert into t values (1)")
+    run.wait_states("Table error", tables=[(database, "later")])
+    assert "may not hold commits" in str(run.tables()[(database, "later")])
+    run.compare([(database, "t")])
+    with server.connect("mysql", "root", autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("set global gtid_mode = 'ON_PERMISSIVE'")
+        try:
+            assert "MYSQL-RELOAD" in codes(run)
+        finally:
+            cursor.execute("set global gtid_mode = 'ON'")
 
 
 def test_rows_that_are_not_whole_stop_only_their_table(server, database, sql, daemon):

@@ -158,6 +158,47 @@ def test_a_partial_row_is_made_whole(server, database, loaded):
     run.compare([(database, "t")])
 
 
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_parts_of_json_are_made_whole(server, database, sql, daemon):
+    document = "json_object('a', json_array(1, 2, 3), 'b', repeat('x', 500), 'n', null)"
+    sql(
+        "create table t (id int primary key, one json, text varchar(9), two json)",
+        "create table keyless (one json)",
+        f"insert into t select seq, {document}, 'old', {document} from {server.numbers(9)}",
+        f"insert into keyless values ({document})",
+    )
+    run = daemon([f"{database}.t", f"{database}.keyless"], server=server).start_and_load()
+    file, before = sql(server.STATUS, user="root")[0][:2]
+    with server.connect(database, "root") as connection, connection.cursor() as cursor:
+        cursor.execute("set binlog_row_value_options = 'PARTIAL_JSON'")
+        for number, statement in enumerate(
+            [
+                "two = json_set(two, '$.a[1]', 20)",
+                "one = json_remove(one, '$.a[0]'), two = json_replace(two, '$.b', 'short')",
+                "one = json_set(one, '$.a[0]', 9), text = 'new'",
+                "one = json_set(one, '$.a[0]', 9), two = null",
+                "one = null, two = json_set(two, '$.n', 1)",
+                "one = json_set(one, '$.a[0]', 1), text = 'same'",
+                "id = 70, one = json_set(one, '$.a[0]', 7)",
+            ],
+            1,
+        ):
+            cursor.execute(f"update t set {statement} where id = {number}")
+        cursor.execute("set binlog_row_image = 'MINIMAL'")
+        cursor.execute("update t set two = json_set(two, '$.a[1]', 80) where id = 8")
+        cursor.execute("update t set one = json_set(one, '$.a[0]', 90), text = 'less' where id = 9")
+        cursor.execute("update t set text = 'again' where id = 8")
+    run.compare([(database, "t")])
+    kinds = [row[2] for row in sql(f"show binlog events in '{file}' from {before}", user="root")]
+    assert kinds.count("Update_rows_partial") >= 8, kinds
+    assert "table is suspended" not in run.log(100_000)
+    with server.connect(database, "root") as connection, connection.cursor() as cursor:
+        cursor.execute("set binlog_row_value_options = 'PARTIAL_JSON'")
+        cursor.execute("update keyless set one = json_set(one, '$.a[0]', 90)")
+    # Nothing tells its rows apart: it is loaded anew.
+    run.compare([(database, "t"), (database, "keyless")], seconds=60)
+
+
 def test_many_wide_rows_are_looked_up_in_short_statements(server, database, daemon):
     names = [f"a_name_that_is_nearly_as_long_as_a_name_may_be_at_all_{number:06}" for number in range(300)]
     columns = ", ".join(f"{name} tinyint default 1" for name in names)

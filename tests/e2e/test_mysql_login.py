@@ -50,14 +50,17 @@ def test_a_certificate_of_nobody_is_refused(server, database, sql, tls):
         assert finding["code"] == "MYSQL-AUTH" and "certificate" in str(finding), finding
 
 
-def test_settings_whose_log_is_not_read_are_found(server, database, sql):
+def test_settings_that_make_a_poor_log_are_found(server, database, sql):
     sql("create table t (id int primary key)")
-    settings = {"binlog_transaction_compression": ("on", "off"), "binlog_row_value_options": ("partial_json", "")}
+    settings = {
+        "binlog_transaction_compression": ("on", "off", "MYSQL-COMPRESSION"),
+        "binlog_row_value_options": ("partial_json", "", "MYSQL-ROW-IMAGE"),
+    }
     with Daemon(server, database, [f"{database}.t"]) as run:
-        for name, (value, usual) in settings.items():
+        for name, (value, usual, code) in settings.items():
             sql(f"set global {name} = '{value}'", user="root")
             try:
-                assert codes(run, 3) == ["MYSQL-COMPRESSION"]
+                assert codes(run, 3) == [code]
             finally:
                 sql(f"set global {name} = '{usual}'", user="root")
         assert codes(run, 0) == []

@@ -89,7 +89,7 @@ impl Check<'_> {
             ("binlog_row_metadata", "FULL", "MYSQL-ROW-METADATA", "the log does not tell names of columns"),
             ("log_bin_compress", "OFF", "MYSQL-COMPRESSION", "the log has compressed events"),
             ("binlog_transaction_compression", "OFF", "MYSQL-COMPRESSION", "the log has compressed transactions"),
-            ("binlog_row_value_options", "", "MYSQL-COMPRESSION", "the log has only parts of JSON values"),
+            ("binlog_row_value_options", "", "MYSQL-ROW-IMAGE", "the log has only parts of JSON values"),
         ] {
             let Some(found) = value(name).filter(|found| !found.eq_ignore_ascii_case(wanted)) else { continue };
             self.findings.push(

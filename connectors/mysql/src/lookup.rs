@@ -1,4 +1,4 @@
-//! Values that the log did not send, read anew by key (`binlog_row_image` MINIMAL and NOBLOB).
+//! Values that the log did not send, read anew by key (`binlog_row_image` MINIMAL and NOBLOB, `binlog_row_value_options`).
 
 use std::{slice, time::Duration};
 

@@ -15,7 +15,7 @@ use millrace_mysql::{
     gtid::Executed,
     log::{
         ddl,
-        events::{self, Query, RowsEvent, TableMap, image},
+        events::{self, Query, RowsEvent, TableMap, image, parts},
     },
     types::{
         SqlType,
@@ -92,12 +92,13 @@ fn rows_of_any_table() {
         let (shape, rows) = bytes.split_at(bytes.len() / 2);
         let Ok(map) = TableMap::parse(shape) else { return };
         let stored: Vec<Stored> = map.columns.iter().map(|column| column.stored).collect();
-        for kind in [23, 24, 25, 30, 31, 32] {
+        for kind in [23, 24, 25, 30, 31, 32, 39] {
             let Some(kind) = RowsEvent::kind_of(kind) else { return };
             let Ok(mut event) = RowsEvent::parse(kind, rows) else { continue };
             let mut slots = vec![];
             for _ in 0..rows.len() {
-                if event.rows.is_empty() || image(&mut event.rows, event.first, &stored, &mut slots).is_err() {
+                let parts = if event.is_partial { parts(&mut event.rows, &stored).unwrap_or_default() } else { &[] };
+                if event.rows.is_empty() || image(&mut event.rows, event.first, parts, &stored, &mut slots).is_err() {
                     break;
                 }
             }

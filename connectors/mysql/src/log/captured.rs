@@ -6,7 +6,7 @@ use millrace_core::{
     BatchBuilder, Change, Error, Kind, Op, Order, Reject, Result, Table, Unfit, ValueRules, batch::Cell, error::Context,
 };
 
-use super::events::{RowsEvent, RowsKind, Slot, TableMap, image};
+use super::events::{RowsEvent, RowsKind, Slot, TableMap, image, parts};
 use crate::{
     types::{
         self,
@@ -175,9 +175,11 @@ impl Captured {
         }
         while !rows.is_empty() {
             let left = rows.len();
-            image(&mut rows, event.first, &mapping.stored, &mut first).map_err(malformed)?;
+            image(&mut rows, event.first, &[], &mapping.stored, &mut first).map_err(malformed)?;
             if event.kind == RowsKind::Update {
-                image(&mut rows, event.second, &mapping.stored, &mut second).map_err(malformed)?;
+                let parts = if event.is_partial { parts(&mut rows, &mapping.stored) } else { Ok(&[][..]) };
+                let parts = parts.map_err(malformed)?;
+                image(&mut rows, event.second, parts, &mapping.stored, &mut second).map_err(malformed)?;
             }
             if rows.len() == left {
                 return Err(malformed(Malformed("a row has no columns")));
@@ -235,15 +237,16 @@ impl Captured {
             match slot(index) {
                 Slot::Null => self.builder.column(index).push_null(),
                 // Of a row that went, what the log does not have is null; but its key tells which one it was.
-                Slot::Absent if self.table.is_keyed() && !self.table.key.contains(&index) => match op {
+                Slot::Absent | Slot::Part if self.table.is_keyed() && !self.table.key.contains(&index) => match op {
                     Op::Delete => self.builder.column(index).push_null(),
                     _ => self.builder.absent(index),
                 },
-                Slot::Absent => {
+                Slot::Absent | Slot::Part => {
                     let doing = format!("reading rows of {} in the log", self.table.name);
                     return Err(Error::new(Kind::SourceSetup, doing)
                         .with("the log has only a part of its rows, and nothing tells them apart")
-                        .fix("SET GLOBAL binlog_row_image = 'FULL'; then: millrace reload TASK TABLE"));
+                        .fix("SET GLOBAL binlog_row_image = 'FULL'; MySQL: SET GLOBAL binlog_row_value_options = '';")
+                        .fix("then: millrace reload TASK TABLE"));
                 }
                 Slot::Bytes(value) => {
                     bytes += value.len();
@@ -287,7 +290,7 @@ impl Captured {
         slot: &dyn Fn(usize) -> Slot<'a>,
     ) -> Reject {
         let cell = |index: usize| match slot(index) {
-            Slot::Absent => Cell::Absent,
+            Slot::Absent | Slot::Part => Cell::Absent,
             Slot::Null => Cell::Null,
             Slot::Bytes(bytes) => match decode(&mapping.columns[index], bytes, &mut Scratch::default()) {
                 Ok(Ok(value)) => value.cell(),
@@ -371,7 +374,7 @@ mod tests {
             (&[], RowsKind::Update, none, none, &[1], false),
         ] {
             let (mut captured, mapping) = captured(key);
-            let event = RowsEvent { kind, width: 2, first, second, rows: Reader::new(bytes) };
+            let event = RowsEvent { kind, width: 2, first, second, is_partial: false, rows: Reader::new(bytes) };
             let taken = captured.take(&mut Transaction::default(), &mapping, event);
             assert_eq!(taken.is_ok(), is_read, "{key:?} {kind:?} {first:?} {bytes:?}");
             captured.abort_row();

@@ -35,6 +35,7 @@ pub mod kind {
     pub const PREVIOUS_GTIDS: u8 = 35;
     pub const TRANSACTION_CONTEXT: u8 = 36;
     pub const VIEW_CHANGE: u8 = 37;
+    pub const PARTIAL_UPDATE_ROWS: u8 = 39;
     pub const HEARTBEAT_V2: u8 = 41;
     pub const GTID_TAGGED: u8 = 42;
     pub const MARIADB_ANNOTATE: u8 = 160;
@@ -283,12 +284,14 @@ pub struct RowsEvent<'a> {
     pub first: &'a [u8],
     /// Which columns the second image of an update has.
     pub second: &'a [u8],
+    /// The second image may have parts of JSON values.
+    pub is_partial: bool,
     /// The rows.
     pub rows: Reader<'a>,
 }
 
 impl<'a> RowsEvent<'a> {
-    /// What an event of this number is, if it is one of rows.
+    /// What an event of this number is, if it is one of rows, and its version: 3 is the second one with parts of values.
     pub fn kind_of(event: u8) -> Option<(RowsKind, u8)> {
         Some(match event {
             kind::WRITE_ROWS_V1 => (RowsKind::Write, 1),
@@ -297,6 +300,7 @@ impl<'a> RowsEvent<'a> {
             kind::WRITE_ROWS => (RowsKind::Write, 2),
             kind::UPDATE_ROWS => (RowsKind::Update, 2),
             kind::DELETE_ROWS => (RowsKind::Delete, 2),
+            kind::PARTIAL_UPDATE_ROWS => (RowsKind::Update, 3),
             _ => return None,
         })
     }
@@ -304,14 +308,14 @@ impl<'a> RowsEvent<'a> {
     /// Reads what stands behind the table's number and the flags.
     pub fn parse((kind, version): (RowsKind, u8), rest: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(rest);
-        if version == 2 {
+        if version >= 2 {
             let extra = usize::from(reader.u16()?);
             reader.bytes(extra.saturating_sub(2))?;
         }
         let width = reader.length()?;
         let first = reader.bytes(width.div_ceil(8))?;
         let second = if kind == RowsKind::Update { reader.bytes(width.div_ceil(8))? } else { &[] };
-        Ok(Self { kind, width, first, second, rows: reader })
+        Ok(Self { kind, width, first, second, is_partial: version == 3, rows: reader })
     }
 }
 
@@ -324,12 +328,26 @@ pub enum Slot<'a> {
     Null,
     /// Its bytes.
     Bytes(&'a [u8]),
+    /// Its bytes are not there, only what is different from before.
+    Part,
 }
 
-/// Reads one image into `slots`, one for each column of the log.
+/// What stands before an image that may have parts of JSON values, as `binlog_row_value_options` tells: for each JSON column
+/// of the table, whether it is one (`Rows_log_event::print_verbose_one_row` of `log_event.cc`).
+pub fn parts<'a>(reader: &mut Reader<'a>, stored: &[Stored]) -> Result<&'a [u8], Malformed> {
+    const PARTIAL_JSON: usize = 1;
+    if reader.length()? & PARTIAL_JSON == 0 {
+        return Ok(&[]);
+    }
+    let count = stored.iter().filter(|stored| stored.number == number::JSON).count();
+    reader.bytes(count.div_ceil(8))
+}
+
+/// Reads one image into `slots`, one for each column of the log; `parts` as [`parts`] gives it, or nothing.
 pub fn image<'a>(
     reader: &mut Reader<'a>,
     present: &[u8],
+    parts: &[u8],
     stored: &[Stored],
     slots: &mut Vec<Slot<'a>>,
 ) -> Result<(), Malformed> {
@@ -337,15 +355,24 @@ pub fn image<'a>(
     slots.clear();
     let count = (0..stored.len()).filter(|&index| is_set(present, index)).count();
     let nulls = reader.bytes(count.div_ceil(8))?;
-    let mut place = 0;
+    let (mut place, mut json) = (0, 0);
     for (index, stored) in stored.iter().enumerate() {
+        // Columns that are not in the image have a bit as well.
+        let is_part = stored.number == number::JSON && is_set(parts, json);
+        json += usize::from(stored.number == number::JSON);
         if !is_set(present, index) {
             slots.push(Slot::Absent);
             continue;
         }
         let null = is_set(nulls, place);
         place += 1;
-        slots.push(if null { Slot::Null } else { Slot::Bytes(stored.take(reader)?) });
+        slots.push(match (null, is_part) {
+            (true, _) => Slot::Null,
+            (false, false) => Slot::Bytes(stored.take(reader)?),
+            // Nothing is different.
+            (false, true) if stored.take(reader)?.is_empty() => Slot::Absent,
+            (false, true) => Slot::Part,
+        });
     }
     Ok(())
 }
@@ -408,6 +435,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn parts_of_json_have_a_bit_for_each_column_of_that_type() {
+        let json = Stored { number: number::JSON, meta: 4 };
+        let stored = [json, Stored { number: number::TINY, meta: 0 }, json, json, json];
+        // All columns but the first; the second JSON column is a part, the third is as it was, the fourth is whole.
+        let bytes = [&[1, 0b0110][..], &[0], &[7], &[2, 0, 0, 0, 1, 1], &[0, 0, 0, 0], &[1, 0, 0, 0, 4]].concat();
+        let (mut reader, mut slots) = (Reader::new(&bytes), vec![]);
+        let parts = parts(&mut reader, &stored).unwrap();
+        image(&mut reader, &[0b11110], parts, &stored, &mut slots).unwrap();
+        assert!(reader.is_empty());
+        let expected = [Slot::Absent, Slot::Bytes(&[7]), Slot::Part, Slot::Absent, Slot::Bytes(&[4])];
+        assert_eq!(slots, expected);
+        assert_eq!(super::parts(&mut Reader::new(&[0]), &stored).unwrap(), &[] as &[u8]);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_events_or_an_error(body in prop::collection::vec(any::<u8>(), 0..200), event: u8) {
@@ -420,7 +462,8 @@ mod tests {
             {
                 let map = bytes(MAP);
                 let stored: Vec<Stored> = TableMap::parse(&map).unwrap().columns.iter().map(|c| c.stored).collect();
-                let _ = image(&mut rows.rows, rows.first, &stored, &mut vec![]);
+                let parts = parts(&mut rows.rows.clone(), &stored).unwrap_or_default();
+                let _ = image(&mut rows.rows, rows.first, parts, &stored, &mut vec![]);
             }
         }
     }

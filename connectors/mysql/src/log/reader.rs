@@ -521,7 +521,6 @@ impl Reader {
             17 | 18 => Err(refused("it has LOAD DATA as a statement instead of its rows")),
             26 => Err(refused("the server notes an incident: changes are missing from its log")),
             38 => Err(refused("it has a transaction of two phases (XA)")),
-            39 => Err(refused("it has parts of JSON values (binlog_row_value_options)")),
             40 => Err(refused("it has compressed transactions (binlog_transaction_compression)")),
             165..=171 => Err(refused("it has compressed events (log_bin_compress)")),
             _ if header.flags & FLAG_IGNORABLE != 0 => Ok(()),

@@ -10,7 +10,14 @@ from servers import MariaDB, MySQL, wait_for
 SETTINGS = {
     # Whatever a client asks for, its statements are read as latin1.
     MariaDB: {"character-set-client-handshake": 0, "max-statement-time": 2, "log-slave-updates": 0},
-    MySQL: {"max-execution-time": 300, "log-replica-updates": 0},
+    MySQL: {
+        "max-execution-time": 300,
+        "log-replica-updates": 0,
+        "gtid-mode": "OFF",
+        "enforce-gtid-consistency": "OFF",
+        "binlog-checksum": "NONE",
+        "binlog-order-commits": "OFF",
+    },
 }
 NO_LIMIT = {"mariadb": "max_statement_time = 0", "mysql": "max_execution_time = 0"}
 # Of nobody: how to follow him, and how to stop.

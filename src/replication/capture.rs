@@ -18,7 +18,7 @@ use futures::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use millrace_core::{
     Change, ChangeBatch, Changes, Ddl, Durable, Error, Kind, Order, Position, Reject, Result, Table, TableName,
     error::Action,
-    source::{Budget, Identity, Log, Source},
+    source::{Budget, Identity, Log, Resume, Source},
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     config::{OnChange, Truncate},
-    state::keys::table::TableState,
+    state::keys::table::{TableRecord, TableState},
     stream::{Append, Stream},
     telemetry::metrics::{Metrics, task_label},
 };
@@ -141,9 +141,12 @@ impl Capture<'_> {
     /// Opens the log at the last mark, with nothing behind that in the stream.
     async fn open(&self, opened: &(dyn Fn(Identity) -> Result<()> + Send + Sync)) -> Result<Box<dyn Log>> {
         self.stream.rewind().await?;
-        let from = self.stream.last_mark().map(|mark| mark.source);
+        let from = self.stream.last_mark().map(|mark| mark.resume());
         let from = from.ok_or_else(|| Error::new(Kind::Internal, "opening the log: the stream has no mark"))?;
-        let log = self.source.open_log(&self.tables.captured(), from, self.identity, self.stream.spill_room()).await?;
+        let log = self.source.open_log(&self.tables.captured(), &from, self.identity, self.stream.spill_room()).await?;
+        if let Some(begin) = log.begins_anew() {
+            self.take_over(from.position, begin).await?;
+        }
         // Who it is now must be known before anything of it is durable: behind the fork of a new timeline the old
         // identity would be refused.
         let identity = match log.identity() {
@@ -152,6 +155,26 @@ impl Capture<'_> {
         };
         opened(identity)?;
         Ok(log)
+    }
+
+    /// Another server has everything up to the last mark, and its log goes on from there. What loads have seen behind the
+    /// mark it need not have.
+    async fn take_over(&self, marked: Position, begin: Resume) -> Result<()> {
+        let loads = [TableState::BeforeLoad, TableState::FullLoad, TableState::Reloading];
+        for record in self.tables.all().iter().filter(|record| loads.contains(&record.state)) {
+            self.tables.outdate(&record.table.name)?;
+        }
+        let is_ahead = |record: &&TableRecord| record.read_to > marked && record.state == TableState::Completed;
+        if let Some(ahead) = self.tables.all().iter().find(is_ahead) {
+            let said = format!("table {} was loaded with changes that the log was not read to yet", ahead.table.name);
+            return Err(Error::new(Kind::SourceChanged, "following another server that took over").with(said));
+        }
+        // The stream says where the history begins before anybody else does: it is the one to believe after a crash.
+        warn!(task = self.task, position = %begin.position, "another server took over; its log is followed");
+        let marked = self.stream.append(Append::begin(begin)).await?;
+        fail::fail_point!("takeover-after-mark");
+        let unmarked = || Error::new(Kind::Internal, "following another server: its beginning was not marked");
+        marked.map(drop).ok_or_else(unmarked)
     }
 
     fn answer(&self, ask: Ask, log: &mut dyn Log) {
@@ -233,6 +256,7 @@ impl Capture<'_> {
             }
         }
         piece.append.changes.upto = changes.upto;
+        piece.append.changes.lineage = changes.lineage;
         piece.append.changes.newest_commit_us = changes.newest_commit_us;
         piece.append.changes.awaited = changes.awaited;
         appends.push_back(self.append(piece));

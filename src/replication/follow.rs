@@ -53,7 +53,14 @@ mod tests {
 
     fn mark(at: u64) -> Mark {
         let totals = Totals::default();
-        Mark { at: LogPosition(at), source: Position(at.into()), arrival_us: 0, newest_commit_us: 0, totals }
+        Mark {
+            at: LogPosition(at),
+            source: Position(at.into()),
+            lineage: None,
+            arrival_us: 0,
+            newest_commit_us: 0,
+            totals,
+        }
     }
 
     #[tokio::test]

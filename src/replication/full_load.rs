@@ -159,7 +159,7 @@ impl FullLoad {
         while let Some(joined) = segments.join_next().await {
             joined.map_err(|e| Error::new(Kind::Internal, format!("loading {name}")).with(e))??;
         }
-        self.complete(&name, &mapped, begun).await
+        self.complete(&name, &mapped, begun, snapshot.read_to()).await
     }
 
     /// Stores what the load is, and gives the segments of an earlier try that still hold.
@@ -307,7 +307,7 @@ impl FullLoad {
     }
 
     /// The last segment is done: the new generation replaces what the manifest held, in one commit.
-    async fn complete(&self, name: &TableName, mapped: &Mapped, begun: Instant) -> Result<()> {
+    async fn complete(&self, name: &TableName, mapped: &Mapped, begun: Instant, read_to: Position) -> Result<()> {
         let prefix = segment::prefix(&self.task, name);
         let segments: Vec<(String, SegmentRecord)> = read_all(&*self.state, &prefix)?;
         let _gate = self.delivery.gate().await;
@@ -339,6 +339,7 @@ impl FullLoad {
             |record| !record.stale,
             |record| {
                 record.state = TableState::Completed;
+                record.read_to = read_to;
                 record.load = None;
                 record.error = None;
                 record.loaded_rows = rows;

@@ -12,7 +12,9 @@ use std::sync::{
 use async_trait::async_trait;
 use millrace_core::{
     Change, Changes, Columns, Ddl, Durable, Error, Finding, Kind, Order, Position, Result, Selection, Table, TableName,
-    source::{Budget, Identity, LoadPlan, Log, Lookup, Retained, Scope, Snapshot, Source, SpillRoom, TableLoad},
+    source::{
+        Budget, Identity, LoadPlan, Log, Lookup, Resume, Retained, Scope, Snapshot, Source, SpillRoom, TableLoad,
+    },
 };
 
 /// A source in one of its histories.
@@ -64,22 +66,25 @@ impl Source for History {
         self.source.unpublished(tables).await
     }
 
-    async fn create_log(&self) -> Result<Position> {
-        Ok(self.number_it(self.source.create_log().await?))
+    async fn create_log(&self) -> Result<Resume> {
+        let made = self.source.create_log().await?;
+        Ok(Resume { position: self.number_it(made.position), ..made })
     }
 
     async fn open_log(
         &self,
         tables: &[Arc<Table>],
-        from: Position,
+        from: &Resume,
         known: &Identity,
         spill: Arc<dyn SpillRoom>,
     ) -> Result<Box<dyn Log>> {
         let number = self.number();
-        if from.history() != number {
-            return Err(Error::new(Kind::Internal, format!("opening the log at {from} in history {number}")));
+        if from.position.history() != number {
+            let doing = format!("opening the log at {} in history {number}", from.position);
+            return Err(Error::new(Kind::Internal, doing));
         }
-        let log = self.source.open_log(tables, from.in_history(0), known, spill).await?;
+        let log = self.source.open_log(tables, &at_source(from), known, spill).await?;
+        let number = number + u16::from(log.begins_anew().is_some());
         Ok(if number == 0 { log } else { Box::new(NumberedLog { log, number }) })
     }
 
@@ -88,8 +93,12 @@ impl Source for History {
     }
 
     async fn snapshot(&self, tables: &[TableName], exact: bool) -> Result<Box<dyn Snapshot>> {
-        let snapshot = self.source.snapshot(tables, exact).await?;
         let number = self.number();
+        let snapshot = self.source.snapshot(tables, exact).await?;
+        if self.number() != number {
+            let said = "another server took over meanwhile";
+            return Err(Error::new(Kind::Connection, "taking a snapshot").with(said));
+        }
         Ok(if number == 0 { snapshot } else { Box::new(NumberedSnapshot { snapshot, number }) })
     }
 
@@ -99,8 +108,8 @@ impl Source for History {
         Ok(retained.map(|kept| Retained { confirmed: number(kept.confirmed), end: number(kept.end), ..kept }))
     }
 
-    async fn verify(&self, from: Position, known: &Identity) -> Result<()> {
-        self.source.verify(from.in_history(0), known).await
+    async fn verify(&self, from: &Resume, known: &Identity) -> Result<()> {
+        self.source.verify(&at_source(from), known).await
     }
 
     async fn heartbeat(&self) -> Result<()> {
@@ -114,6 +123,10 @@ impl Source for History {
     async fn remove(&self) -> Result<Vec<String>> {
         self.source.remove().await
     }
+}
+
+fn at_source(from: &Resume) -> Resume {
+    Resume { position: from.position.in_history(0), ..from.clone() }
 }
 
 /// A log in a later history.
@@ -132,6 +145,11 @@ impl Log for NumberedLog {
 
     fn identity(&self) -> Option<&Identity> {
         self.log.identity()
+    }
+
+    fn begins_anew(&self) -> Option<Resume> {
+        let begin = self.log.begins_anew()?;
+        Some(Resume { position: begin.position.in_history(self.number), ..begin })
     }
 
     async fn confirm(&mut self, position: Durable<Position>) -> Result<()> {
@@ -180,6 +198,10 @@ impl Snapshot for NumberedSnapshot {
         self.snapshot.position().in_history(self.number)
     }
 
+    fn read_to(&self) -> Position {
+        self.snapshot.read_to().in_history(self.number)
+    }
+
     async fn open(&self, table: &TableName, wanted: usize, previous: Option<&LoadPlan>) -> Result<Box<dyn TableLoad>> {
         self.snapshot.open(table, wanted, previous).await
     }
@@ -209,17 +231,17 @@ mod tests {
         let budget = Budget { rows: 100, bytes: 1 << 20, wait: Duration::ZERO };
 
         let from = later.create_log().await.unwrap();
-        assert_eq!(from, first.create_log().await.unwrap().in_history(2));
-        let mut log = later.open_log(&tables, from, &identity, room()).await.unwrap();
+        assert_eq!(from.position, first.create_log().await.unwrap().position.in_history(2));
+        let mut log = later.open_log(&tables, &from, &identity, room()).await.unwrap();
         let changes = log.pull(budget).await.unwrap();
-        let mut plain = first.open_log(&tables, from.in_history(0), &identity, room()).await.unwrap();
+        let mut plain = first.open_log(&tables, &at_source(&from), &identity, room()).await.unwrap();
         let mut expected = plain.pull(budget).await.unwrap();
         assert!(changes.rows() > 0 && changes.upto > expected.upto);
         number_all(&mut expected, 2);
         assert_eq!(changes, expected);
         log.confirm(Durable::from_fsync(changes.upto.unwrap())).await.unwrap();
 
-        let refused = later.open_log(&tables, from.in_history(1), &identity, room()).await;
+        let refused = later.open_log(&tables, &from.position.in_history(1).into(), &identity, room()).await;
         assert_eq!(refused.err().map(|error| error.kind), Some(Kind::Internal));
         let snapshot = later.snapshot(&[], true).await.unwrap();
         assert_eq!(snapshot.position().history(), 2);

@@ -97,6 +97,7 @@ mod tests {
             table: table(name),
             rule: String::new(),
             stale: false,
+            read_to: millrace_core::Position::default(),
             load: None,
             error: None,
             mends: false,

@@ -108,6 +108,7 @@ impl Session {
         };
         let stream = Arc::new((wiring.open_stream)(options)?);
         follow::publish(&task.open, &stream);
+        task.follow_history(&stream)?;
         if stream.last_mark().is_none() && !passes_check(task).await? {
             return Ok(None);
         }
@@ -373,10 +374,9 @@ impl Session {
                 record.identity = Some(identity);
                 record.slot_intent = true;
             })?;
-            let position = wiring.source.create_log().await?;
-            let mut first = Append::default();
-            first.changes.upto = Some(position);
-            self.stream.append(first).await?;
+            let begin = wiring.source.create_log().await?;
+            let position = begin.position;
+            self.stream.append(Append::begin(begin)).await?;
             info!(task = self.task.name(), position = %position, "slot is made");
         }
         if captures {
@@ -436,6 +436,7 @@ impl Session {
             let (worked, began) = (AtomicBool::new(false), Instant::now());
             let opened = |identity| {
                 worked.store(true, Ordering::Relaxed);
+                self.task.follow_history(&self.stream)?;
                 self.task.update(|record| record.identity = Some(identity))?;
                 self.running()
             };

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use millrace_core::{Column, Result, Table, TableName};
+use millrace_core::{Column, Position, Result, Table, TableName};
 
 use super::rules::Rules;
 use crate::{
@@ -264,6 +264,7 @@ impl Tables {
             target,
             rule: self.rules.text(&shape.name),
             stale: false,
+            read_to: Position::default(),
             load,
             error: None,
             mends: false,

@@ -23,6 +23,7 @@ use crate::{
         },
         read,
     },
+    stream::Stream,
     telemetry::{events, metrics::task_label, now_us},
 };
 
@@ -166,6 +167,16 @@ impl Task {
         self.update(|record| record.history = number)?;
         self.history.set(number);
         Ok(number)
+    }
+
+    /// The stream knows of a history that another server began, a moment before the record does.
+    pub(super) fn follow_history(&self, stream: &Stream) -> Result<()> {
+        let number = stream.last_mark().map_or(0, |mark| mark.source.history());
+        if number > self.history.number() {
+            self.update(|record| record.history = number)?;
+            self.history.set(number);
+        }
+        Ok(())
     }
 
     /// Whether the task goes on by itself after the error: its place in the source's log is lost, and the config says that

@@ -22,6 +22,10 @@ pub(super) fn encode(mark: &Mark, out: &mut Vec<u8>) {
         out.extend_from_slice(reason.as_bytes());
         put_varint(out, *rows);
     }
+    // It is last, so that marks from before there was one are read as having none.
+    if let Some(lineage) = &mark.lineage {
+        out.extend_from_slice(lineage.as_bytes());
+    }
 }
 
 /// Rebuilds a mark that ends at `at`; `None` if the bytes are not what [`encode`] writes.
@@ -41,7 +45,11 @@ fn read(cursor: &mut Cursor, at: LogPosition, arrival_us: i64) -> Option<Mark> {
         let reason = std::str::from_utf8(cursor.take(len)?).ok()?;
         filtered.insert(reason.to_string(), cursor.varint()?);
     }
-    Some(Mark { at, source, arrival_us, newest_commit_us, totals: Totals { captured, filtered, rows, bytes } })
+    let lineage = match cursor.remaining() {
+        0 => None,
+        len => Some(std::str::from_utf8(cursor.take(len)?).ok()?.into()),
+    };
+    Some(Mark { at, source, lineage, arrival_us, newest_commit_us, totals: Totals { captured, filtered, rows, bytes } })
 }
 
 /// What a segment takes over from those before it, which retention may take: with it each one can be opened alone.
@@ -93,10 +101,12 @@ mod tests {
     fn any_mark() -> impl Strategy<Value = Mark> {
         let totals = (any::<u64>(), btree_map(".{0,9}", any::<u64>(), 0..4), any::<u64>(), any::<u64>())
             .prop_map(|(captured, filtered, rows, bytes)| Totals { captured, filtered, rows, bytes });
-        (any::<u64>(), any::<u128>(), any::<i64>(), any::<i64>(), totals).prop_map(
-            |(at, source, arrival_us, newest_commit_us, totals)| Mark {
+        let lineage = proptest::option::of(".{1,40}");
+        (any::<u64>(), any::<u128>(), any::<i64>(), any::<i64>(), totals, lineage).prop_map(
+            |(at, source, arrival_us, newest_commit_us, totals, lineage)| Mark {
                 at: LogPosition(at),
                 source: Position(source),
+                lineage: lineage.map(Into::into),
                 arrival_us,
                 newest_commit_us,
                 totals,

@@ -49,7 +49,7 @@ use std::{
 
 use millrace_core::{
     Change, ChangeBatch, Changes, Ddl, Durable, Error, Kind as ErrorKind, Order, Position, Reject, Result, TableName,
-    source::SpillRoom,
+    source::{Resume, SpillRoom},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -97,6 +97,8 @@ pub struct Mark {
     pub at: LogPosition,
     /// The source's position up to which the log holds everything.
     pub source: Position,
+    /// What the source said of it; see [`Changes::lineage`].
+    pub lineage: Option<Arc<str>>,
     /// When it was written (microseconds since 1970-01-01 UTC; never goes back).
     pub arrival_us: i64,
     /// Commit time of the newest transaction in the log (microseconds since 1970-01-01 UTC); 0 if there is none.
@@ -114,6 +116,21 @@ pub struct Append {
     pub captured: u64,
     /// Rows left out before the log, by reason.
     pub filtered: BTreeMap<String, u64>,
+}
+
+impl Append {
+    /// Nothing but where the source's log begins.
+    pub fn begin(at: Resume) -> Self {
+        let changes = Changes { upto: Some(at.position), lineage: at.lineage, awaited: true, ..Changes::default() };
+        Self { changes, ..Self::default() }
+    }
+}
+
+impl Mark {
+    /// Where the source's log goes on.
+    pub fn resume(&self) -> Resume {
+        Resume { position: self.source, lineage: self.lineage.clone() }
+    }
 }
 
 /// What a reader finds.
@@ -251,7 +268,8 @@ impl Stream {
         let ticket = self.shared.enter()?;
         let Append { changes, captured, filtered } = append;
         let (reply, answer) = oneshot::channel();
-        let (upto, awaited, newest_commit_us) = (changes.upto, changes.awaited, changes.newest_commit_us);
+        let upto = changes.upto.map(|position| Resume { position, lineage: changes.lineage.clone() });
+        let (awaited, newest_commit_us) = (changes.awaited, changes.newest_commit_us);
         let work = draft(&self.shared, changes);
         let job = Job { work, captured, filtered, upto, awaited, newest_commit_us, reply };
         let sent = match &self.queue {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result};
+use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result, source::Resume};
 use tokio::sync::{oneshot, watch};
 
 use super::{
@@ -34,7 +34,7 @@ pub(super) struct Job {
     pub(super) work: Work,
     pub(super) captured: u64,
     pub(super) filtered: BTreeMap<String, u64>,
-    pub(super) upto: Option<Position>,
+    pub(super) upto: Option<Resume>,
     pub(super) awaited: bool,
     pub(super) newest_commit_us: Option<i64>,
     pub(super) reply: oneshot::Sender<Answer>,

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result, TableName};
+use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result, TableName, source::Resume};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -196,7 +196,9 @@ impl Writer {
         if let Some(failure) = self.shared.failure() {
             return answer(job.reply, Err(failure.error()));
         }
-        let sound = drafts.and_then(|drafts| self.check_position(job.upto, &drafts).map(|()| drafts));
+        let sound = drafts.and_then(|drafts| {
+            self.check_position(job.upto.as_ref().map(|upto| upto.position), &drafts).map(|()| drafts)
+        });
         let drafts = match sound {
             Ok(drafts) => drafts,
             Err(error) => {
@@ -248,12 +250,12 @@ impl Writer {
     fn stage(
         &mut self,
         drafts: &Drafts,
-        upto: Option<Position>,
+        upto: Option<Resume>,
         awaited: bool,
         counts: Counts,
     ) -> Result<Option<Position>> {
         let has_frames = !drafts.frames.is_empty();
-        let marked = upto.filter(|upto| has_frames || self.is_worth_a_mark(*upto, awaited));
+        let marked = upto.filter(|upto| has_frames || self.is_worth_a_mark(upto.position, awaited));
         if has_frames || marked.is_some() {
             self.wait_for_space(drafts.bytes.len() as u64 + OVERHEAD_BYTES)?;
             self.roll_if_due(drafts.frames.first().map_or(0, |first| first.stored.len() as u64))?;
@@ -263,14 +265,15 @@ impl Writer {
             self.state.is_unmarked = true;
         }
         self.state.count(counts, drafts);
-        if let Some(position) = marked {
+        let position = marked.as_ref().map(|upto| upto.position);
+        if let Some(upto) = marked {
             if cfg!(feature = "failpoints") && has_frames {
                 self.write_buffer()?;
                 fail::fail_point!("stream-between-frames-and-mark");
             }
-            self.put_mark(position)?;
+            self.put_mark(upto)?;
         }
-        Ok(marked)
+        Ok(position)
     }
 
     /// Whether a position without changes is marked.
@@ -331,10 +334,11 @@ impl Writer {
         Ok(number)
     }
 
-    fn put_mark(&mut self, source: Position) -> Result<()> {
+    fn put_mark(&mut self, upto: Resume) -> Result<()> {
         let mut mark = Mark {
             at: LogPosition(0),
-            source,
+            source: upto.position,
+            lineage: upto.lineage,
             arrival_us: 0,
             newest_commit_us: self.state.newest_commit_us,
             totals: self.state.totals.clone(),

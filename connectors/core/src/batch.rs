@@ -169,6 +169,9 @@ pub struct Changes {
     pub items: Vec<Change>,
     /// Everything that committed before this is in `items` or came earlier. `None` only inside one huge transaction.
     pub upto: Option<Position>,
+    /// What is behind `upto` in words that outlive the server (MySQL: whose log it is, and the executed GTIDs); kept in the
+    /// same mark, and given back when the log is resumed. `None` where the position alone tells it.
+    pub lineage: Option<Arc<str>>,
     /// Commit time of the newest transaction (microseconds since 1970-01-01 UTC), if there is one.
     pub newest_commit_us: Option<i64>,
     /// Where the source's log ends, as far as it told us.

@@ -48,6 +48,21 @@ pub struct Identity {
     pub started: String,
 }
 
+/// Where a log is taken up again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// The last durable mark, or where a log that was just made begins.
+    pub position: Position,
+    /// What was given with it as [`Changes::lineage`].
+    pub lineage: Option<Arc<str>>,
+}
+
+impl From<Position> for Resume {
+    fn from(position: Position) -> Self {
+        Self { position, lineage: None }
+    }
+}
+
 /// What the source keeps for us.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retained {
@@ -99,9 +114,9 @@ pub trait Source: Send + Sync {
         Ok(vec![])
     }
 
-    /// Makes the permanent place in the source's log (a slot) and gives the position it starts at. One that is there
-    /// already is dropped and made again: the caller only asks when it has no mark, so nothing of it was ever kept.
-    async fn create_log(&self) -> Result<Position>;
+    /// Makes the permanent place in the source's log (a slot) and gives where it starts. One that is there already is
+    /// dropped and made again: the caller only asks when it has no mark, so nothing of it was ever kept.
+    async fn create_log(&self) -> Result<Resume>;
 
     /// Reads the log from `from`, the last durable mark. Refuses with [`crate::Kind::SourceChanged`] when the other end is
     /// not `known` or does not hold `from` any more, and with [`crate::Kind::LogLost`] when something between its own
@@ -109,7 +124,7 @@ pub trait Source: Send + Sync {
     async fn open_log(
         &self,
         tables: &[Arc<Table>],
-        from: Position,
+        from: &Resume,
         known: &Identity,
         spill: Arc<dyn SpillRoom>,
     ) -> Result<Box<dyn Log>>;
@@ -127,7 +142,7 @@ pub trait Source: Send + Sync {
 
     /// Refuses as [`Self::open_log`] does where the other end is not `known`, or does not hold `from` any more: asked before
     /// anything that it says of its tables is believed.
-    async fn verify(&self, _from: Position, _known: &Identity) -> Result<()> {
+    async fn verify(&self, _from: &Resume, _known: &Identity) -> Result<()> {
         Ok(())
     }
 
@@ -167,6 +182,12 @@ pub trait Log: Send {
 
     /// Who answered when the log was opened, as it was compared then; `None` where the source's own word is enough.
     fn identity(&self) -> Option<&Identity> {
+        None
+    }
+
+    /// Where it begins, if its positions do not follow those before: another server took over that has everything up to
+    /// where the log was resumed. The daemon gives its positions the number of a new history.
+    fn begins_anew(&self) -> Option<Resume> {
         None
     }
 
@@ -220,6 +241,11 @@ impl SpillRoom for UnboundedRoom {
 pub trait Snapshot: Send + Sync {
     /// Its position.
     fn position(&self) -> Position;
+
+    /// Up to where its rows may show changes: a server that takes over must have those.
+    fn read_to(&self) -> Position {
+        self.position()
+    }
 
     /// Locks the table against changes of its shape and divides it into at most `segments_wanted` segments, or takes up
     /// `previous` again where the table has a key and its storage is still the same. Fails with

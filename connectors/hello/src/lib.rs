@@ -55,11 +55,11 @@ impl Source for Hello {
         Ok([table()].into_iter().filter(|table| selection.matches(&table.name)).collect())
     }
     async fn prepare(&self, _: &[Arc<Table>]) -> Result<()> { Ok(()) }
-    async fn create_log(&self) -> Result<Position> { Ok(Position(LOADED.into())) }
+    async fn create_log(&self) -> Result<Resume> { Ok(Position(LOADED.into()).into()) }
     async fn open_log(
-        &self, _: &[Arc<Table>], from: Position, _: &Identity, _: Arc<dyn SpillRoom>,
+        &self, _: &[Arc<Table>], from: &Resume, _: &Identity, _: Arc<dyn SpillRoom>,
     ) -> Result<Box<dyn Log>> {
-        Ok(Box::new(HelloLog(from.0 as u64)))
+        Ok(Box::new(HelloLog(from.position.0 as u64)))
     }
     async fn lookup(&self, _: &Table, _: &Columns, _: &[usize]) -> Result<Lookup> {
         Ok(Lookup { found: vec![], columns: Columns::new([]), rejected: vec![] }) // no cell is ever absent
@@ -151,8 +151,8 @@ mod tests {
 
         let identity = Hello.identity().await.unwrap();
         let from = Hello.create_log().await.unwrap();
-        let mut log = Hello.open_log(&[Arc::new(table())], from, &identity, room()).await.unwrap();
-        let (mut seen, mut upto) = (vec![], from);
+        let mut log = Hello.open_log(&[Arc::new(table())], &from, &identity, room()).await.unwrap();
+        let (mut seen, mut upto) = (vec![], from.position);
         for _ in 0..ALL {
             let changes = log.pull(NOW).await.unwrap();
             let covered = changes.upto.unwrap();
@@ -167,7 +167,7 @@ mod tests {
     #[tokio::test]
     async fn the_log_goes_on_where_it_was() {
         let identity = Hello.identity().await.unwrap();
-        let mut log = Hello.open_log(&[], Position(7), &identity, room()).await.unwrap();
+        let mut log = Hello.open_log(&[], &Position(7).into(), &identity, room()).await.unwrap();
         assert_eq!(ids(&log.pull(NOW).await.unwrap()), [7]);
     }
 

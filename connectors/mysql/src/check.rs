@@ -105,6 +105,17 @@ impl Check<'_> {
                     .fix("give the task's reader another one: server-id in the endpoint's section"),
             );
         }
+        // MariaDB has them always.
+        if let Some(mode) = value("gtid_mode").filter(|mode| *mode != "ON") {
+            self.findings.push(
+                Finding::warning(
+                    "MYSQL-GTID",
+                    format!("gtid_mode is {mode}: a failover to a replica cannot be followed"),
+                )
+                .detail("everything is loaded anew from another server")
+                .fix("set gtid_mode = ON and enforce_gtid_consistency = ON at all servers, one after the other"),
+            );
+        }
         let seconds =
             |name: &str, unit: u64| value(name)?.parse::<f64>().ok().map(|number| (number * unit as f64) as u64);
         let kept =

@@ -2,7 +2,7 @@
 //!
 //! - [`config`]: how to reach a server; [`check`]: what would keep a task from working, each with its remedy
 //! - [`discover`], [`definition`]: tables and their shapes; [`types`]: what values become
-//! - [`server`]: the binary log as a whole, and places in it
+//! - [`server`]: the binary log as a whole, and places in it; [`gtid`]: places that hold on every server of a replication
 //! - [`snapshot`], [`sessions`], [`load`]: full load over the text protocol at an exact position, or one from
 //!   [`lower_bound`]; [`lookup`]: single rows
 //! - [`log`]: changes from the binary log
@@ -16,6 +16,7 @@ pub mod config;
 pub mod definition;
 pub mod discover;
 pub mod grants;
+pub mod gtid;
 pub mod load;
 pub mod log;
 pub mod lookup;
@@ -30,8 +31,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use millrace_core::{
-    Columns, Finding, Position, Result, Secret, Selection, Table, TableName, ValueRules,
-    source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source, SpillRoom},
+    Columns, Finding, Result, Secret, Selection, Table, TableName, ValueRules,
+    source::{Identity, Log, Lookup, Resume, Retained, Scope, Snapshot, Source, SpillRoom},
 };
 
 pub use config::MysqlConfig;
@@ -63,6 +64,18 @@ pub struct Shared {
     server_id: u32,
     options: Options,
     loads: Arc<LoadPositions>,
+}
+
+impl Shared {
+    /// Connects to the server whose log is read.
+    async fn connect(&self) -> Result<Connection> {
+        self.loads.connect(&self.config).await
+    }
+
+    /// Connects to it, or to whoever answers where no log is read.
+    async fn connect_for(&self, exact: bool) -> Result<Connection> {
+        if exact { self.connect().await } else { Connection::connect(&self.config).await }
+    }
 }
 
 /// A server as the source of one task.
@@ -115,15 +128,16 @@ impl Source for MysqlSource {
         Ok(())
     }
 
-    async fn create_log(&self) -> Result<Position> {
-        let mut session = self.connect().await?;
-        Ok(server::end(&self.shared.config, &mut session).await?.position())
+    async fn create_log(&self) -> Result<Resume> {
+        let (begin, system) = log::open::create(&self.shared.config, &mut self.connect().await?).await?;
+        self.shared.loads.follow(&system);
+        Ok(begin)
     }
 
     async fn open_log(
         &self,
         tables: &[Arc<Table>],
-        from: Position,
+        from: &Resume,
         known: &Identity,
         _: Arc<dyn SpillRoom>,
     ) -> Result<Box<dyn Log>> {
@@ -138,7 +152,7 @@ impl Source for MysqlSource {
     }
 
     async fn lookup(&self, table: &Table, keys: &Columns, columns: &[usize]) -> Result<Lookup> {
-        let mut session = self.connect().await?;
+        let mut session = self.shared.connect().await?;
         lookup::wait_until_visible(&self.shared.config, &mut session, self.shared.loads.handed_out()).await?;
         lookup::read(&mut session, table, keys, columns, &self.shared.options).await
     }
@@ -151,8 +165,9 @@ impl Source for MysqlSource {
         Ok(None)
     }
 
-    async fn verify(&self, from: Position, known: &Identity) -> Result<()> {
-        log::verify(&self.shared.config, &mut self.connect().await?, from, known).await.map(|_| ())
+    async fn verify(&self, from: &Resume, known: &Identity) -> Result<()> {
+        self.shared.loads.follow(&log::open::system_of(from, known)?);
+        log::open::find(&self.shared.config, &mut self.connect().await?, from, known).await.map(|_| ())
     }
 
     async fn remove(&self) -> Result<Vec<String>> {

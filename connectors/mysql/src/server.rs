@@ -135,9 +135,7 @@ pub async fn place(config: &MysqlConfig, name: &str, offset: u64) -> Result<Plac
     let file = LogFile::parse(name, 0).ok_or_else(|| Error::new(Kind::Protocol, doing()))?;
     let mut session = Connection::connect(config).await?;
     prepare_dump(&mut session).await?;
-    // A number of its own: the server ends an older reader of the same number.
-    let server_id = 0x2000_0000 | (session.thread_id() & 0x0fff_ffff);
-    session.dump(server_id, name, FILE_START as u32).await?;
+    session.dump(passing_reader(&session), name, FILE_START as u32).await?;
     loop {
         let packet = session.packet().await?;
         let event = packet.get(1..).unwrap_or_default();
@@ -146,6 +144,20 @@ pub async fn place(config: &MysqlConfig, name: &str, offset: u64) -> Result<Plac
             return Ok(Place { file: file.number, offset, begun: header.timestamp });
         }
     }
+}
+
+/// A number for a reader that is soon gone: the server ends an older reader of the same number.
+pub fn passing_reader(session: &Connection) -> u32 {
+    0x2000_0000 | (session.thread_id() & 0x0fff_ffff)
+}
+
+/// Whether every transaction has a GTID.
+pub async fn has_gtids(session: &mut Connection) -> Result<bool> {
+    if session.is_mariadb() {
+        return Ok(true);
+    }
+    let rows = session.query("SHOW GLOBAL VARIABLES LIKE 'gtid_mode'").await?;
+    Ok(rows.first().and_then(|row| row.get(1)?.as_deref()) == Some("ON"))
 }
 
 /// What a session says before it asks for the log: it understands checksums and MariaDB's own events, and wants a sign of

@@ -68,6 +68,8 @@ pub struct MysqlSnapshot {
     exact: bool,
     /// It has everything before its position, and perhaps more.
     is_bound: bool,
+    /// Nothing behind that is in it.
+    read_to: Position,
     sessions: Arc<Sessions>,
 }
 
@@ -101,6 +103,11 @@ pub async fn begin_with_place(session: &mut Connection) -> Result<(String, u64)>
 /// who is in the middle of it is waited for. Gives the place.
 pub async fn begin_under_lock(config: &MysqlConfig, sessions: &mut [Connection]) -> Result<Place> {
     let mut lock = Connection::connect(config).await?;
+    let locked = server::identity(&mut lock, "").await?.system;
+    let own = try_join_all(sessions.iter_mut().map(|session| server::identity(session, ""))).await?;
+    if own.iter().any(|own| own.system != locked) {
+        return Err(Error::new(Kind::Connection, "taking a snapshot").with("another server answers there now"));
+    }
     // Statements that run for long keep the lock from being taken, and everybody behind it.
     lock.execute("SET SESSION lock_wait_timeout = 10").await?;
     lock.execute("FLUSH TABLES WITH READ LOCK").await?;
@@ -137,7 +144,7 @@ impl MysqlSnapshot {
     /// Takes a snapshot; `exact` as in [`millrace_core::source::Source::snapshot`].
     pub async fn take(shared: Arc<Shared>, exact: bool) -> Result<Self> {
         let readers = 0..shared.options.readers.max(1);
-        let mut sessions = try_join_all(readers.map(|_| Connection::connect(&shared.config))).await?;
+        let mut sessions = try_join_all(readers.map(|_| shared.connect_for(exact))).await?;
         let is_mariadb = sessions.iter().any(Connection::is_mariadb);
         let mut is_bound = false;
         let position = match (exact, is_mariadb) {
@@ -157,9 +164,17 @@ impl MysqlSnapshot {
         if exact && !is_mariadb && position < shared.loads.snapshot_min() {
             return Err(too_early());
         }
+        let mut read_to = position;
+        if exact {
+            // Nor has anybody else answered meanwhile.
+            let mut session = shared.connect().await?;
+            if is_bound {
+                read_to = server::end(&shared.config, &mut session).await?.position();
+            }
+        }
         let sessions = Sessions::new(sessions).await?;
         tracing::info!(%position, exact, is_bound, sessions = sessions.count(), "snapshot was taken");
-        Ok(Self { shared, position, exact, is_bound, sessions: Arc::new(sessions) })
+        Ok(Self { shared, position, exact, is_bound, read_to, sessions: Arc::new(sessions) })
     }
 }
 
@@ -237,6 +252,10 @@ impl Snapshot for MysqlSnapshot {
         self.position
     }
 
+    fn read_to(&self) -> Position {
+        self.read_to
+    }
+
     async fn open(
         &self,
         table: &TableName,
@@ -244,7 +263,7 @@ impl Snapshot for MysqlSnapshot {
         previous: Option<&LoadPlan>,
     ) -> Result<Box<dyn TableLoad>> {
         let doing = || format!("opening table {table} for its load");
-        let mut lock = Connection::connect(&self.shared.config).await?;
+        let mut lock = self.shared.connect_for(self.exact).await?;
         lock.execute(&lock_timeout(OPEN_LOCK_TIMEOUT)).await?;
         begin(&mut lock).await?;
         // A read locks the table's shape to the end of the transaction.
@@ -253,7 +272,7 @@ impl Snapshot for MysqlSnapshot {
             Some(1146) => Error { kind: Kind::TableMissing, doing: doing(), ..error },
             _ => Error { doing: doing(), ..error },
         })?;
-        let mut catalog = Connection::connect(&self.shared.config).await?;
+        let mut catalog = self.shared.connect_for(self.exact).await?;
         catalog.execute(&lock_timeout(OPEN_LOCK_TIMEOUT)).await?;
         let found = discover::named(&mut catalog, std::slice::from_ref(table)).await?.pop();
         let found = found.ok_or_else(|| Error::new(Kind::TableMissing, doing()))?;

@@ -12,6 +12,7 @@ use std::{
 use bolero::check;
 use millrace_core::{ColumnType, Columns, Unfit};
 use millrace_mysql::{
+    gtid::Executed,
     log::{
         ddl,
         events::{self, Query, RowsEvent, TableMap, image, parts},
@@ -73,7 +74,9 @@ fn time() -> Duration {
 fn packets_and_events() {
     check!().with_test_time(time()).for_each(|bytes: &[u8]| {
         let _ = (Greeting::parse(bytes), ServerError::parse(bytes), binlog_dump::event(bytes));
-        let _ = (Query::parse(bytes), events::rotate(bytes), events::mariadb_gtid(bytes), events::has_checksum(bytes));
+        let _ =
+            (Query::parse(bytes), events::rotate(bytes), events::mariadb_gtid(1, bytes), events::has_checksum(bytes));
+        let _ = (events::gtid(bytes), events::tagged_gtid(bytes), events::gtid_list(bytes), Executed::decode(bytes));
         if let Ok((_, _, rest)) = events::table_id(bytes) {
             let _ = TableMap::parse(rest);
         }

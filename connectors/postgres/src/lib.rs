@@ -39,8 +39,8 @@ use std::{
 
 use async_trait::async_trait;
 use millrace_core::{
-    Columns, Finding, Position, Result, Selection, Table, TableName, ValueRules,
-    source::{Identity, Log, Lookup, Retained, Scope, Snapshot, Source, SpillRoom},
+    Columns, Finding, Result, Selection, Table, TableName, ValueRules,
+    source::{Identity, Log, Lookup, Resume, Retained, Scope, Snapshot, Source, SpillRoom},
 };
 
 pub use config::{Names, PostgresConfig};
@@ -166,14 +166,15 @@ impl Source for PostgresSource {
         Ok(unpublished)
     }
 
-    async fn create_log(&self) -> Result<Position> {
-        slot::create(&self.shared.config, &self.shared.names, self.shared.options.failover).await
+    async fn create_log(&self) -> Result<Resume> {
+        let made = slot::create(&self.shared.config, &self.shared.names, self.shared.options.failover).await?;
+        Ok(made.into())
     }
 
     async fn open_log(
         &self,
         tables: &[Arc<Table>],
-        from: Position,
+        from: &Resume,
         known: &Identity,
         spill: Arc<dyn SpillRoom>,
     ) -> Result<Box<dyn Log>> {
@@ -181,7 +182,7 @@ impl Source for PostgresSource {
         let Options { value_bytes_max, sender_timeout, failover, own_changes_only, values } = options.clone();
         let options = LogOptions { value_bytes_max, sender_timeout, failover, own_changes_only, values };
         let around = Surroundings { fence: fence.clone(), spill, whole: whole.clone(), process: process.clone() };
-        let log = PostgresLog::open(config, names, tables, from, known, options, around).await?;
+        let log = PostgresLog::open(config, names, tables, from.position, known, options, around).await?;
         Ok(Box::new(log))
     }
 
@@ -206,9 +207,9 @@ impl Source for PostgresSource {
         Ok(retained)
     }
 
-    async fn verify(&self, from: Position, known: &Identity) -> Result<()> {
+    async fn verify(&self, from: &Resume, known: &Identity) -> Result<()> {
         let mut session = Connection::connect(&self.shared.config, Mode::Replication, "millrace identity").await?;
-        log::verify_identity(&mut session, &self.shared.names, from, known).await?;
+        log::verify_identity(&mut session, &self.shared.names, from.position, known).await?;
         session.close().await;
         Ok(())
     }

@@ -333,9 +333,9 @@ async fn a_slot_is_made_anew_kept_account_of_and_removed() {
     let source = source(&server, "Slot");
     let mut session = server.session().await;
     assert_eq!(source.retained().await.unwrap(), None);
-    let first = source.create_log().await.unwrap();
+    let first = source.create_log().await.unwrap().position;
     session.execute("create table t (id int)").await.unwrap();
-    let second = source.create_log().await.unwrap();
+    let second = source.create_log().await.unwrap().position;
     assert!(second > first);
     let retained = source.retained().await.unwrap().unwrap();
     assert_eq!((retained.confirmed, retained.status.as_str()), (Some(second), "reserved, inactive"));

@@ -313,7 +313,7 @@ async fn by_pgoutput() {
     }
     for (policy, from, tables, source) in logs {
         let known = source.identity().await.unwrap();
-        let mut log = source.open_log(&tables, from, &known, room()).await.unwrap();
+        let mut log = source.open_log(&tables, &from, &known, room()).await.unwrap();
         let came = read_inserts(&mut *log).await;
         for case in 0..CASES.len() {
             let (columns, rejects) = &came[&table(case)];
@@ -387,7 +387,7 @@ async fn a_numeric_becomes_a_decimal_by_rule() {
     let expected = [(1, 1, "0.001"), (1, 2, "{0.001}"), (2, 1, "12345"), (3, 1, "NaN"), (3, 2, "{NaN}")];
     assert_eq!(exact, expected);
     let known = source.identity().await.unwrap();
-    let mut log = source.open_log(&tables, from, &known, room()).await.unwrap();
+    let mut log = source.open_log(&tables, &from, &known, room()).await.unwrap();
     let budget = Budget { rows: 10_000, bytes: 1 << 20, wait: Duration::from_secs(5) };
     let mut items = vec![];
     while items.is_empty() {

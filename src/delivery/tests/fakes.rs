@@ -83,6 +83,7 @@ impl MemoryLog {
         let mark = Mark {
             at: LogPosition(at.0 + 10),
             source: Position(upto),
+            lineage: None,
             arrival_us: 1_795_442_709_000_000 + at.0 as i64,
             newest_commit_us: 0,
             totals: totals.clone(),

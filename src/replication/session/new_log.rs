@@ -14,7 +14,7 @@ impl Session {
         let record = self.task.record()?;
         match (self.stream.last_mark(), record.identity) {
             (Some(mark), Some(known)) if !record.remake_log => {
-                self.task.wiring.source.verify(mark.source, &known).await
+                self.task.wiring.source.verify(&mark.resume(), &known).await
             }
             _ => Ok(()),
         }
@@ -50,20 +50,15 @@ impl Session {
         let marked = reload::mark_for_new_log(&self.tables, self.task.name())?;
         drop(gate);
         fail::fail_point!("remake-before-slot");
-        let mut position = wiring.source.create_log().await?;
+        let mut begin = wiring.source.create_log().await?;
         fail::fail_point!("remake-after-slot");
-        if self.stream.last_mark().is_some_and(|mark| position <= mark.source) {
+        if self.stream.last_mark().is_some_and(|mark| begin.position <= mark.source) {
             let number = self.task.next_history()?;
-            position = position.in_history(number);
+            begin.position = begin.position.in_history(number);
         }
+        let position = begin.position;
         self.task.update(|record| record.identity = Some(identity))?;
-        let first = || {
-            let mut first = Append::default();
-            first.changes.upto = Some(position);
-            first
-        };
-        // A position without changes is marked some seconds after the last mark at the earliest.
-        while self.stream.append(first()).await?.is_none() {
+        while self.stream.append(Append::begin(begin.clone())).await?.is_none() {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         fail::fail_point!("remake-after-mark");

@@ -211,7 +211,7 @@ impl Source for SimulatedSource {
         self.connect().await.map(|_| ())
     }
 
-    async fn create_log(&self) -> Result<Position> {
+    async fn create_log(&self) -> Result<Resume> {
         self.connect().await?;
         let head = {
             let mut content = self.lock();
@@ -221,16 +221,17 @@ impl Source for SimulatedSource {
         };
         // Made, and nobody told.
         self.connect().await?;
-        Ok(Position(head))
+        Ok(Position(head).into())
     }
 
     async fn open_log(
         &self,
         tables: &[Arc<Table>],
-        from: Position,
+        from: &Resume,
         _: &Identity,
         _: Arc<dyn SpillRoom>,
     ) -> Result<Box<dyn Log>> {
+        let from = from.position;
         let session = self.connect().await?;
         let mut content = self.lock();
         let confirmed = content.confirmed.filter(|_| !content.is_lost);

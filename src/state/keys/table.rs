@@ -71,6 +71,9 @@ pub struct TableRecord {
     /// The log showed something of the table that is not applied while it waited for its load or was being loaded: a load
     /// whose snapshot was taken before that cannot be completed.
     pub stale: bool,
+    /// Up to where the rows of the last complete load may show changes.
+    #[serde(default)]
+    pub read_to: Position,
     /// The load that is under way.
     pub load: Option<LoadRecord>,
     /// Why it is suspended, and what to do.

@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 use crate::{
+    gtid::{Gtid, Newest},
     types::image::{Stored, number},
     wire::{Malformed, Reader},
 };
@@ -56,13 +57,84 @@ pub fn rotate(body: &[u8]) -> Result<(u64, &[u8]), Malformed> {
     Ok((reader.u64()?, reader.rest()))
 }
 
-/// MariaDB's GTID_EVENT: whether what follows is one statement without an end of its own, and whether it belongs to a
-/// transaction of two phases.
-pub fn mariadb_gtid(body: &[u8]) -> Result<(bool, bool), Malformed> {
+/// MariaDB's GTID_EVENT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MariadbGtid {
+    /// Its name.
+    pub gtid: Gtid,
+    /// What follows is one statement without an end of its own.
+    pub standalone: bool,
+    /// It belongs to a transaction of two phases.
+    pub two_phases: bool,
+}
+
+/// MariaDB's GTID_EVENT of this server.
+pub fn mariadb_gtid(server: u32, body: &[u8]) -> Result<MariadbGtid, Malformed> {
+    let (standalone, prepared, completed) = (1, 64, 128);
     let mut reader = Reader::new(body);
-    reader.bytes(8 + 4)?;
-    let flags = reader.u8()?;
-    Ok((flags & 1 != 0, flags & (64 | 128) != 0))
+    let (number, domain, flags) = (reader.u64()?, reader.u32()?, reader.u8()?);
+    Ok(MariadbGtid {
+        gtid: Gtid::Mariadb(domain, Newest { server, number }),
+        standalone: flags & standalone != 0,
+        two_phases: flags & (prepared | completed) != 0,
+    })
+}
+
+/// MySQL's GTID_EVENT.
+pub fn gtid(body: &[u8]) -> Result<Gtid, Malformed> {
+    let mut reader = Reader::new(body);
+    reader.u8()?;
+    let uuid = u128::from(reader.big(8)?) << 64 | u128::from(reader.big(8)?);
+    Ok(Gtid::Mysql((uuid, String::new()), reader.u64()?))
+}
+
+/// MySQL's GTID_TAGGED_LOG_EVENT: fields behind their numbers, in the form of its serialization library: the lowest bits of an
+/// integer tell how many bytes follow the first (`mysql/serialization`).
+pub fn tagged_gtid(body: &[u8]) -> Result<Gtid, Malformed> {
+    let mut reader = Reader::new(body);
+    // Version, size, and the last field that must be understood.
+    for _ in 0..3 {
+        serialized(&mut reader)?;
+    }
+    let (mut uuid, mut number, mut tag) = (0_u128, 0, "");
+    for wanted in 0..4 {
+        if serialized(&mut reader)? != wanted {
+            return Err(Malformed("a field of a GTID is missing"));
+        }
+        match wanted {
+            0 => drop(serialized(&mut reader)?),
+            1 => {
+                for _ in 0..16 {
+                    uuid = uuid << 8 | u128::from(serialized(&mut reader)? & 0xff);
+                }
+            }
+            // It has a sign, in its lowest bit.
+            2 => number = serialized(&mut reader)? >> 1,
+            _ => {
+                let length = serialized(&mut reader)? as usize;
+                tag = std::str::from_utf8(reader.bytes(length)?).map_err(|_| Malformed("a tag is none"))?;
+            }
+        }
+    }
+    Ok(Gtid::Mysql((uuid, tag.into()), number))
+}
+
+fn serialized(reader: &mut Reader<'_>) -> Result<u64, Malformed> {
+    let first = reader.u8()?;
+    let more = first.trailing_ones() as usize;
+    let rest = reader.little(more)?;
+    Ok(if more >= 7 { rest } else { u64::from(first) >> (more + 1) | rest << (7 - more) })
+}
+
+/// MariaDB's GTID_LIST_EVENT: the newest transaction of each domain and server, that of each domain last.
+pub fn gtid_list(body: &[u8]) -> Result<Vec<Gtid>, Malformed> {
+    let mut reader = Reader::new(body);
+    let count = reader.u32()? & 0x0fff_ffff;
+    let mut item = || {
+        let (domain, server, number) = (reader.u32()?, reader.u32()?, reader.u64()?);
+        Ok(Gtid::Mariadb(domain, Newest { server, number }))
+    };
+    (0..count).map(|_| item()).collect()
 }
 
 /// QUERY_EVENT.
@@ -337,6 +409,33 @@ mod tests {
     }
 
     #[test]
+    fn transactions_have_names() {
+        let uuid = 0x3e11_fa47_71ca_11e1_9e33_c80a_a942_9562_u128;
+        let mut body = vec![1];
+        body.extend(uuid.to_be_bytes());
+        body.extend(23_u64.to_le_bytes());
+        body.extend([2, 0, 0]);
+        assert_eq!(gtid(&body).unwrap(), Gtid::Mysql((uuid, String::new()), 23));
+
+        let body = [&7_u64.to_le_bytes()[..], &3_u32.to_le_bytes(), &[1 | 64]].concat();
+        let gtid = Gtid::Mariadb(3, Newest { server: 5, number: 7 });
+        assert_eq!(mariadb_gtid(5, &body).unwrap(), MariadbGtid { gtid, standalone: true, two_phases: true });
+    }
+
+    #[test]
+    fn serialized_integers_have_nine_sizes() {
+        for (bytes, expected) in [
+            (&[0b0000_0010][..], 1),
+            (&[0b1111_1110], 127),
+            (&[0b0000_0001, 0b0000_0010], 128),
+            (&[0b0000_0011, 0, 0b0000_0010], 1 << 14),
+            (&[0xff, 1, 0, 0, 0, 0, 0, 0, 0x80], 1 << 63 | 1),
+        ] {
+            assert_eq!(serialized(&mut Reader::new(bytes)).unwrap(), expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
     fn parts_of_json_have_a_bit_for_each_column_of_that_type() {
         let json = Stored { number: number::JSON, meta: 4 };
         let stored = [json, Stored { number: number::TINY, meta: 0 }, json, json, json];
@@ -354,7 +453,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_events_or_an_error(body in prop::collection::vec(any::<u8>(), 0..200), event: u8) {
-            let _ = (rotate(&body), Query::parse(&body), mariadb_gtid(&body), has_checksum(&body));
+            let _ = (rotate(&body), Query::parse(&body), mariadb_gtid(1, &body), has_checksum(&body));
+            let _ = (gtid(&body), tagged_gtid(&body), gtid_list(&body));
             let _ = TableMap::parse(&body);
             if let Ok((_, _, rest)) = table_id(&body)
                 && let Some(kind) = RowsEvent::kind_of(event)

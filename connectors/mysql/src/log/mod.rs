@@ -3,12 +3,16 @@
 //! A transaction's events stand together, from its GTID event to its end, so nothing is kept for one that has not
 //! committed: the server writes it when it commits. Values are decoded from the receive buffer straight into batches.
 //!
+//! - [`lineage`], [`open`]: what the stream keeps with a position, and where the log is taken up again with it, after a
+//!   failover on another server
 //! - [`events`]: the events; [`statement_text`], [`ddl`]: what statements do; [`captured`]: a table's rows
 //! - [`reader`]: which event belongs to what, and where it stands
 
 mod captured;
 pub mod ddl;
 pub mod events;
+pub mod lineage;
+pub mod open;
 mod reader;
 mod statement_text;
 
@@ -21,12 +25,13 @@ use std::{
 use async_trait::async_trait;
 use millrace_core::{
     Changes, Durable, Error, Kind, Position, Result, Table, TableName, ValueRules,
-    source::{Budget, Identity, Log},
+    source::{Budget, Identity, Log, Resume},
 };
 
-use self::reader::{Reader, Taken};
+use self::reader::{Reader, Start, Taken};
 use crate::{
     MysqlConfig, discover,
+    gtid::Executed,
     server::{self, Place},
     types::{SqlType, charset::Charsets},
     wire::{Connection, code},
@@ -49,9 +54,44 @@ pub struct LoadPositions {
     handed_out: Mutex<Position>,
     /// Transactions without an end.
     taken_back: Mutex<BTreeSet<Position>>,
+    /// The server whose log is read. Nothing while another one is taking over: until the daemon has given its positions the
+    /// number of a new history, no place at it may be told.
+    system: Mutex<Option<String>>,
 }
 
 impl LoadPositions {
+    /// From here on places are of this server.
+    pub fn follow(&self, system: &str) {
+        *self.system.lock().unwrap_or_else(PoisonError::into_inner) = Some(system.into());
+    }
+
+    /// Another server is taking over. Places at the one before say nothing of places at this one, and everything that is
+    /// known of them is before its log.
+    fn begin_takeover(&self) {
+        *self.system.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let start = |position: &Mutex<Position>| *position.lock().unwrap_or_else(PoisonError::into_inner) = Position(0);
+        [&self.read, &self.handed_out].into_iter().for_each(start);
+        self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for loading in self.loads.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+            *loading = Loading { from: loading.from.map(|_| Position(0)), passed_over: Position(0) };
+        }
+    }
+
+    fn system(&self) -> Option<String> {
+        self.system.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Connects to the server whose log is read: what another one that answers under the same name shows has no place in it.
+    pub async fn connect(&self, config: &MysqlConfig) -> Result<Connection> {
+        let mut session = Connection::connect(config).await?;
+        let system = server::identity(&mut session, &config.database).await?.system;
+        match self.system() {
+            Some(known) if known == system => Ok(session),
+            _ => Err(Error::new(Kind::Connection, format!("connecting to {}", config.place()))
+                .with("another server answers there than the one whose log is read")),
+        }
+    }
+
     /// The table's load has everything before that: what the log shows of it before need not have its shape.
     pub fn note(&self, table: &TableName, position: Position) {
         let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,7 +158,7 @@ impl LoadPositions {
 }
 
 /// How the log is read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LogOptions {
     /// The reader's number among the server's replicas.
     pub server_id: u32,
@@ -138,6 +178,8 @@ pub struct MysqlLog {
     reader: Reader,
     charsets: Charsets,
     identity: Identity,
+    /// Where it begins, if another server took over.
+    begun: Option<Resume>,
     /// When the server last sent something; it is asked for a sign of life every five seconds.
     heard: tokio::time::Instant,
 }
@@ -145,77 +187,59 @@ pub struct MysqlLog {
 /// After so long a silence, six signs of life that did not come, the connection is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// Refuses where the other end is not `known` or does not hold `from` any more.
-pub async fn verify(
-    config: &MysqlConfig,
-    session: &mut Connection,
-    from: Position,
-    known: &Identity,
-) -> Result<(Identity, String)> {
-    let doing = || format!("comparing the server at {} with the one that was replicated from", config.place());
-    let identity = server::identity(session, &config.database).await?;
-    if identity.system != known.system {
-        return Err(Error::new(Kind::SourceChanged, doing())
-            .with(format!("it is another server: {} instead of {}", identity.system, known.system)));
-    }
-    let place = Place::of(from);
-    let files = server::log_files(session).await?;
-    let Some(file) = server::find(&files, place.file) else {
-        let (first, last) = (files.first().map(|f| f.name()), files.last().map(|f| f.name()));
-        return Err(Error::new(
-            Kind::LogLost,
-            format!("opening the binary log at file {}, byte {}", place.file, place.offset),
-        )
-        .with(format!(
-            "the server has the files {} to {} only: it purged the one that is needed, or began its log anew",
-            first.unwrap_or_default(),
-            last.unwrap_or_default()
-        ))
-        .fix("raise binlog_expire_logs_seconds (MariaDB also: expire_logs_days), then: millrace reload TASK"));
-    };
-    if file.bytes < place.offset {
-        return Err(Error::new(Kind::SourceChanged, doing()).with(format!(
-            "file {} ends at byte {}, and was read to byte {}: the server went back in time",
-            file.name(),
-            file.bytes,
-            place.offset
-        )));
-    }
-    Ok((identity, file.name()))
-}
-
 impl MysqlLog {
     /// Connects, makes sure that nothing from `from` on is lost, and starts the stream.
     pub async fn open(
         config: &MysqlConfig,
         tables: &[Arc<Table>],
-        from: Position,
+        from: &Resume,
         known: &Identity,
         options: LogOptions,
     ) -> Result<Self> {
         let mut session = Connection::connect(config).await?;
-        let (identity, file) = verify(config, &mut session, from, known).await?;
+        let mut opening = open::find(config, &mut session, from, known).await?;
+        if let (Start::Place(place), None) = (opening.start, &opening.lineage.executed) {
+            opening.lineage = open::lineage_at(config, &mut session, &opening.identity.system, place).await?;
+        }
         let charsets = Charsets::read(&mut session, &charsets_of(tables)).await?;
         let checksums = session.query("SELECT @@global.binlog_checksum").await?;
         let has_checksum = checksums.first().and_then(|row| row.first()?.as_deref()) == Some("CRC32");
-        server::prepare_dump(&mut session).await?;
-        let place = Place::of(from);
-        let offset = u32::try_from(place.offset).map_err(|_| {
-            Error::new(Kind::LogLost, format!("opening the binary log beyond 4 GiB of file {file}"))
-                .with("a server can be asked for the first 4 GiB of a file only, and this one has a larger transaction")
-                .fix("keep transactions smaller; then: millrace reload TASK")
-        })?;
         let cases = session.query("SELECT @@global.lower_case_table_names").await?;
-        session.dump(options.server_id, &file, offset).await?;
-        tracing::info!(file, offset, "the log is open");
-        let mut reader = Reader::new(tables, place, session.is_mariadb(), has_checksum, options);
+        open::dump(config, &mut session, &opening, options.server_id).await?;
+        let takes_over = opening.takes_over();
+        match takes_over {
+            true => options.loads.begin_takeover(),
+            false => options.loads.follow(&opening.identity.system),
+        }
+        let start = (opening.start, opening.lineage);
+        let mut reader = Reader::new(tables, start, session.is_mariadb(), has_checksum, options);
         reader.set_ignores_case(cases.first().and_then(|row| row.first()?.as_deref()) != Some("0"));
-        Ok(Self { config: config.clone(), session, reader, charsets, identity, heard: tokio::time::Instant::now() })
+        let (config, identity, heard) = (config.clone(), opening.identity, tokio::time::Instant::now());
+        let mut log = Self { config, session, reader, charsets, identity, begun: None, heard };
+        while log.reader.is_between_files() {
+            log.take_head().await?;
+        }
+        let position = log.reader.position();
+        if let (true, Some(executed @ Executed::Mariadb(_))) = (takes_over, &log.reader.lineage().executed) {
+            open::refuse_foreign(&log.config, Place::of(position).file, executed).await?;
+        }
+        let lineage = log.reader.lineage().to_string();
+        tracing::info!(%position, lineage, "the log is open");
+        log.begun = takes_over.then(|| Resume { position, lineage: Some(lineage.into()) });
+        Ok(log)
+    }
+
+    /// Takes the events that name the file: they come at once.
+    async fn take_head(&mut self) -> Result<()> {
+        let packet = tokio::time::timeout(SILENCE_MAX, self.session.packet()).await;
+        let silent = |_| Error::new(Kind::Connection, "opening the binary log").with("the server does not answer");
+        let body = packet.map_err(silent)?.map_err(log_error)?;
+        self.reader.event(body.get(1..).unwrap_or_default(), &self.charsets).map(|_| ())
     }
 
     /// Asks the catalog about a table whose shape the log shows otherwise. Safe to cancel: it is asked for again.
     async fn look_at(&mut self, name: &TableName) -> Result<()> {
-        let mut catalog = Connection::connect(&self.config).await?;
+        let mut catalog = self.reader.loads().connect(&self.config).await?;
         for charset in charsets_of(&self.reader.tables()) {
             self.charsets.learn(&mut catalog, &charset).await?;
         }
@@ -276,6 +300,9 @@ fn charsets_of(tables: &[Arc<Table>]) -> BTreeSet<String> {
 #[async_trait]
 impl Log for MysqlLog {
     async fn pull(&mut self, budget: Budget) -> Result<Changes> {
+        if self.begun.take().is_some() {
+            self.reader.loads().follow(&self.identity.system);
+        }
         let deadline = tokio::time::Instant::now() + budget.wait;
         while !self.take(&budget).await? && !self.reader.is_ready() {
             match tokio::time::timeout_at(deadline, self.session.receive()).await {
@@ -295,6 +322,10 @@ impl Log for MysqlLog {
 
     fn identity(&self) -> Option<&Identity> {
         Some(&self.identity)
+    }
+
+    fn begins_anew(&self) -> Option<Resume> {
+        self.begun.clone()
     }
 
     async fn confirm(&mut self, _: Durable<Position>) -> Result<()> {

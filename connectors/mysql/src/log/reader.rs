@@ -1,20 +1,22 @@
 //! Which event belongs to what: files, transactions, tables; and the changes that are to be handed out.
 
+mod statements;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
-use millrace_core::{Change, Changes, Ddl, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
+use millrace_core::{Change, Changes, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
 
 use super::{
     LoadPositions, LogOptions,
     captured::{Captured, Mapping, Transaction},
-    ddl::{self, Effect},
-    events::{self, Query, RowsEvent, TableMap, kind},
-    statement_text,
+    events::{self, RowsEvent, TableMap, kind},
+    lineage::Lineage,
 };
 use crate::{
+    gtid::{Executed, Gtid},
     server::Place,
     types::charset::Charsets,
     wire::{
@@ -35,11 +37,27 @@ pub enum Taken {
     Unresolved,
 }
 
+/// Where a log is read from.
+#[derive(Debug, Clone, Copy)]
+pub enum Start {
+    /// A place between two transactions.
+    Place(Place),
+    /// Behind what was executed, wherever that is; at the server that was read before, not before this place.
+    Executed(Option<Place>),
+}
+
 /// What the events so far have come to.
 #[derive(Debug)]
 pub struct Reader {
     options: LogOptions,
     mariadb: bool,
+    lineage: Lineage,
+    /// The server leaves transactions out that were executed.
+    skips: bool,
+    /// Everything before it was read already.
+    floor: Position,
+    /// Of the transaction that is being read.
+    gtid: Option<Gtid>,
     /// Statements may write names in any case (`lower_case_table_names`).
     ignores_case: bool,
     /// Of the file that is being read.
@@ -48,8 +66,6 @@ pub struct Reader {
     place: Place,
     /// A new file was named, and its head has not come.
     between_files: bool,
-    /// Where the log was opened.
-    opened: Position,
     /// Where the last transaction ended. A snapshot's place stays behind where files follow each other without any.
     committed: Position,
     /// What is being read has no end: the server took it back.
@@ -72,8 +88,19 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Begins at a place between two transactions.
-    pub fn new(tables: &[Arc<Table>], place: Place, mariadb: bool, has_checksum: bool, options: LogOptions) -> Self {
+    /// Begins where it is said.
+    pub fn new(
+        tables: &[Arc<Table>],
+        (start, lineage): (Start, Lineage),
+        mariadb: bool,
+        has_checksum: bool,
+        options: LogOptions,
+    ) -> Self {
+        let nowhere = Place { file: 0, offset: 0, begun: 0 };
+        let (place, floor, skips) = match start {
+            Start::Place(place) => (place, place.position(), false),
+            Start::Executed(floor) => (nowhere, floor.map(Place::position).unwrap_or_default(), true),
+        };
         let captured = |table: &Arc<Table>| {
             let captured = Captured::new(table.clone(), false, &options.values, options.value_bytes_max);
             (table.name.clone(), captured)
@@ -82,11 +109,14 @@ impl Reader {
             tables: tables.iter().map(captured).collect(),
             options,
             mariadb,
+            lineage,
+            skips,
+            floor,
+            gtid: None,
             ignores_case: false,
             has_checksum,
             place,
-            between_files: false,
-            opened: place.position(),
+            between_files: skips,
             committed: Position::default(),
             taken_back: false,
             transaction: None,
@@ -123,7 +153,7 @@ impl Reader {
             captured.close(&mut self.items);
         }
         if adopting {
-            let read = if self.transaction.is_some() { self.place.position() } else { self.committed.max(self.opened) };
+            let read = if self.transaction.is_some() { self.position() } else { self.committed.max(self.floor) };
             self.options.loads.note_read(read);
         }
         let captured = Captured::new(table.clone(), adopting, &self.options.values, self.options.value_bytes_max);
@@ -153,6 +183,21 @@ impl Reader {
         }
     }
 
+    /// Where the next event begins, once the file is known.
+    pub fn position(&self) -> Position {
+        self.place.position().max(self.floor)
+    }
+
+    /// Whether a file was named, or none yet, and its head has not come.
+    pub fn is_between_files(&self) -> bool {
+        self.between_files
+    }
+
+    /// What is behind the last transaction that was read.
+    pub fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
     /// Whether there are whole transactions to hand out.
     pub fn is_ready(&self) -> bool {
         self.transaction.is_none() && (self.rows > 0 || !self.items.is_empty())
@@ -172,7 +217,8 @@ impl Reader {
         let whole = self.transaction.is_none() && self.unresolved.is_empty() && !self.between_files;
         Changes {
             items: std::mem::take(&mut self.items),
-            upto: whole.then(|| self.place.position()),
+            upto: whole.then(|| self.position()),
+            lineage: whole.then(|| self.lineage.to_string().into()),
             newest_commit_us: self.newest_commit_us.take(),
             look_again: std::mem::take(&mut self.look_again),
             ..Changes::default()
@@ -185,43 +231,76 @@ impl Reader {
         let (header, _) = event(bytes).map_err(malformed)?;
         let bytes = self.verified(&header, bytes)?;
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let start = self.place;
+        let mut start = self.place;
         let made_up = header.flags & FLAG_ARTIFICIAL != 0 || header.next == 0;
         if !made_up && header.kind != kind::HEARTBEAT && header.kind != kind::HEARTBEAT_V2 {
             self.advance(header.next)?;
+            if self.skips {
+                start.offset = self.place.offset.saturating_sub(header.size.into());
+            }
         }
         if self.taken_back && is_inside_transaction(header.kind) {
             return Ok(Taken::Done);
         }
-        let taken = match header.kind {
-            kind::FORMAT_DESCRIPTION => self.file_begins(&header, body).map(|()| Taken::Done),
-            kind::ROTATE => self.file_ends(body).map(|()| Taken::Done),
-            kind::TABLE_MAP => self.table_map(body, charsets),
-            kind::QUERY => self.query(&header, start, body, charsets).map(|()| Taken::Done),
-            kind::XID => self.end_transaction(&header).map(|()| Taken::Done),
-            kind::MARIADB_GTID if self.mariadb => {
-                let (standalone, two_phases) = events::mariadb_gtid(body).map_err(malformed)?;
-                if two_phases {
-                    return Err(refused("it has a transaction of two phases (XA)"));
-                }
-                self.begin(&header, start).map(|()| {
-                    self.standalone = standalone;
-                    Taken::Done
-                })
-            }
-            kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED => self.begin(&header, start).map(|()| {
-                self.standalone = true;
-                Taken::Done
-            }),
-            number => match RowsEvent::kind_of(number) {
-                Some(kind) => self.rows_event(kind, body).map(|()| Taken::Done),
-                None => self.other(&header).map(|()| Taken::Done),
-            },
-        };
-        taken.map_err(|error| {
+        self.dispatch(&header, start, body, charsets).map_err(|error| {
             let doing = format!("{} (file {}, byte {})", error.doing, start.file, start.offset);
             Error { doing, ..error }
         })
+    }
+
+    fn dispatch(&mut self, header: &EventHeader, start: Place, body: &[u8], charsets: &Charsets) -> Result<Taken> {
+        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading the binary log").with(error);
+        let done = match header.kind {
+            kind::FORMAT_DESCRIPTION => self.file_begins(header, body),
+            kind::ROTATE => self.file_ends(body),
+            kind::TABLE_MAP => return self.table_map(body, charsets),
+            kind::QUERY => self.query(header, start, body, charsets),
+            kind::XID => self.end_transaction(header),
+            kind::MARIADB_GTID if self.mariadb => {
+                let begins = events::mariadb_gtid(header.server_id, body).map_err(malformed)?;
+                if begins.two_phases {
+                    return Err(refused("it has a transaction of two phases (XA)"));
+                }
+                self.begin(header, start)?;
+                (self.standalone, self.gtid) = (begins.standalone, Some(begins.gtid));
+                Ok(())
+            }
+            kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED => {
+                self.begin(header, start)?;
+                self.standalone = true;
+                self.gtid = match header.kind {
+                    kind::GTID => Some(events::gtid(body).map_err(malformed)?),
+                    // Without it nothing is known of what is behind: the next file tells it again.
+                    kind::GTID_TAGGED => events::tagged_gtid(body).ok(),
+                    _ => None,
+                };
+                Ok(())
+            }
+            kind::PREVIOUS_GTIDS | kind::MARIADB_GTID_LIST if header.flags & FLAG_ARTIFICIAL == 0 => {
+                self.executed_before(header.kind, body).map_err(malformed)
+            }
+            number => match RowsEvent::kind_of(number) {
+                Some(kind) => self.rows_event(kind, body),
+                None => self.other(header),
+            },
+        };
+        done.map(|()| Taken::Done)
+    }
+
+    /// The head of a file names everything that stands before it.
+    fn executed_before(&mut self, number: u8, body: &[u8]) -> Result<(), Malformed> {
+        if self.lineage.executed.is_some() || self.transaction.is_some() {
+            return Ok(());
+        }
+        self.lineage.executed = Some(match number {
+            kind::PREVIOUS_GTIDS => Executed::decode(body)?,
+            _ => {
+                let mut executed = Executed::Mariadb(Default::default());
+                events::gtid_list(body)?.into_iter().for_each(|gtid| executed.add(gtid));
+                executed
+            }
+        });
+        Ok(())
     }
 
     /// Cuts the checksum off, if there is one and it is right.
@@ -248,7 +327,7 @@ impl Reader {
         if offset < self.place.offset {
             offset += 1 << 32;
         }
-        if offset - self.place.offset > 1 << 31 {
+        if offset - self.place.offset > 1 << 31 && !self.skips {
             return Err(refused("it goes back"));
         }
         self.place.offset = offset;
@@ -262,9 +341,7 @@ impl Reader {
             self.place.begun = header.timestamp;
             self.between_files = false;
         } else if self.place.begun != header.timestamp {
-            let what =
-                "the file of this name was begun at another time: the server began its log anew, or is another one";
-            return Err(Error::new(Kind::SourceChanged, "opening the binary log").with(what));
+            return Err(other_file());
         }
         Ok(())
     }
@@ -284,6 +361,10 @@ impl Reader {
 
     fn begin(&mut self, header: &EventHeader, start: Place) -> Result<()> {
         self.end_taken_back()?;
+        if start.position() < self.floor {
+            return Err(refused("a transaction stands before those that were read"));
+        }
+        self.gtid = None;
         let time_us = i64::from(header.timestamp) * 1_000_000;
         self.transaction = Some(Transaction { commit: start.position().0, time_us, ordinal: 0 });
         self.taken_back = self.options.loads.is_taken_back(start.position());
@@ -307,99 +388,16 @@ impl Reader {
 
     fn end_transaction(&mut self, header: &EventHeader) -> Result<()> {
         if self.transaction.take().is_some() {
-            self.committed = self.place.position();
+            self.committed = self.position();
+            match (&mut self.lineage.executed, self.gtid.take()) {
+                (Some(executed), Some(gtid)) => executed.add(gtid),
+                (executed, _) => *executed = None,
+            }
             self.newest_commit_us = Some(i64::from(header.timestamp) * 1_000_000);
         }
         self.mapped.clear();
         self.maps.clear();
         Ok(())
-    }
-
-    fn query(&mut self, header: &EventHeader, start: Place, body: &[u8], charsets: &Charsets) -> Result<()> {
-        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a statement in the log").with(error);
-        let query = Query::parse(body).map_err(malformed)?;
-        let sql = statement_text::read(&query, charsets);
-        let word: String = sql.trim_start().chars().take_while(|c| c.is_ascii_alphabetic()).collect();
-        match word.to_ascii_uppercase().as_str() {
-            "BEGIN" => {
-                if self.transaction.is_none() {
-                    self.begin(header, start)?;
-                }
-                self.standalone = false;
-                return Ok(());
-            }
-            "COMMIT" => return self.end_transaction(header),
-            // Its tables cannot take anything back, or there would be nothing of it in the log.
-            "ROLLBACK" if sql.trim().len() == "ROLLBACK".len() => return self.end_transaction(header),
-            "XA" => return Err(refused("it has a transaction of two phases (XA)")),
-            _ => {}
-        }
-        if self.transaction.is_none() {
-            self.begin(header, start)?;
-            self.standalone = true;
-        }
-        let effects = ddl::effects(&sql, &String::from_utf8_lossy(query.schema));
-        for effect in effects {
-            self.apply(effect)?;
-        }
-        if self.standalone { self.end_transaction(header) } else { Ok(()) }
-    }
-
-    fn apply(&mut self, effect: Effect) -> Result<()> {
-        match effect {
-            Effect::Truncated(name) if is_read(&name) => {
-                let tables = self.concerned(&name);
-                if !tables.is_empty() {
-                    let order = self.next_order()?;
-                    tables.iter().for_each(|name| self.close(name));
-                    self.items.push(Change::Truncate { tables, order });
-                }
-                Ok(())
-            }
-            Effect::Truncated(name) => self.all_unsupported(&name, "a table whose name was not read was truncated"),
-            Effect::Altered(name) => self.all_unsupported(&name, "its columns or values were altered"),
-            Effect::Replaced(name) => {
-                self.look_again |= self.concerned(&name).is_empty();
-                self.all_unsupported(&name, "it was dropped, renamed or made anew at the source")
-            }
-            Effect::Made(name) => {
-                self.look_again |= self.concerned(&name).is_empty();
-                Ok(())
-            }
-            Effect::Dropped(schema) => {
-                let names: Vec<TableName> =
-                    self.tables.keys().filter(|name| self.may_be(&schema, &name.schema)).cloned().collect();
-                names.iter().try_for_each(|name| self.unsupported(name, "its database was dropped at the source".into()))
-            }
-            Effect::Unknown => {
-                let names: Vec<TableName> = self.tables.keys().cloned().collect();
-                let what = "the log has a statement of which it is not known what it does";
-                names.iter().try_for_each(|name| self.unsupported(name, what.into()))
-            }
-            Effect::Rows => Err(Error::new(Kind::LogLost, "reading the binary log")
-                .with("it has a change as a statement instead of its rows")
-                .fix(
-                    "SET GLOBAL binlog_format = 'ROW'; end the sessions that set another one; then: millrace reload TASK",
-                )),
-            Effect::PartTakenBack => Err(refused("a part of a transaction was taken back that the log has all the same")),
-        }
-    }
-
-    /// The captured tables that a statement may mean by this name.
-    fn concerned(&self, name: &TableName) -> Vec<TableName> {
-        let meant = |own: &&TableName| self.may_be(&name.schema, &own.schema) && self.may_be(&name.name, &own.name);
-        self.tables.keys().filter(meant).cloned().collect()
-    }
-
-    /// Whether a statement means our name by what it says.
-    fn may_be(&self, said: &str, own: &str) -> bool {
-        (said.contains(ddl::UNREAD) && !own.is_ascii())
-            || said == own
-            || (self.ignores_case && said.to_lowercase() == own.to_lowercase())
-    }
-
-    fn all_unsupported(&mut self, name: &TableName, what: &str) -> Result<()> {
-        self.concerned(name).iter().try_for_each(|name| self.unsupported(name, what.into()))
     }
 
     fn next_order(&mut self) -> Result<Order> {
@@ -413,21 +411,6 @@ impl Reader {
         if let Some(captured) = self.tables.get_mut(table) {
             captured.close(&mut self.items);
         }
-    }
-
-    /// The table changed in a way that is not applied: it is loaded anew. What lies before the position of a load that is
-    /// under way does not concern it.
-    fn unsupported(&mut self, name: &TableName, what: String) -> Result<()> {
-        let order = self.next_order()?;
-        let Some(captured) = self.tables.get_mut(name) else { return Ok(()) };
-        captured.forget();
-        if captured.suspended || self.options.loads.passes_over(name, order.commit, captured.adopting) {
-            return Ok(());
-        }
-        captured.suspended = true;
-        self.close(name);
-        self.items.push(Change::Ddl(Ddl::Unsupported { table: name.clone(), what, order }));
-        Ok(())
     }
 
     fn table_map(&mut self, body: &[u8], charsets: &Charsets) -> Result<Taken> {
@@ -551,8 +534,10 @@ fn is_inside_transaction(number: u8) -> bool {
     matches!(number, kind::QUERY | kind::XID | kind::TABLE_MAP) || RowsEvent::kind_of(number).is_some()
 }
 
-fn is_read(name: &TableName) -> bool {
-    !name.schema.contains(ddl::UNREAD) && !name.name.contains(ddl::UNREAD)
+/// A file that is not the one that was read.
+pub fn other_file() -> Error {
+    Error::new(Kind::SourceChanged, "opening the binary log")
+        .with("the file of this name was begun at another time: the server began its log anew, or is another one")
 }
 
 /// Something stands in the log that is not read: what it changed is unknown, so everything is to be loaded anew.

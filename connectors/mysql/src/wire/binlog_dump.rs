@@ -12,8 +12,8 @@ pub fn command(server_id: u32, file: &str, position: u32) -> Vec<u8> {
     body
 }
 
-/// The body of COM_BINLOG_DUMP_GTID (manual): everything but the executed transactions, as `Gtid_set::encode` of
-/// `rpl_gtid_set.cc` writes them.
+/// The body of COM_BINLOG_DUMP_GTID (manual): everything but the executed transactions, as [`crate::gtid::Executed::encode`]
+/// writes them.
 pub fn command_gtid(server_id: u32, executed: &[u8]) -> Vec<u8> {
     const THROUGH_GTID: u16 = 4;
     let mut body = vec![0x1e];

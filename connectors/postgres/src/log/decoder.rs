@@ -174,6 +174,7 @@ impl Decoder {
         Changes {
             items: std::mem::take(&mut self.items),
             upto: self.transaction.is_none().then_some(Position(u128::from(self.upto))),
+            lineage: None,
             newest_commit_us: self.newest_commit_us.take(),
             source_end: Some(Position(u128::from(self.source_end))),
             look_again: std::mem::take(&mut self.look_again),

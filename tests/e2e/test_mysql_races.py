@@ -158,6 +158,16 @@ def test_commits_that_are_under_way_when_a_load_begins(server, database, sql, da
     run.compare([(database, "t"), (database, "n")])
 
 
+def test_a_large_commit_is_looked_up_when_it_is_done(server, database, sql, daemon):
+    """It is handed out in parts, and its rows are not visible while the first parts are."""
+    sql("create table t (id int primary key, a int default 7, text mediumtext)", "insert into t values (0, 1, 'x')")
+    run = daemon([f"{database}.t"], server=server).start_and_load()
+    rows = f"insert into t (id, text) select seq, repeat('x', 9000) from {server.numbers(5000)}"
+    held = HeldCommit(server, sql, "set binlog_row_image = 'MINIMAL'", rows)
+    held.end(sql)
+    run.compare([(database, "t")], seconds=60)
+
+
 @pytest.fixture
 def lockless(mysql):
     """Makes a user who may not lock."""

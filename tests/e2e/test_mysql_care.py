@@ -301,6 +301,22 @@ def test_check_finds_everything_and_its_remedies_heal(server, database):
             server.execute("mysql", "drop user weak@'%'", user="root")
 
 
+def test_rights_that_come_by_a_role_count(server, database, sql):
+    sql("create table t (id int primary key)")
+    to = "for" if server.TYPE == "mariadb" else "to"
+    sql(
+        "create role reader",
+        f"grant {server.RIGHTS} on *.* to reader",
+        f"create user rolled@'%' identified by '{server.PASSWORD}'",
+        "grant reader to rolled@'%'",
+        f"set default role reader {to} rolled@'%'",
+        user="root",
+    )
+    with Daemon(server, database, [f"{database}.t"], user="rolled") as run:
+        assert findings(run, 0) == []
+    sql("drop user rolled@'%'", "drop role reader", user="root")
+
+
 def findings(run, code):
     """What `check` found."""
     found = run.json("check", code=code)

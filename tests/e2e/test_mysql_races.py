@@ -1,6 +1,7 @@
-"""MariaDB and MySQL as sources: what happens to a table at the wrong moment, while it waits for its load, while it is loaded, while
-the daemon is down, while a commit is under way."""
+"""MariaDB and MySQL as sources: what happens to a table at the wrong moment, while it waits for its load, while it is
+loaded, while the daemon is down, while a commit is under way, and when the server crashes."""
 
+import os
 import sqlite3
 import threading
 
@@ -157,6 +158,16 @@ def test_commits_that_are_under_way_when_a_load_begins(server, database, sql, da
     run.compare([(database, "t"), (database, "n")])
 
 
+def test_a_large_commit_is_looked_up_when_it_is_done(server, database, sql, daemon):
+    """It is handed out in parts, and its rows are not visible while the first parts are."""
+    sql("create table t (id int primary key, a int default 7, text mediumtext)", "insert into t values (0, 1, 'x')")
+    run = daemon([f"{database}.t"], server=server).start_and_load()
+    rows = f"insert into t (id, text) select seq, repeat('x', 9000) from {server.numbers(5000)}"
+    held = HeldCommit(server, sql, "set binlog_row_image = 'MINIMAL'", rows)
+    held.end(sql)
+    run.compare([(database, "t")], seconds=60)
+
+
 @pytest.fixture
 def lockless(mysql):
     """Makes a user who may not lock."""
@@ -211,6 +222,29 @@ def test_a_user_who_may_not_lock_loads_no_table_without_a_key(server, database, 
             assert "MYSQL-RELOAD" in codes(run)
         finally:
             cursor.execute("set global gtid_mode = 'ON'")
+
+
+def test_a_transaction_that_a_crash_cut_off_is_not_delivered(server, database, daemon):
+    with type(server)({"innodb-flush-log-at-trx-commit": 1}) as server:
+        sql = lambda *statements, user="shop": server.execute(database, *statements, user=user)  # noqa: E731
+        server.create_database(database)
+        sql("create table t (id int primary key, a int)", "insert into t values (1, 1)")
+        run = daemon([f"{database}.t"], server=server).start_and_load()
+        run.terminate()
+        sql("insert into t values (2, 2)", "insert into t values (3, 3)")
+        file = sql(server.STATUS, user="root")[0][0]
+        end = sql(f"show binlog events in '{file}'", user="root")[-1]
+        assert end[2] == "Xid"
+        server.process.kill()
+        server.process.wait()
+        os.truncate(f"{server.data}/{file}", end[1])
+        server.start()
+        # What the crash of a whole machine would have taken from the engine as well.
+        sql("set sql_log_bin = 0", "delete from t where id = 3", "set sql_log_bin = 1", user="root")
+        sql("insert into t values (4, 4)")
+        run.start()
+        run.compare([(database, "t")])
+        assert run.states() == {(database, "t"): "Table completed"}
 
 
 def test_rows_that_are_not_whole_stop_only_their_table(server, database, sql, daemon):

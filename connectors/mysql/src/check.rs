@@ -159,8 +159,7 @@ impl Check<'_> {
             return Ok(());
         }
         let user = &self.config.user;
-        let modes = self.session.query("SELECT @@global.gtid_mode").await?;
-        let has_gtids = modes.first().is_some_and(|row| Row(row).text(0) == "ON");
+        let has_gtids = server::has_gtids(self.session).await?;
         let keyless: Vec<TableName> =
             shapes.iter().filter(|shape| !shape.table.is_keyed()).map(|shape| shape.table.name.clone()).collect();
         let why = match (has_gtids, keyless.is_empty()) {

@@ -12,6 +12,7 @@ use millrace_core::{Error, Kind, Position, Result, error::Context};
 
 use crate::{
     MysqlConfig,
+    gtid::Executed,
     log::events::{self, kind},
     server::{self, Place},
     snapshot,
@@ -43,8 +44,7 @@ async fn bound(config: &MysqlConfig, session: &mut Connection) -> Result<Place> 
     let refused = |said: &str| {
         Error::new(Kind::SourceSetup, doing()).with(format!("{said}, and the user may not hold commits to learn it"))
     };
-    let modes = session.query("SELECT @@global.gtid_mode").await?;
-    if modes.first().and_then(|row| row.first()?.as_deref()) != Some("ON") {
+    if !server::has_gtids(session).await? {
         return Err(refused("gtid_mode is not ON, so the server does not tell what is committed")
             .fix(format!("GRANT RELOAD ON *.* TO '{}'@'%';", config.user))
             .fix("or set gtid_mode = ON"));
@@ -54,23 +54,22 @@ async fn bound(config: &MysqlConfig, session: &mut Connection) -> Result<Place> 
     let Some([Some(file), Some(end), _, _, Some(committed), ..]) = rows.first().map(Vec::as_slice) else {
         return Err(refused("the server does not tell what is committed"));
     };
-    let set = encode(committed).ok_or_else(|| {
-        refused("the server's GTIDs have tags").fix(format!("GRANT RELOAD ON *.* TO '{}'@'%';", config.user))
-    })?;
+    let committed = Executed::parse_mysql(committed)
+        .ok_or_else(|| Error::new(Kind::Protocol, doing()).with("what the server has committed cannot be read"))?;
     let end = end.parse().context(Kind::Protocol, doing)?;
     let end = server::place(config, file, end).await?;
-    let first = first_beyond(config, &set).await?;
+    let first = first_beyond(config, &committed).await?;
     Ok(first.map_or(end, |first| first.min(end)))
 }
 
 /// Where the first transaction begins that is not in the set; `None` if there is none to the log's end.
-async fn first_beyond(config: &MysqlConfig, set: &[u8]) -> Result<Option<Place>> {
+async fn first_beyond(config: &MysqlConfig, committed: &Executed) -> Result<Option<Place>> {
     /// Nobody: whoever is not waited for gets an end, and ends no other reader.
     const NO_REPLICA: u32 = 0;
     let doing = || "looking for what is not committed in the binary log";
     let mut session = Connection::connect(config).await?;
     server::prepare_dump(&mut session).await?;
-    session.dump_gtid(NO_REPLICA, set).await?;
+    session.dump_gtid(NO_REPLICA, &committed.encode()).await?;
     let (mut file, mut begun) = (0, 0);
     loop {
         let packet = session.packet().await?;
@@ -103,42 +102,5 @@ async fn first_beyond(config: &MysqlConfig, set: &[u8]) -> Result<Option<Place>>
             }
             _ => {}
         }
-    }
-}
-
-/// A set of GTIDs as COM_BINLOG_DUMP_GTID takes it (`Gtid_set::encode` of `rpl_gtid_set.cc`), from its text (manual, "GTID
-/// Format"); `None` for one with tags.
-fn encode(text: &str) -> Option<Vec<u8>> {
-    let servers: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
-    let mut out = (servers.len() as u64).to_le_bytes().to_vec();
-    for server in servers {
-        let (uuid, ranges) = server.split_once(':')?;
-        out.extend(u128::from_str_radix(&uuid.replace('-', ""), 16).ok()?.to_be_bytes());
-        let ranges: Vec<&str> = ranges.split(':').collect();
-        out.extend((ranges.len() as u64).to_le_bytes());
-        for range in ranges {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            out.extend(first.parse::<u64>().ok()?.to_le_bytes());
-            out.extend(last.parse::<u64>().ok()?.checked_add(1)?.to_le_bytes());
-        }
-    }
-    Some(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sets_are_encoded() {
-        let uuid = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
-        let number = |number: u64| number.to_le_bytes().to_vec();
-        let server = 0x3e11fa47_71ca_11e1_9e33_c80aa9429562_u128.to_be_bytes().to_vec();
-        let of = |numbers: &[u64]| [server.clone(), numbers.iter().flat_map(|&n| number(n)).collect()].concat();
-        assert_eq!(encode(""), Some(number(0)));
-        let expected = [number(2), of(&[2, 1, 6, 9, 10]), of(&[1, 7, 8])].concat();
-        assert_eq!(encode(&format!("{uuid}:1-5:9,\n{uuid}:7")), Some(expected));
-        assert_eq!(encode(&format!("{uuid}:red:1")), None);
-        assert_eq!(encode(uuid), None);
     }
 }

@@ -217,7 +217,9 @@ impl Reader {
     pub fn hand_out(&mut self) -> Changes {
         self.tables.values_mut().for_each(|captured| captured.close(&mut self.items));
         (self.rows, self.bytes) = (0, 0);
-        self.options.loads.note_handed_out(self.committed);
+        // Its rows may be looked up before all of it was read.
+        let read = if self.transaction.is_some() { self.position() } else { self.committed };
+        self.options.loads.note_handed_out(read);
         let whole = self.transaction.is_none() && self.unresolved.is_empty() && !self.between_files;
         Changes {
             items: std::mem::take(&mut self.items),

@@ -38,7 +38,7 @@ def test_what_comes_compressed_is_read(server, database):
         sql("alter table orders add column later varchar(30) default 'a rather long default value'")
         run.terminate()
         insert = "insert into items select concat('more', seq), 1, seq from"
-        sql(f"{insert} {server.numbers(3000)}", "update items set price = price + 1", "truncate visits")
+        sql(f"{insert} {server.numbers(100000)}", "update items set price = price + 1", "truncate visits")
         run.start(crash_at="stream-between-frames-and-mark")
         run.wait_exit(60)
         run.start()
@@ -47,19 +47,3 @@ def test_what_comes_compressed_is_read(server, database):
     files = [row[0] for row in server.execute("mysql", "show binary logs", user="root")]
     events = [row[2] for file in files for row in server.execute("mysql", f"show binlog events in '{file}'", user="root")]
     assert EVENTS[type(server)] <= set(events)
-
-
-def test_memory_does_not_grow_with_the_transaction(server, database):
-    """100 MB of rows in one transaction, of which the log has a few, and then four times as many."""
-    server.execute(database, "create table t (id int primary key, v text)")
-    with Daemon(server, database, [f"{database}.t"]) as run:
-        run.start_and_load()
-        peaks = []
-        for first, count in ((0, 50_000), (1_000_000, 200_000)):
-            insert = f"insert into t select {first} + seq, repeat(char(97 + seq % 26), 2000)"
-            server.execute(database, f"{insert} from {server.numbers(count)}")
-            last = ("insert into t values (%d, 'last')" % (first + count + 1), "delete from t where length(v) > 4")
-            server.execute(database, *last)
-            run.compare([(database, "t")], seconds=120)
-            peaks.append(run.peak_rss() >> 20)
-        assert peaks[1] < peaks[0] + 120, f"{peaks} MiB"

@@ -85,7 +85,7 @@ traps-new: binary
 	$(DEBUG) WORKERS=$(WORKERS) $(PYTHON) tests/e2e/traps.py --new
 
 .PHONY: scorecard
-scorecard: binary ## what DMS does not do with PostgreSQL, and the tests that show that we do
+scorecard: binary ## what DMS does not do with PostgreSQL or MySQL, and the tests that show that we do
 	@$(DEBUG) WORKERS=$(WORKERS) $(PYTHON) tests/e2e/traps.py --scorecard
 
 .PHONY: crash

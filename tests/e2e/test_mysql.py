@@ -74,6 +74,7 @@ def test_the_shortest_config(server, database, daemon):
     run.compare([(database, "t")], seconds=120)
 
 
+@pytest.mark.trap("26", crash=True)
 def test_kill_9_loses_nothing_and_doubles_nothing(server, database, daemon):
     sql = lambda *statements: server.execute(database, *statements)  # noqa: E731
     shop(server, sql, rows=20_000)
@@ -111,6 +112,7 @@ def test_kill_9_loses_nothing_and_doubles_nothing(server, database, daemon):
     run.compare([(database, table) for table in TABLES])
 
 
+@pytest.mark.trap("32", crash=True)
 def test_a_large_table_is_read_in_parts_and_goes_on_after_a_kill(server, database, daemon):
     server.execute(
         database,

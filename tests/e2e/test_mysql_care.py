@@ -27,12 +27,15 @@ def loaded(server, database, daemon):
     return start
 
 
+@pytest.mark.trap("29")
 def test_a_truncate_is_applied(server, database, loaded):
     run = loaded()
     server.execute(database, "insert into t values (3, 'x', 3)", "truncate t", "insert into t values (4, 'y', 4)")
     run.compare([(database, "t")])
 
 
+@pytest.mark.scorecard("MySQL: FIRST, AFTER")
+@pytest.mark.trap("31")
 @pytest.mark.parametrize(
     "statement",
     [
@@ -69,6 +72,8 @@ def test_statements_that_change_no_column_load_nothing_anew(server, database, lo
     assert "table is suspended" not in run.log(100_000)
 
 
+@pytest.mark.scorecard("MySQL: RENAME TABLE, DROP TABLE")
+@pytest.mark.trap("31")
 def test_a_table_that_takes_another_ones_place_is_loaded(server, database, loaded):
     run = loaded()
     server.execute(
@@ -94,6 +99,7 @@ def wait_error(run, words, seconds=60):
     return wait_for(told, seconds, f"{words} in the task's record", every=0.3)
 
 
+@pytest.mark.trap("29")
 def test_a_change_as_a_statement_is_refused(server, database, loaded):
     run = loaded()
     with server.connect(database, "root") as connection, connection.cursor() as cursor:
@@ -106,6 +112,19 @@ def test_a_change_as_a_statement_is_refused(server, database, loaded):
     run.compare([(database, "t")], seconds=90)
 
 
+@pytest.mark.trap("29")
+def test_a_transaction_of_two_phases_is_refused(server, database, loaded):
+    """Its rows stand in the log where it is prepared, and count where it is committed."""
+    run = loaded()
+    insert = "insert into t values (3, 'x', 3)"
+    server.execute(database, "xa start 'a'", insert, "xa end 'a'", "xa prepare 'a'", "xa commit 'a'")
+    wait_error(run, ["LOG-LOST", "two phases (XA)"])
+    run.run("reload", "shop")
+    run.run("resume", "shop")
+    run.compare([(database, "t")], seconds=90)
+
+
+@pytest.mark.trap("28")
 @pytest.mark.fault("28", "the binary log is purged", promise="stops safely")
 def test_a_purged_log_is_refused_and_a_reload_mends(server, database, loaded):
     run = loaded()
@@ -126,6 +145,7 @@ def _purged(server, database, newest):
     return len(server.execute(database, "show binary logs", user="root")) == 1
 
 
+@pytest.mark.trap("27")
 def test_a_log_that_began_anew_is_refused(server, database, loaded):
     run = loaded()
     run.terminate()
@@ -147,6 +167,7 @@ def test_a_server_that_restarts_is_followed(server, database, loaded):
     run.compare([(database, "t")], seconds=90)
 
 
+@pytest.mark.trap("29")
 def test_a_partial_row_is_made_whole(server, database, loaded):
     run = loaded("alter table t add column bits bit(9) default 257", "alter table t add column at timestamp(3) null")
     with server.connect(database, "root") as connection, connection.cursor() as cursor:
@@ -158,6 +179,7 @@ def test_a_partial_row_is_made_whole(server, database, loaded):
     run.compare([(database, "t")])
 
 
+@pytest.mark.trap("29")
 @pytest.mark.parametrize("server", ["mysql"], indirect=True)
 def test_parts_of_json_are_made_whole(server, database, sql, daemon):
     document = "json_object('a', json_array(1, 2, 3), 'b', repeat('x', 500), 'n', null)"
@@ -217,6 +239,7 @@ def test_many_wide_rows_are_looked_up_in_short_statements(server, database, daem
         server.execute(database, f"set global max_allowed_packet = {before[0][0]}", user="root")
 
 
+@pytest.mark.trap("29")
 def test_a_table_whose_changes_are_in_no_log_is_refused(server, database, daemon, sql):
     sql(
         "create table parent (id int primary key)",

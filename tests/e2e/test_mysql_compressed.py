@@ -27,6 +27,8 @@ def server(request):
         yield running
 
 
+@pytest.mark.scorecard("MySQL: compressed binlog")
+@pytest.mark.trap("29")
 def test_what_comes_compressed_is_read(server, database):
     """Before and after a kill; a part of it may be handed out already when it comes."""
     sql = lambda *statements: server.execute(database, *statements)  # noqa: E731

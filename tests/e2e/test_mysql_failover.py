@@ -100,6 +100,8 @@ def history(run):
     return int(position.split(":")[0]) if ":" in position else 0
 
 
+@pytest.mark.scorecard("MySQL: GTID")
+@pytest.mark.trap("27", crash=True)
 def test_a_failover_is_followed(pair):
     """And one back: everything once, nothing loaded anew, and the order goes on rising, whatever the files are called."""
     primary, replica = pair
@@ -136,6 +138,7 @@ def test_a_failover_is_followed(pair):
         wait_for(lambda: "2:" in str(run.task_record()), 30, "the second later history")
 
 
+@pytest.mark.trap("27", crash=True)
 def test_a_failover_is_followed_when_the_daemon_dies_in_it(pair):
     primary, replica = pair
     with Proxy(primary.port) as proxy, Daemon(primary, "shop", ["shop.*"], port=proxy.port) as run:
@@ -155,6 +158,7 @@ def test_a_failover_is_followed_when_the_daemon_dies_in_it(pair):
         run.compare(TABLES)
 
 
+@pytest.mark.trap("27")
 def test_a_server_that_lacks_what_was_replicated_is_refused(pair):
     """An asynchronous replica may be promoted without the last transactions: the lake has them, and it has not."""
     primary, replica = pair
@@ -200,6 +204,7 @@ def test_a_server_that_purged_what_was_not_replicated_is_refused(pair):
         run.compare(TABLES, seconds=90)
 
 
+@pytest.mark.trap("27")
 def test_what_was_written_to_the_replica_alone(pair):
     """It stands in the log of the new server before what we have. MySQL tells it by its set; MariaDB has no words for it,
     and is refused."""
@@ -274,6 +279,7 @@ def test_a_failover_inside_a_load(pair):
         run.compare(TABLES)
 
 
+@pytest.mark.trap("27", crash=True)
 def test_domains_that_follow_each_other_in_another_order_come_once():
     """MariaDB keeps an order within a domain only: another server may have written what we have behind what we have not."""
     with MariaDB({"server-id": 1}) as old, MariaDB({"server-id": 2}) as new:

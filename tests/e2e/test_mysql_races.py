@@ -181,6 +181,7 @@ def lockless(mysql):
     mysql.execute("mysql", "drop user lockless@'%'", user="root")
 
 
+@pytest.mark.trap("32")
 @pytest.mark.parametrize("server", ["mysql"], indirect=True)
 def test_a_user_who_may_not_lock_loads_tables_with_a_key(server, database, sql, daemon, lockless):
     sql("create table t (id int primary key, a int, b text)", "insert into t values (1, 1, 'x')")
@@ -201,6 +202,7 @@ def test_a_user_who_may_not_lock_loads_tables_with_a_key(server, database, sql, 
     run.compare([(database, "t")])
 
 
+@pytest.mark.trap("32")
 @pytest.mark.parametrize("server", ["mysql"], indirect=True)
 def test_a_user_who_may_not_lock_loads_no_table_without_a_key(server, database, sql, daemon, lockless):
     sql("create table t (id int primary key)", "create table later (id int)")

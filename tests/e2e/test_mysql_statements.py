@@ -38,6 +38,7 @@ def own(server, statement):
     return statement.replace("set statement lock_wait_timeout = 5 for ", "/* alter */ ").replace(" wait 5 ", " ")
 
 
+@pytest.mark.trap("31")
 def test_what_statements_do_is_seen(server, database, daemon):
     sql = lambda *statements: server.execute(database, *statements)  # noqa: E731
     for table, (definition, rows, _) in CASES.items():

@@ -160,6 +160,7 @@ def halves(run, database, table):
     return names, of("id < 1000"), of("id > 1000")
 
 
+@pytest.mark.trap("30")
 def test_every_type_is_the_same_by_load_and_by_log(server, database, daemon):
     types = own(server)
     fill(server, database, types)
@@ -174,6 +175,7 @@ def test_every_type_is_the_same_by_load_and_by_log(server, database, daemon):
     assert run.dead_letters() == []
 
 
+@pytest.mark.trap("30")
 def test_what_a_type_cannot_hold_stands_beside_it(server, database, daemon):
     fill(server, database, UNFIT)
     run = daemon([f"{database}.t"], server=server)

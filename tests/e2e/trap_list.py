@@ -173,6 +173,54 @@ TRAPS = [
         "Captured like all others, or left out where the config says so",
     ),
     Trap(
+        "26",
+        "MySQL and MariaDB: a restart inside a transaction of many events, or behind one that a crash cut off",
+        "A position is a place between two transactions, so tables are named again before their rows; what has no end is "
+        "passed over",
+        crash=True,
+    ),
+    Trap(
+        "27",
+        "GTIDs with gaps and tags; failover to a server with less, with more, or with another order of domains; a log that "
+        "began anew; file 1000000 behind 999999",
+        "The mark keeps what is behind it by GTID; another server is followed if it has all of that and still holds the "
+        "rest, in a later generation of the order; else refused",
+        "not covered: gtid_mode switched off and on again while a task stands still, which no other server can tell",
+        crash=True,
+    ),
+    Trap(
+        "28",
+        "The binary log is purged while the task stands still",
+        "Refused with the remedy; a second reader of one number is told, too",
+        "not covered by a test of its own: two readers of one server id",
+    ),
+    Trap(
+        "29",
+        "Partial rows and parts of JSON, statements instead of rows, cascades, TRUNCATE, XA, compressed transactions and "
+        "events, incidents",
+        "Rows are made whole by their key, what is compressed is unpacked; what cannot be read exactly is refused, XA too",
+        "not covered: an incident, packets above 16 MB, an encrypted log",
+    ),
+    Trap(
+        "30",
+        "Every type by load and by log: unsigned, BIT, DECIMAL(65,30), TIME, zero dates, ENUM, SET, character sets, JSON, "
+        "geometry, VECTOR, UUID, INET6",
+        "The same value both ways; what Parquet cannot hold stands exactly beside a null",
+    ),
+    Trap(
+        "31",
+        "ALTER with FIRST and AFTER, renamed columns, CONVERT, online schema change by renames, executable comments, other "
+        "databases, statements that are not understood",
+        "A table whose columns may have changed is loaded anew; what does not concern a captured table stops nothing",
+    ),
+    Trap(
+        "32",
+        "Keys with gaps, without sign, of text with any collation; the lock of all tables refused",
+        "Parts are ranges that the server compares; without the lock, tables with a key are loaded from a lower bound, and "
+        "the others are refused",
+        crash=True,
+    ),
+    Trap(
         "39",
         "Rows change, go and come while the load reads their part of the table",
         "The load has an exact position: what is before is in it, what is behind is delivered after it",
@@ -247,6 +295,7 @@ TRAPS = [
     ),
 ]
 
+LIMITS_OF_MYSQL = "CHAP_Source.MySQL, Limitations on using a MySQL database as a DMS source"
 LIMITS = "CHAP_Source.PostgreSQL, Limitations on using a PostgreSQL database as a DMS source"
 SCORECARD = [
     Item(
@@ -316,5 +365,30 @@ SCORECARD = [
         "a boolean is CHAR(5), and at SQL Server a bit with inconsistent values",
         LIMITS + "; Source data types for PostgreSQL",
         "a boolean of Parquet, in loads, changes, arrays and keys",
+    ),
+    Item(
+        "MySQL: GTID",
+        "GTIDs are not supported",
+        LIMITS_OF_MYSQL,
+        "a failover to another server is followed by GTID, every change once; what was lost, purged or written to the "
+        "replica alone is refused",
+    ),
+    Item(
+        "MySQL: compressed binlog",
+        "compression of transactions in the binary log has to be off",
+        LIMITS_OF_MYSQL + "; CHAP_Tasks.AssessmentReport.MySQL",
+        "compressed transactions of MySQL and compressed events of MariaDB are read",
+    ),
+    Item(
+        "MySQL: FIRST, AFTER",
+        "ADD COLUMN with FIRST or AFTER is not supported: the column comes last",
+        LIMITS_OF_MYSQL,
+        "the table is loaded anew by itself, with its columns where they are",
+    ),
+    Item(
+        "MySQL: RENAME TABLE, DROP TABLE",
+        "neither is supported",
+        LIMITS_OF_MYSQL,
+        "a table that takes the name of another one is loaded in its place, as online schema changes do it",
     ),
 ]

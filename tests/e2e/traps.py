@@ -1,6 +1,6 @@
-"""`make traps`: the known traps of replicating PostgreSQL into a lake, the tests that spring each of them, and what came
-of it, as the page docs/traps.md. `make scorecard`: what AWS DMS by its own user guide does not do with a PostgreSQL
-source, what Millrace does, and the test that shows it.
+"""`make traps`: the known traps of replicating PostgreSQL, MySQL and MariaDB into a lake, the tests that spring each of
+them, and what came of it, as the page docs/traps.md. `make scorecard`: what AWS DMS by its own user guide does not do with
+PostgreSQL or MySQL as a source, what Millrace does, and the test that shows it.
 
     traps.py                 runs every marked test and writes the page
     traps.py --new           runs only the tests that the page does not know yet, and writes the page

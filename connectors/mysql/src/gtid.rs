@@ -267,6 +267,7 @@ mod tests {
 
     use super::*;
 
+    // trap: 27
     #[test]
     fn sets_are_read_and_printed_as_the_server_does() {
         let uuid = "3e11fa47-71ca-11e1-9e33-c80aa9429562";

@@ -192,6 +192,7 @@ mod tests {
 
     use super::*;
 
+    // trap: 27
     #[test]
     fn files_are_in_the_order_of_their_numbers() {
         let file = |name: &str| LogFile::parse(name, 0).unwrap();

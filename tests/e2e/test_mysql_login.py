@@ -53,7 +53,6 @@ def test_a_certificate_of_nobody_is_refused(server, database, sql, tls):
 def test_settings_that_make_a_poor_log_are_found(server, database, sql):
     sql("create table t (id int primary key)")
     settings = {
-        "binlog_transaction_compression": ("on", "off", "MYSQL-COMPRESSION"),
         "binlog_row_value_options": ("partial_json", "", "MYSQL-ROW-IMAGE"),
     }
     with Daemon(server, database, [f"{database}.t"]) as run:

@@ -1,10 +1,10 @@
 //! What would keep a task from working, everything at once, each with its remedy.
 //!
 //! Codes are stable: `MYSQL-CONNECT`, `MYSQL-AUTH`, `MYSQL-BINLOG`, `MYSQL-BINLOG-FORMAT`, `MYSQL-ROW-IMAGE`,
-//! `MYSQL-ROW-METADATA`, `MYSQL-COMPRESSION`, `MYSQL-REPLICATION-RIGHTS`, `MYSQL-RELOAD`, `MYSQL-SELECT`, `MYSQL-ENGINE`,
-//! `MYSQL-TYPE`, `MYSQL-SERVER-ID`, `MYSQL-TABLE-MISSING`, `MYSQL-CASCADE`, `MYSQL-BINLOG-FILTER`, `MYSQL-REPLICA`; as
-//! warnings `MYSQL-KEY`, `MYSQL-RETENTION`, `MYSQL-PATTERN`, `MYSQL-CHARSET`, and of a filter that does not concern the task
-//! `MYSQL-BINLOG-FILTER`.
+//! `MYSQL-ROW-METADATA`, `MYSQL-REPLICATION-RIGHTS`, `MYSQL-RELOAD`, `MYSQL-SELECT`, `MYSQL-ENGINE`, `MYSQL-TYPE`,
+//! `MYSQL-SERVER-ID`, `MYSQL-TABLE-MISSING`, `MYSQL-CASCADE`, `MYSQL-BINLOG-FILTER`, `MYSQL-REPLICA`; as warnings
+//! `MYSQL-KEY`, `MYSQL-RETENTION`, `MYSQL-PATTERN`, `MYSQL-CHARSET`, `MYSQL-GTID`, and of a filter that does not concern the
+//! task `MYSQL-BINLOG-FILTER`.
 
 use std::collections::BTreeMap;
 
@@ -87,8 +87,6 @@ impl Check<'_> {
             ("binlog_format", "ROW", "MYSQL-BINLOG-FORMAT", "the log has statements instead of rows"),
             ("binlog_row_image", "FULL", "MYSQL-ROW-IMAGE", "the log has only a part of each row"),
             ("binlog_row_metadata", "FULL", "MYSQL-ROW-METADATA", "the log does not tell names of columns"),
-            ("log_bin_compress", "OFF", "MYSQL-COMPRESSION", "the log has compressed events"),
-            ("binlog_transaction_compression", "OFF", "MYSQL-COMPRESSION", "the log has compressed transactions"),
             ("binlog_row_value_options", "", "MYSQL-ROW-IMAGE", "the log has only parts of JSON values"),
         ] {
             let Some(found) = value(name).filter(|found| !found.eq_ignore_ascii_case(wanted)) else { continue };

@@ -14,6 +14,7 @@ use millrace_core::{ColumnType, Columns, Unfit};
 use millrace_mysql::{
     gtid::Executed,
     log::{
+        compressed::{Payload, unpack},
         ddl,
         events::{self, Query, RowsEvent, TableMap, image, parts},
     },
@@ -102,6 +103,17 @@ fn rows_of_any_table() {
                     break;
                 }
             }
+        }
+    });
+}
+
+/// What comes compressed grows as it is read, not as its head says.
+#[test]
+fn compressed_events() {
+    check!().with_test_time(time()).for_each(|bytes: &[u8]| {
+        let _ = unpack(bytes);
+        if let Ok(mut payload) = Payload::open(bytes) {
+            while let Ok(Some(_)) = payload.next_event() {}
         }
     });
 }

@@ -36,6 +36,7 @@ pub mod kind {
     pub const TRANSACTION_CONTEXT: u8 = 36;
     pub const VIEW_CHANGE: u8 = 37;
     pub const PARTIAL_UPDATE_ROWS: u8 = 39;
+    pub const TRANSACTION_PAYLOAD: u8 = 40;
     pub const HEARTBEAT_V2: u8 = 41;
     pub const GTID_TAGGED: u8 = 42;
     pub const MARIADB_ANNOTATE: u8 = 160;
@@ -43,6 +44,13 @@ pub mod kind {
     pub const MARIADB_GTID: u8 = 162;
     pub const MARIADB_GTID_LIST: u8 = 163;
     pub const MARIADB_START_ENCRYPTION: u8 = 164;
+    pub const MARIADB_QUERY_COMPRESSED: u8 = 165;
+    pub const MARIADB_WRITE_ROWS_COMPRESSED_V1: u8 = 166;
+    pub const MARIADB_UPDATE_ROWS_COMPRESSED_V1: u8 = 167;
+    pub const MARIADB_DELETE_ROWS_COMPRESSED_V1: u8 = 168;
+    pub const MARIADB_WRITE_ROWS_COMPRESSED: u8 = 169;
+    pub const MARIADB_UPDATE_ROWS_COMPRESSED: u8 = 170;
+    pub const MARIADB_DELETE_ROWS_COMPRESSED: u8 = 171;
 }
 
 /// Whether the events of a file have a checksum, from the body of its FORMAT_DESCRIPTION_EVENT.
@@ -301,6 +309,12 @@ impl<'a> RowsEvent<'a> {
             kind::UPDATE_ROWS => (RowsKind::Update, 2),
             kind::DELETE_ROWS => (RowsKind::Delete, 2),
             kind::PARTIAL_UPDATE_ROWS => (RowsKind::Update, 3),
+            kind::MARIADB_WRITE_ROWS_COMPRESSED_V1 => (RowsKind::Write, 1),
+            kind::MARIADB_UPDATE_ROWS_COMPRESSED_V1 => (RowsKind::Update, 1),
+            kind::MARIADB_DELETE_ROWS_COMPRESSED_V1 => (RowsKind::Delete, 1),
+            kind::MARIADB_WRITE_ROWS_COMPRESSED => (RowsKind::Write, 2),
+            kind::MARIADB_UPDATE_ROWS_COMPRESSED => (RowsKind::Update, 2),
+            kind::MARIADB_DELETE_ROWS_COMPRESSED => (RowsKind::Delete, 2),
             _ => return None,
         })
     }

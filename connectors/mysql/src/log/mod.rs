@@ -5,10 +5,11 @@
 //!
 //! - [`lineage`], [`open`]: what the stream keeps with a position, and where the log is taken up again with it, after a
 //!   failover on another server
-//! - [`events`]: the events; [`statement_text`], [`ddl`]: what statements do; [`captured`]: a table's rows
+//! - [`events`]: the events; [`compressed`]: those that are; [`statement_text`], [`ddl`]: what statements do; [`captured`]: a table's rows
 //! - [`reader`]: which event belongs to what, and where it stands
 
 mod captured;
+pub mod compressed;
 pub mod ddl;
 pub mod events;
 pub mod lineage;
@@ -265,6 +266,9 @@ impl MysqlLog {
             }
             if self.reader.is_full(budget) {
                 return Ok(true);
+            }
+            if self.reader.unpack(&self.charsets)?.is_some() {
+                continue;
             }
             let has_packet = self.session.packet_at_hand()?;
             if !has_packet {

@@ -299,6 +299,7 @@ async fn scan(config: &MysqlConfig, file: &str, system: &str, place: Place) -> R
     while reader.position() < place.position() {
         let packet = session.packet().await?;
         reader.event(packet.get(1..).unwrap_or_default(), &charsets)?;
+        while reader.unpack(&charsets)?.is_some() {}
     }
     Ok(reader.lineage().clone())
 }

@@ -12,7 +12,8 @@ use millrace_core::{Change, Changes, Error, Kind, Order, Position, Result, Table
 use super::{
     HandedOut, LoadPositions, LogOptions,
     captured::{Captured, Mapping, Transaction},
-    events::{self, RowsEvent, TableMap, kind},
+    compressed::{self, Payload},
+    events::{self, Query, RowsEvent, TableMap, kind},
     lineage::Lineage,
 };
 use crate::{
@@ -71,6 +72,8 @@ pub struct Reader {
     /// What is being read has no end: the server took it back.
     taken_back: bool,
     transaction: Option<Transaction>,
+    /// Events of it that came compressed, and where.
+    payload: Option<(Payload, Place)>,
     /// The transaction ends with its only statement.
     standalone: bool,
     tables: HashMap<TableName, Captured>,
@@ -120,6 +123,7 @@ impl Reader {
             committed: Position::default(),
             taken_back: false,
             transaction: None,
+            payload: None,
             standalone: false,
             mapped: HashMap::new(),
             maps: HashMap::new(),
@@ -255,10 +259,20 @@ impl Reader {
         if self.taken_back && is_inside_transaction(header.kind) {
             return Ok(Taken::Done);
         }
-        self.dispatch(&header, start, body, charsets).map_err(|error| {
-            let doing = format!("{} (file {}, byte {})", error.doing, start.file, start.offset);
-            Error { doing, ..error }
-        })
+        self.dispatch(&header, start, body, charsets).map_err(|error| at(start, error))
+    }
+
+    /// Takes the next event of a transaction that came compressed; `None` where there is none.
+    pub fn unpack(&mut self, charsets: &Charsets) -> Result<Option<Taken>> {
+        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a compressed transaction").with(error);
+        let Some((payload, start)) = &mut self.payload else { return Ok(None) };
+        let start = *start;
+        let Some(bytes) = payload.next_event().map_err(|error| at(start, malformed(error)))? else {
+            self.payload = None;
+            return Ok(None);
+        };
+        let (header, body) = event(&bytes).map_err(malformed)?;
+        self.dispatch(&header, start, body, charsets).map(Some).map_err(|error| at(start, error))
     }
 
     fn dispatch(&mut self, header: &EventHeader, start: Place, body: &[u8], charsets: &Charsets) -> Result<Taken> {
@@ -267,7 +281,12 @@ impl Reader {
             kind::FORMAT_DESCRIPTION => self.file_begins(header, body),
             kind::ROTATE => self.file_ends(body),
             kind::TABLE_MAP => return self.table_map(body, charsets),
-            kind::QUERY => self.query(header, start, body, charsets),
+            kind::QUERY => self.query(header, start, Query::parse(body).map_err(malformed)?, charsets),
+            kind::MARIADB_QUERY_COMPRESSED if self.mariadb => {
+                let query = Query::parse(body).map_err(malformed)?;
+                let sql = compressed::unpack(query.sql).map_err(malformed)?;
+                self.query(header, start, Query { sql: &sql, ..query }, charsets)
+            }
             kind::XID => self.end_transaction(header),
             kind::MARIADB_GTID if self.mariadb => {
                 let begins = events::mariadb_gtid(header.server_id, body).map_err(malformed)?;
@@ -292,8 +311,12 @@ impl Reader {
             kind::PREVIOUS_GTIDS | kind::MARIADB_GTID_LIST if header.flags & FLAG_ARTIFICIAL == 0 => {
                 self.executed_before(header.kind, body).map_err(malformed)
             }
+            kind::TRANSACTION_PAYLOAD if !self.mariadb => {
+                self.payload = Some((Payload::open(body).map_err(malformed)?, start));
+                Ok(())
+            }
             number => match RowsEvent::kind_of(number) {
-                Some(kind) => self.rows_event(kind, body),
+                Some(kind) => self.rows_event(kind, is_compressed(number), body),
                 None => self.other(header),
             },
         };
@@ -479,7 +502,7 @@ impl Reader {
         }
     }
 
-    fn rows_event(&mut self, rows: (events::RowsKind, u8), body: &[u8]) -> Result<()> {
+    fn rows_event(&mut self, rows: (events::RowsKind, u8), is_compressed: bool, body: &[u8]) -> Result<()> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading rows in the log").with(error);
         let (id, _, rest) = events::table_id(body).map_err(malformed)?;
         let Some((name, _)) = self.maps.get(&id) else { return Ok(()) };
@@ -494,7 +517,14 @@ impl Reader {
         let Some(mapping) = mapping else { return Ok(()) };
         let before = transaction.ordinal;
         let event = RowsEvent::parse(rows, rest).map_err(malformed);
-        let taken = event.and_then(|event| captured.take(transaction, mapping, event));
+        let taken = event.and_then(|event| match is_compressed {
+            false => captured.take(transaction, mapping, event),
+            true => {
+                let unpacked = compressed::unpack(event.rows.rest()).map_err(malformed)?;
+                let rows = crate::wire::Reader::new(&unpacked);
+                captured.take(transaction, mapping, RowsEvent { rows, ..event })
+            }
+        });
         self.rows += (transaction.ordinal - before) as usize;
         if captured.is_full() {
             captured.close(&mut self.items);
@@ -534,8 +564,6 @@ impl Reader {
             17 | 18 => Err(refused("it has LOAD DATA as a statement instead of its rows")),
             26 => Err(refused("the server notes an incident: changes are missing from its log")),
             38 => Err(refused("it has a transaction of two phases (XA)")),
-            40 => Err(refused("it has compressed transactions (binlog_transaction_compression)")),
-            165..=171 => Err(refused("it has compressed events (log_bin_compress)")),
             _ if header.flags & FLAG_IGNORABLE != 0 => Ok(()),
             kind => Err(refused(&format!("it has an event of a kind that is not known ({kind})"))),
         }
@@ -544,7 +572,17 @@ impl Reader {
 
 /// Whether an event of this kind belongs to the transaction that is being read.
 fn is_inside_transaction(number: u8) -> bool {
-    matches!(number, kind::QUERY | kind::XID | kind::TABLE_MAP) || RowsEvent::kind_of(number).is_some()
+    let others = [kind::QUERY, kind::MARIADB_QUERY_COMPRESSED, kind::XID, kind::TABLE_MAP, kind::TRANSACTION_PAYLOAD];
+    others.contains(&number) || RowsEvent::kind_of(number).is_some()
+}
+
+fn is_compressed(number: u8) -> bool {
+    (kind::MARIADB_QUERY_COMPRESSED..=kind::MARIADB_DELETE_ROWS_COMPRESSED).contains(&number)
+}
+
+fn at(start: Place, error: Error) -> Error {
+    let doing = format!("{} (file {}, byte {})", error.doing, start.file, start.offset);
+    Error { doing, ..error }
 }
 
 /// A file that is not the one that was read.

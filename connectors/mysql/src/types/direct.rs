@@ -20,8 +20,8 @@ pub enum Direct {
     Int32(Sign),
     /// Likewise.
     Int64(Sign),
-    /// A number with so many digits behind the point, as the server always prints them.
-    Decimal(usize),
+    /// A number below this with so many digits behind the point, as the server always prints them.
+    Decimal(i64, usize),
     /// `2024-01-02`.
     Date,
     /// `2024-01-02 03:04:05`, with or without six digits more.
@@ -57,7 +57,7 @@ impl Direct {
             (SqlType::Decimal { precision, scale }, ColumnType::Decimal { precision: p, scale: s })
                 if precision <= p && scale == s =>
             {
-                Self::Decimal(usize::from(*scale))
+                Self::Decimal(10_i64.pow(u32::from(*precision).min(DIGITS_MAX as u32)), usize::from(*scale))
             }
             (SqlType::Date, ColumnType::Date) => Self::Date,
             (SqlType::Datetime(_), ColumnType::Timestamp) => Self::Moment,
@@ -84,7 +84,9 @@ impl Direct {
             Self::Int16(sign) => integer(bytes, sign).and_then(|v| i16::try_from(v).ok()).map(|v| column.push_i16(v)),
             Self::Int32(sign) => integer(bytes, sign).and_then(|v| i32::try_from(v).ok()).map(|v| column.push_i32(v)),
             Self::Int64(sign) => integer(bytes, sign).map(|value| column.push_i64(value)),
-            Self::Decimal(scale) => decimal(bytes, scale).map(|value| column.push_decimal(value.into())),
+            Self::Decimal(bound, scale) => {
+                decimal(bytes, scale).filter(|value| value.abs() < bound).map(|value| column.push_decimal(value.into()))
+            }
             Self::Date => date(bytes).map(|days| column.push_i32(days)),
             Self::Moment => moment(bytes).map(|micros| column.push_i64(micros)),
             Self::Text => std::str::from_utf8(bytes).ok().map(|text| column.push_str(text)),

@@ -11,13 +11,17 @@ use crate::{
     },
     server::Place,
     types::charset::Charsets,
-    wire::{Malformed, binlog_dump::EventHeader},
+    wire::binlog_dump::EventHeader,
 };
 
 impl Reader {
-    pub(super) fn query(&mut self, header: &EventHeader, start: Place, body: &[u8], charsets: &Charsets) -> Result<()> {
-        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a statement in the log").with(error);
-        let query = Query::parse(body).map_err(malformed)?;
+    pub(super) fn query(
+        &mut self,
+        header: &EventHeader,
+        start: Place,
+        query: Query<'_>,
+        charsets: &Charsets,
+    ) -> Result<()> {
         let sql = statement_text::read(&query, charsets);
         let word: String = sql.trim_start().chars().take_while(|c| c.is_ascii_alphabetic()).collect();
         match word.to_ascii_uppercase().as_str() {

@@ -109,11 +109,14 @@ def test_a_server_that_vanishes_is_noticed(server, database, daemon):
 
 def test_nothing_but_the_place_is_asked_while_nobody_can_write(mysql):
     database = mysql.create_database("under_lock")
-    mysql.execute(database, "create table t (id int primary key)")
+    mysql.execute(database, "create table t (id int primary key, a int, b int)", "insert into t values (1, 1, 1)")
     mysql.execute(database, "set global log_output = 'TABLE', global general_log = on", user="root")
     try:
         with Daemon(mysql, database, [f"{database}.t"]) as run:
             run.start_and_load()
+            # A value that the log does not tell is looked up, without the lock.
+            mysql.execute(database, "set binlog_row_image = 'MINIMAL'", "update t set a = 77", user="root")
+            run.compare([(database, "t")])
     finally:
         mysql.execute("mysql", "set global general_log = off, global log_output = default", user="root")
         mysql.drop_database(database)
@@ -126,3 +129,4 @@ def test_nothing_but_the_place_is_asked_while_nobody_can_write(mysql):
     heads = [index for index, text in enumerate(said) if text.startswith("Binlog Dump") and "Pos: 4" in text]
     assert [index for index in heads if index > unlocked], said
     assert not [index for index in heads if locked < index < unlocked], said
+    assert not [text for text in said[said.index("Query update t set a = 77") :] if "READ LOCK" in text], said

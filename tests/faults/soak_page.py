@@ -131,7 +131,7 @@ def kills(folder):
             times = ", ".join(f"{what} {other['catalog'][what]:.2f} s" for what in ("p50", "p95", "max"))
             lines += [
                 "",
-                f"The same with a {name} as the source ([{file}]({file})): {other['kills']}",
+                f"The same with {name} as the source ([{file}]({file})): {other['kills']}",
                 f"kills, {other['in_loads']} of them inside a load, seed {other['seed']}{build(other)};",
                 f"{other['rows']} rows identical",
                 f"at the end. To the next row in the catalog: {times}.",

@@ -153,7 +153,7 @@ impl Source for MysqlSource {
 
     async fn lookup(&self, table: &Table, keys: &Columns, columns: &[usize]) -> Result<Lookup> {
         let mut session = self.shared.connect().await?;
-        lookup::wait_until_visible(&self.shared.config, &mut session, self.shared.loads.handed_out()).await?;
+        lookup::wait_until_visible(&self.shared.config, &mut session, &self.shared.loads.handed_out()).await?;
         lookup::read(&mut session, table, keys, columns, &self.shared.options).await
     }
 

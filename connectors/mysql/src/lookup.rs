@@ -3,15 +3,17 @@
 use std::{slice, time::Duration};
 
 use millrace_core::{
-    ColumnType, ColumnVec, Columns, Error, Kind, Position, Result, Table, Values, error::Context, source::Lookup,
+    ColumnType, ColumnVec, Columns, Error, Kind, Result, Table, Values, error::Context, source::Lookup,
 };
 
 use crate::{
     MysqlConfig, Options,
     discover::{quote_literal, quote_name, quote_table},
+    gtid::Executed,
+    log::HandedOut,
     lower_bound,
     server::Place,
-    snapshot::{begin_under_lock, begin_with_place},
+    snapshot::{begin, begin_under_lock, begin_with_place},
     types::{self, text, value::Value},
     wire::{Connection, Reader, code},
 };
@@ -23,18 +25,25 @@ const STATEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// While a snapshot does not have yet what the log has handed out.
 const PAUSE: Duration = Duration::from_millis(2);
+/// What takes longer is asked for under the lock: the server may have forgotten its GTIDs.
+const COMMITTED_MAX: Duration = Duration::from_secs(10);
 
 /// Opens a snapshot in which everything that the log has handed out is visible: a transaction is in the log a moment before
-/// its engine shows it. MySQL does not tell what a snapshot has; there it is opened when no transaction is between the two, or
-/// by what it has at least.
-pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, handed_out: Position) -> Result<()> {
+/// its engine shows it. MySQL does not tell what a snapshot has, but what is committed, if everything has a GTID; else the
+/// snapshot is opened when no transaction is between the two, or by what it has at least.
+pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, handed_out: &HandedOut) -> Result<()> {
     if !session.is_mariadb() {
+        if let Some(executed) = &handed_out.executed
+            && wait_until_committed(session, executed).await?
+        {
+            return begin(session).await;
+        }
         match begin_under_lock(config, slice::from_mut(session)).await {
             Err(error) if lower_bound::is_lock_refused(&error) => {}
             begun => return begun.map(|_| ()),
         }
     }
-    let wanted = Place::of(handed_out);
+    let wanted = Place::of(handed_out.position);
     loop {
         let (number, offset) = if session.is_mariadb() {
             let (file, offset) = begin_with_place(session).await?;
@@ -49,6 +58,20 @@ pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, 
         session.execute("COMMIT").await?;
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Whether all these transactions are committed within some seconds.
+async fn wait_until_committed(session: &mut Connection, executed: &Executed) -> Result<bool> {
+    let sql = format!("SELECT GTID_SUBSET({}, @@global.gtid_executed)", quote_literal(&executed.to_string()));
+    let began = tokio::time::Instant::now();
+    while began.elapsed() < COMMITTED_MAX {
+        let rows = session.query(&sql).await?;
+        if rows.first().and_then(|row| row.first()?.as_deref()) == Some("1") {
+            return Ok(true);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(false)
 }
 
 /// Reads columns of rows by key.

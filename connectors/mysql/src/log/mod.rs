@@ -47,12 +47,21 @@ struct Loading {
     passed_over: Position,
 }
 
+/// What the log has handed out: a lookup must see it.
+#[derive(Debug, Clone, Default)]
+pub struct HandedOut {
+    /// Everything before.
+    pub position: Position,
+    /// MySQL: the same by GTIDs, where everything has one.
+    pub executed: Option<Executed>,
+}
+
 /// What loads and the log must know of each other.
 #[derive(Debug, Default)]
 pub struct LoadPositions {
     loads: Mutex<HashMap<TableName, Loading>>,
     read: Mutex<Position>,
-    handed_out: Mutex<Position>,
+    handed_out: Mutex<HandedOut>,
     /// Transactions without an end.
     taken_back: Mutex<BTreeSet<Position>>,
     /// The server whose log is read. Nothing while another one is taking over: until the daemon has given its positions the
@@ -70,8 +79,8 @@ impl LoadPositions {
     /// known of them is before its log.
     fn begin_takeover(&self) {
         *self.system.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let start = |position: &Mutex<Position>| *position.lock().unwrap_or_else(PoisonError::into_inner) = Position(0);
-        [&self.read, &self.handed_out].into_iter().for_each(start);
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Position(0);
+        self.note_handed_out(HandedOut::default());
         self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for loading in self.loads.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
             *loading = Loading { from: loading.from.map(|_| Position(0)), passed_over: Position(0) };
@@ -142,14 +151,13 @@ impl LoadPositions {
         *read = position;
     }
 
-    /// The log has handed out everything before this, and a lookup must see it.
-    fn note_handed_out(&self, position: Position) {
-        *self.handed_out.lock().unwrap_or_else(PoisonError::into_inner) = position;
+    fn note_handed_out(&self, handed_out: HandedOut) {
+        *self.handed_out.lock().unwrap_or_else(PoisonError::into_inner) = handed_out;
     }
 
     /// What a lookup must see at least.
-    pub fn handed_out(&self) -> Position {
-        *self.handed_out.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn handed_out(&self) -> HandedOut {
+        self.handed_out.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What a snapshot must have at least.

@@ -10,7 +10,7 @@ use std::{
 use millrace_core::{Change, Changes, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
 
 use super::{
-    LoadPositions, LogOptions,
+    HandedOut, LoadPositions, LogOptions,
     captured::{Captured, Mapping, Transaction},
     compressed::{self, Payload},
     events::{self, Query, RowsEvent, TableMap, kind},
@@ -217,9 +217,7 @@ impl Reader {
     pub fn hand_out(&mut self) -> Changes {
         self.tables.values_mut().for_each(|captured| captured.close(&mut self.items));
         (self.rows, self.bytes) = (0, 0);
-        // Its rows may be looked up before all of it was read.
-        let read = if self.transaction.is_some() { self.position() } else { self.committed };
-        self.options.loads.note_handed_out(read);
+        self.options.loads.note_handed_out(self.handed_out());
         let whole = self.transaction.is_none() && self.unresolved.is_empty() && !self.between_files;
         Changes {
             items: std::mem::take(&mut self.items),
@@ -229,6 +227,19 @@ impl Reader {
             look_again: std::mem::take(&mut self.look_again),
             ..Changes::default()
         }
+    }
+
+    /// What a lookup of what was read must see. Of a transaction, rows may be looked up before all of it was read.
+    fn handed_out(&self) -> HandedOut {
+        let position = if self.transaction.is_some() { self.position() } else { self.committed };
+        let mut executed = self.lineage.executed.clone().filter(|_| !self.mariadb);
+        if self.transaction.is_some() {
+            executed = executed.zip(self.gtid.clone()).map(|(mut executed, gtid)| {
+                executed.add(gtid);
+                executed
+            });
+        }
+        HandedOut { position, executed }
     }
 
     /// Takes one event.

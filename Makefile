@@ -44,6 +44,7 @@ lint: setup ## format, clippy, licences
 .PHONY: unit
 unit: setup ## Rust's tests, each fuzz target for ten seconds
 	MILLRACE_FUZZ_SECONDS=10 cargo test --locked --workspace --features failpoints
+	cargo test --locked --workspace --features failpoints --lib a_case_is_the_same -- --ignored --test-threads 1
 
 .PHONY: fuzz
 fuzz: ## ten minutes for each fuzz target (MILLRACE_FUZZ_SECONDS)

@@ -1,6 +1,6 @@
 //! What our own columns are called in the files of a table, and the companions of the table's columns.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use millrace_core::Column;
 
@@ -41,7 +41,7 @@ pub fn companion_names(columns: &[Column]) -> Vec<String> {
     let own = OwnNames::of(columns);
     let ours = [&own.op, &own.commit_timestamp, &own.change_order];
     let names = columns.iter().map(|column| &column.name).chain(ours);
-    let mut taken: HashSet<String> = names.map(|name| name.to_lowercase()).collect();
+    let mut taken: BTreeSet<String> = names.map(|name| name.to_lowercase()).collect();
     let free = |column: &Column| {
         let mut name = format!("{}__exact", column.name);
         while !taken.insert(name.to_lowercase()) {

@@ -5,7 +5,7 @@
 //! scanned place are counted in `held`. So with every commit
 //! `captured = filtered before the log + accounted + held`, up to the scanned mark; what lies behind it is in flight.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use millrace_core::{ChangeBatch, Op, Reject, Result, TableName};
 
@@ -33,7 +33,7 @@ pub const SUSPENDED: &str = "suspended";
 pub struct Ledger {
     task: String,
     scanned: Scanned,
-    tables: HashMap<TableName, Line>,
+    tables: BTreeMap<TableName, Line>,
 }
 
 /// One table.
@@ -106,7 +106,7 @@ impl Ledger {
     /// The frames that the round wants decoded.
     pub fn wanted(&self) -> Wanted {
         let active = self.tables.iter().filter(|(_, line)| line.active);
-        let from: HashMap<TableName, LogPosition> = active.map(|(t, line)| (t.clone(), line.now.through)).collect();
+        let from: BTreeMap<TableName, LogPosition> = active.map(|(t, line)| (t.clone(), line.now.through)).collect();
         Box::new(move |table, at| from.get(table).is_some_and(|through| at >= *through))
     }
 

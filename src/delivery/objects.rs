@@ -4,11 +4,7 @@
 //! thousands of tables with few rows cost a few vectors each. Everything collected and held by writers stays within one
 //! bound; there the largest is written out.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use millrace_core::{
     ChangeBatch, Columns, Op, Order, Result, Table, TableName,
@@ -89,7 +85,7 @@ pub struct Objects<'a> {
     memory_bytes: usize,
     /// Where objects begin in a round that is done again, and with which companions; sizes and values decide the first
     /// time.
-    planned: Option<HashMap<(TableName, LogPosition), Companions>>,
+    planned: Option<BTreeMap<(TableName, LogPosition), Companions>>,
     open: BTreeMap<TableName, Open>,
     held: usize,
     writers: usize,

@@ -9,7 +9,7 @@
 //! so that the same objects come out; those that are there already count as done when their footers agree.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -178,7 +178,7 @@ impl Prepared {
     /// Goes on with an interrupted round: it must come to the same objects, but for tables that take no part any more.
     fn take_up(&mut self, again: Intent) -> Result<()> {
         let takes_part = |object: &&Planned| self.intent.tables.contains_key(&table_part(&object.table));
-        let mut planned: HashMap<&str, &Planned> =
+        let mut planned: BTreeMap<&str, &Planned> =
             again.objects.iter().filter(takes_part).map(|object| (object.key.as_str(), object)).collect();
         let mut odd = self.intent.objects.iter().find(|object| planned.remove(object.key.as_str()) != Some(object));
         odd = odd.or(planned.into_values().next());
@@ -373,7 +373,7 @@ fn commit(ground: &Ground, prepared: Prepared, files: Vec<(TableName, DataFile)>
         ground.catalog.empty(&mut puts, task, table)?;
         tracing::info!(task, table = %table, "table was truncated at the source and is emptied");
     }
-    let published: HashSet<&str> = files.iter().map(|(_, file)| file.key.as_str()).collect();
+    let published: BTreeSet<&str> = files.iter().map(|(_, file)| file.key.as_str()).collect();
     define_companions(ground, &mut puts, &shapes, intent.objects.iter().filter(|o| published.contains(&*o.key)))?;
     let dropped = intent.objects.iter().filter(|planned| !published.contains(planned.key.as_str()));
     garbage::record(&mut puts, task, dropped.map(|planned| planned.key.clone()));

@@ -6,7 +6,7 @@
 //! a mark is neither kept nor counted twice.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -442,12 +442,12 @@ impl Prepared {
 /// Each source shape's twin at the target, made once.
 struct Shapes {
     rules: Rules,
-    known: HashMap<TableName, (Arc<Table>, Mapped)>,
+    known: BTreeMap<TableName, (Arc<Table>, Mapped)>,
 }
 
 impl Shapes {
     fn new(rules: Rules) -> Self {
-        Self { rules, known: HashMap::new() }
+        Self { rules, known: BTreeMap::new() }
     }
 
     fn of(&mut self, table: &Arc<Table>) -> &Mapped {

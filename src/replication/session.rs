@@ -6,7 +6,7 @@ mod new_log;
 mod unpublished;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -85,7 +85,7 @@ struct Session {
     /// Wakes it to look at the source's tables.
     look_again: Arc<Notify>,
     /// How often each table was loaded anew because the log showed a change that it does not tell, and when last.
-    mended: Arc<Mutex<HashMap<TableName, (u32, Instant)>>>,
+    mended: Arc<Mutex<BTreeMap<TableName, (u32, Instant)>>>,
     asks: mpsc::UnboundedSender<Ask>,
     progress: Arc<Progress>,
     /// Tables that were suspended when this run began: an operator who has the task go on knows of them.

@@ -9,7 +9,7 @@
 //!   the file is cut back to what an earlier fsync covered, lest a restart read them from memory and believe them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, PoisonError},
     thread,
@@ -80,7 +80,7 @@ pub(super) struct Writer {
     state: State,
     /// The state when everything was marked and durable, if that is so at `synced`.
     clean: Option<State>,
-    shape_numbers: HashMap<TableName, Vec<(Shape, u32)>>,
+    shape_numbers: BTreeMap<TableName, Vec<(Shape, u32)>>,
     /// Appends that wait for the fsync, with the position that was marked.
     waiting: Vec<(oneshot::Sender<Answer>, Option<Position>)>,
     has_new_mark: bool,
@@ -121,7 +121,7 @@ impl Writer {
             buffer: vec![],
             clean: Some(state.clone()),
             state,
-            shape_numbers: HashMap::new(),
+            shape_numbers: BTreeMap::new(),
             waiting: vec![],
             has_new_mark: false,
             is_beyond: false,

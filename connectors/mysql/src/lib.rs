@@ -4,7 +4,7 @@
 //! - [`discover`], [`definition`]: tables and their shapes; [`types`]: what values become
 //! - [`server`]: the binary log as a whole, and places in it; [`gtid`]: places that hold on every server of a replication
 //! - [`snapshot`], [`sessions`], [`load`]: full load over the text protocol at an exact position, or one from
-//!   [`lower_bound`]; [`lookup`]: single rows
+//!   [`lower_bound`]; [`lookup`]: single rows; [`two_phases`]: when XA's are visible
 //! - [`log`]: changes from the binary log
 //! - [`wire`]: the protocol
 //!
@@ -24,6 +24,7 @@ pub mod lower_bound;
 pub mod server;
 pub mod sessions;
 pub mod snapshot;
+pub mod two_phases;
 pub mod types;
 pub mod wire;
 

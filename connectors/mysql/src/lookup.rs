@@ -14,6 +14,7 @@ use crate::{
     lower_bound,
     server::Place,
     snapshot::{begin, begin_under_lock, begin_with_place},
+    two_phases,
     types::{self, text, value::Value},
     wire::{Connection, Reader, code},
 };
@@ -25,6 +26,8 @@ const STATEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// While a snapshot does not have yet what the log has handed out.
 const PAUSE: Duration = Duration::from_millis(2);
+/// A commit that waits for a replica takes as long as the server waits for that; beyond, the log is opened anew.
+const VISIBLE_MAX: Duration = Duration::from_secs(60);
 /// What takes longer is asked for under the lock: the server may have forgotten its GTIDs.
 const COMMITTED_MAX: Duration = Duration::from_secs(10);
 
@@ -32,7 +35,9 @@ const COMMITTED_MAX: Duration = Duration::from_secs(10);
 /// its engine shows it. MySQL does not tell what a snapshot has, but what is committed, if everything has a GTID; else the
 /// snapshot is opened when no transaction is between the two, or by what it has at least.
 pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, handed_out: &HandedOut) -> Result<()> {
-    if !session.is_mariadb() {
+    if session.is_mariadb() {
+        two_phases::wait_until_shown(session, &handed_out.two_phases).await?;
+    } else {
         if let Some(executed) = &handed_out.executed
             && wait_until_committed(session, executed).await?
         {
@@ -43,7 +48,7 @@ pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, 
             begun => return begun.map(|_| ()),
         }
     }
-    let wanted = Place::of(handed_out.position);
+    let (wanted, began) = (Place::of(handed_out.position), tokio::time::Instant::now());
     loop {
         let (number, offset) = if session.is_mariadb() {
             let (file, offset) = begin_with_place(session).await?;
@@ -54,6 +59,10 @@ pub async fn wait_until_visible(config: &MysqlConfig, session: &mut Connection, 
         };
         if (number, offset) >= (wanted.file, wanted.offset) {
             return Ok(());
+        }
+        if began.elapsed() > VISIBLE_MAX {
+            return Err(Error::new(Kind::Connection, "waiting for what the log has to be visible")
+                .with("the server does not show it; it may have begun its log anew"));
         }
         session.execute("COMMIT").await?;
         tokio::time::sleep(PAUSE).await;

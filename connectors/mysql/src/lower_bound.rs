@@ -14,7 +14,7 @@ use crate::{
     MysqlConfig,
     gtid::Executed,
     log::events::{self, kind},
-    server::{self, Place},
+    server::{self, LogFile, Place},
     snapshot,
     wire::{
         Connection,
@@ -90,9 +90,8 @@ async fn first_beyond(config: &MysqlConfig, committed: &Executed) -> Result<Opti
                     _ => body,
                 };
                 let (_, name) = events::rotate(body).context(Kind::Protocol, doing)?;
-                let digits = name.rsplit(|&byte| byte == b'.').next().unwrap_or_default();
-                let digits = std::str::from_utf8(digits).context(Kind::Protocol, doing)?;
-                file = digits.parse().context(Kind::Protocol, doing)?;
+                let unnumbered = || Error::new(Kind::Protocol, doing()).with("a file has no number");
+                file = LogFile::number_of(name).ok_or_else(unnumbered)?;
             }
             kind::FORMAT_DESCRIPTION => begun = header.timestamp,
             kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED => {

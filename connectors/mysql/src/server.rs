@@ -66,6 +66,12 @@ impl LogFile {
         format!("{}.{}", self.base, self.digits)
     }
 
+    /// The number in a file's name.
+    pub fn number_of(name: &[u8]) -> Option<u32> {
+        let digits = name.rsplit(|&byte| byte == b'.').next().unwrap_or_default();
+        std::str::from_utf8(digits).ok()?.parse().ok()
+    }
+
     fn parse(name: &str, bytes: u64) -> Option<Self> {
         let (base, digits) = name.rsplit_once('.')?;
         Some(Self { base: base.into(), number: digits.parse().ok()?, digits: digits.into(), bytes })

@@ -31,6 +31,7 @@ use crate::{
     lower_bound,
     server::{self, Place},
     sessions::Sessions,
+    two_phases::UnderWay,
     wire::{Connection, code},
 };
 
@@ -152,7 +153,7 @@ impl MysqlSnapshot {
                 begin_alone(&shared.config, &mut sessions).await?;
                 Position::default()
             }
-            (true, true) => begin_behind_log(&shared, &mut sessions).await?,
+            (true, true) => begin_at_mariadb(&shared, &mut sessions).await?,
             (true, false) => match begin_under_lock(&shared.config, &mut sessions).await {
                 Err(error) if lower_bound::is_lock_refused(&error) => {
                     is_bound = true;
@@ -206,6 +207,32 @@ async fn begin_agreeing(sessions: &mut Vec<Connection>) -> Result<(String, u64)>
             return Ok(place);
         }
         end_all(sessions).await?;
+    }
+}
+
+/// The same, exactly: while transactions of two phases are at their commit, the place that a snapshot tells is not.
+async fn begin_at_mariadb(shared: &Shared, sessions: &mut Vec<Connection>) -> Result<Position> {
+    let began = Instant::now();
+    let mut session = shared.connect().await?;
+    loop {
+        let before = UnderWay::ask(&mut session).await?;
+        let position = begin_behind_log(shared, sessions).await?;
+        if before.is_none(&UnderWay::ask(&mut session).await?) {
+            return Ok(position);
+        }
+        end_all(sessions).await?;
+        match begin_under_lock(&shared.config, sessions).await {
+            Err(error) if lower_bound::is_lock_refused(&error) && began.elapsed() < AGREE_MAX => {
+                tokio::time::sleep(VISIBLE_PAUSE).await;
+            }
+            Err(error) if lower_bound::is_lock_refused(&error) => {
+                let said = "transactions of two phases (XA) are prepared or committed all the time, and the user may not hold commits";
+                return Err(Error::new(Kind::SourceSetup, "taking a snapshot")
+                    .with(said)
+                    .fix(format!("GRANT RELOAD ON *.* TO '{}'@'%';", shared.config.user)));
+            }
+            place => return place.map(|place| place.position()),
+        }
     }
 }
 

@@ -492,7 +492,10 @@ fn every_change_arrives_once_whatever_happens_to_the_task() {
     simulate(60, case(), |case| run_case(case).map(|_| ()));
 }
 
+/// In a process of its own: beside other simulations it is not always so, because the runtimes of a process number their tasks
+/// from one counter.
 #[test]
+#[ignore = "needs a process of its own; `make unit` gives it one"]
 fn a_case_is_the_same_whenever_it_is_run() {
     simulate(5, case(), |case| {
         let left = |world: World| {

@@ -49,6 +49,11 @@ const ZSTD: u64 = 0;
 const NONE: u64 = 255;
 
 impl Payload {
+    /// Events that were kept as they are.
+    pub fn of_events(events: Vec<u8>) -> Self {
+        Self { unpacked: Box::new(Cursor::new(events)) }
+    }
+
     /// Reads an event's body.
     pub fn open(body: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(body);

@@ -19,8 +19,10 @@ pub enum Effect {
     Dropped(String),
     /// Rows were changed by a statement that the log has as such.
     Rows,
-    /// A part of a transaction was taken back that the log has all the same.
-    PartTakenBack,
+    /// A place in a transaction got a name.
+    Savepoint(String),
+    /// What stands behind that place was rolled back, though the log has it.
+    RolledBackTo(String),
     /// Nobody knows: any table may have changed.
     Unknown,
 }
@@ -200,19 +202,35 @@ impl Statement<'_> {
                 }
             } else if self.take("sql") {
                 let _ = (self.take("security"), self.skip());
-            } else if !self.take_any(&["aggregate", "online", "offline", "unique", "fulltext", "spatial", "undo"]) {
+            } else if !self.take_any(&ATTRIBUTES) {
                 return replaces;
             }
         }
     }
 }
 
+/// Words before the kind of thing that change nothing of what is done with it here.
+const ATTRIBUTES: [&str; 11] = [
+    "aggregate",
+    "online",
+    "offline",
+    "unique",
+    "fulltext",
+    "spatial",
+    "vector",
+    "undo",
+    "json",
+    "relational",
+    "duality",
+];
+
 /// Things that hold no rows of captured tables. (What triggers and functions change is in the log by itself.)
-const HARMLESS: [&str; 15] = [
+const HARMLESS: [&str; 16] = [
     "view",
     "trigger",
     "procedure",
     "function",
+    "library",
     "event",
     "user",
     "role",
@@ -247,10 +265,14 @@ pub fn effects(sql: &str, schema: &str) -> Vec<Effect> {
         "create" => creates(&mut statement),
         "insert" | "update" | "delete" | "replace" | "load" | "call" | "with" | "select" | "do" | "values"
         | "handler" | "execute" => Some(vec![Effect::Rows]),
-        "rollback" if statement.take("to") => Some(vec![Effect::PartTakenBack]),
+        "savepoint" => statement.word().map(|name| vec![Effect::Savepoint(name)]),
+        "rollback" if statement.take("to") => {
+            let _ = statement.take("savepoint");
+            statement.word().map(|name| vec![Effect::RolledBackTo(name)])
+        }
         "set" if statement.take_any(&["password", "default", "role", "resource"]) => Some(vec![]),
-        "begin" | "commit" | "savepoint" | "release" | "analyze" | "optimize" | "check" | "checksum" | "repair"
-        | "flush" | "grant" | "revoke" | "install" | "uninstall" | "reset" | "purge" | "change" => Some(vec![]),
+        "begin" | "commit" | "release" | "analyze" | "optimize" | "check" | "checksum" | "repair" | "flush"
+        | "grant" | "revoke" | "install" | "uninstall" | "reset" | "purge" | "change" => Some(vec![]),
         _ => None,
     };
     found.unwrap_or_else(|| vec![Effect::Unknown])
@@ -487,7 +509,7 @@ mod tests {
             ("DROP TEMPORARY TABLE IF EXISTS t", vec![]),
             ("drop database if exists `shop`", vec![Effect::Dropped("shop".into())]),
             ("INSERT INTO t VALUES (1)", vec![Effect::Rows]),
-            ("ROLLBACK TO `s`", vec![Effect::PartTakenBack]),
+            ("ROLLBACK TO `s`", vec![Effect::RolledBackTo("s".into())]),
             ("BEGIN", vec![]),
             ("FLUSH TABLES", vec![]),
         ] {
@@ -541,7 +563,8 @@ mod tests {
             ("CREATE DEFINER=CURRENT_USER() FUNCTION f() RETURNS int RETURN 1", vec![]),
             ("CREATE DEFINER='a'@'b' AGGREGATE FUNCTION f() RETURNS int RETURN 1", vec![]),
             ("SET PASSWORD FOR 'a'@'%' = 'x'", vec![]),
-            ("SAVEPOINT `s`", vec![]),
+            ("SAVEPOINT `s 1`", vec![Effect::Savepoint("s 1".into())]),
+            ("ROLLBACK TO SAVEPOINT s", vec![Effect::RolledBackTo("s".into())]),
             ("# a dummy event", vec![]),
         ] {
             assert_eq!(effects(sql, "shop"), expected, "{sql}");

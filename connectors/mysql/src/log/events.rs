@@ -35,6 +35,7 @@ pub mod kind {
     pub const PREVIOUS_GTIDS: u8 = 35;
     pub const TRANSACTION_CONTEXT: u8 = 36;
     pub const VIEW_CHANGE: u8 = 37;
+    pub const XA_PREPARE: u8 = 38;
     pub const PARTIAL_UPDATE_ROWS: u8 = 39;
     pub const TRANSACTION_PAYLOAD: u8 = 40;
     pub const HEARTBEAT_V2: u8 = 41;
@@ -72,19 +73,19 @@ pub struct MariadbGtid {
     pub gtid: Gtid,
     /// What follows is one statement without an end of its own.
     pub standalone: bool,
-    /// It belongs to a transaction of two phases.
-    pub two_phases: bool,
+    /// What follows is the first half of a transaction of two phases.
+    pub prepares: bool,
 }
 
 /// MariaDB's GTID_EVENT of this server.
 pub fn mariadb_gtid(server: u32, body: &[u8]) -> Result<MariadbGtid, Malformed> {
-    let (standalone, prepared, completed) = (1, 64, 128);
+    let (standalone, prepares) = (1, 64);
     let mut reader = Reader::new(body);
     let (number, domain, flags) = (reader.u64()?, reader.u32()?, reader.u8()?);
     Ok(MariadbGtid {
         gtid: Gtid::Mariadb(domain, Newest { server, number }),
         standalone: flags & standalone != 0,
-        two_phases: flags & (prepared | completed) != 0,
+        prepares: flags & prepares != 0,
     })
 }
 
@@ -433,7 +434,7 @@ mod tests {
 
         let body = [&7_u64.to_le_bytes()[..], &3_u32.to_le_bytes(), &[1 | 64]].concat();
         let gtid = Gtid::Mariadb(3, Newest { server: 5, number: 7 });
-        assert_eq!(mariadb_gtid(5, &body).unwrap(), MariadbGtid { gtid, standalone: true, two_phases: true });
+        assert_eq!(mariadb_gtid(5, &body).unwrap(), MariadbGtid { gtid, standalone: true, prepares: true });
     }
 
     #[test]

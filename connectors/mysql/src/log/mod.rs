@@ -1,12 +1,13 @@
 //! The log of a server: the binary log as a replica reads it (manual, "COM_BINLOG_DUMP").
 //!
 //! A transaction's events stand together, from its GTID event to its end, so nothing is kept for one that has not
-//! committed: the server writes it when it commits. Values are decoded from the receive buffer straight into batches.
+//! committed: the server writes it when it commits, or when it is prepared as the first of two phases (XA). Values are decoded from the receive buffer straight into batches.
 //!
 //! - [`lineage`], [`open`]: what the stream keeps with a position, and where the log is taken up again with it, after a
 //!   failover on another server
 //! - [`events`]: the events; [`compressed`]: those that are; [`statement_text`], [`ddl`]: what statements do; [`captured`]: a table's rows
 //! - [`reader`]: which event belongs to what, and where it stands
+//! - [`xid`], [`prepared`]: transactions of two phases, and their events where they were prepared
 
 mod captured;
 pub mod compressed;
@@ -14,11 +15,14 @@ pub mod ddl;
 pub mod events;
 pub mod lineage;
 pub mod open;
+mod prepared;
 mod reader;
 mod statement_text;
+pub mod xid;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -29,7 +33,11 @@ use millrace_core::{
     source::{Budget, Identity, Log, Resume},
 };
 
-use self::reader::{Reader, Start, Taken};
+use self::{
+    prepared::Prepared,
+    reader::{Reader, Start, Taken},
+    xid::Xid,
+};
 use crate::{
     MysqlConfig, discover,
     gtid::Executed,
@@ -54,6 +62,8 @@ pub struct HandedOut {
     pub position: Position,
     /// MySQL: the same by GTIDs, where everything has one.
     pub executed: Option<Executed>,
+    /// MariaDB: commits of two phases among it. Their place shows a moment before their rows do.
+    pub two_phases: Vec<Xid>,
 }
 
 /// What loads and the log must know of each other.
@@ -64,6 +74,10 @@ pub struct LoadPositions {
     handed_out: Mutex<HandedOut>,
     /// Transactions without an end.
     taken_back: Mutex<BTreeSet<Position>>,
+    /// Rows in the log that were rolled back.
+    rolled_back: Mutex<Vec<Range<Position>>>,
+    /// Where transactions of two phases were prepared that have not ended.
+    prepared: Mutex<HashMap<Xid, Place>>,
     /// The server whose log is read. Nothing while another one is taking over: until the daemon has given its positions the
     /// number of a new history, no place at it may be told.
     system: Mutex<Option<String>>,
@@ -82,6 +96,8 @@ impl LoadPositions {
         *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Position(0);
         self.note_handed_out(HandedOut::default());
         self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for loading in self.loads.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
             *loading = Loading { from: loading.from.map(|_| Position(0)), passed_over: Position(0) };
         }
@@ -144,6 +160,27 @@ impl LoadPositions {
         self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).contains(&begin)
     }
 
+    fn note_rolled_back(&self, range: Range<Position>) {
+        self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner).push(range);
+    }
+
+    /// Before a place that is read no more nothing is asked for; those from there on are few.
+    fn rolled_back(&self) -> Vec<Range<Position>> {
+        self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_prepared(&self, xid: &Xid, place: Place) {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(xid.clone(), place);
+    }
+
+    fn forget_prepared(&self, xid: &Xid) {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(xid);
+    }
+
+    fn prepared(&self, xid: &Xid) -> Option<Place> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).get(xid).copied()
+    }
+
     /// The log takes a table up, and has read so far without it: its load must have everything before that. A transaction is
     /// in the log a moment before a snapshot has it.
     fn note_read(&self, position: Position) {
@@ -187,6 +224,8 @@ pub struct MysqlLog {
     reader: Reader,
     charsets: Charsets,
     identity: Identity,
+    /// The events of a transaction of two phases, while its rows are read.
+    prepared: Option<Prepared>,
     /// Where it begins, if another server took over.
     begun: Option<Resume>,
     /// When the server last sent something; it is asked for a sign of life every five seconds.
@@ -224,7 +263,7 @@ impl MysqlLog {
         let mut reader = Reader::new(tables, start, session.is_mariadb(), has_checksum, options);
         reader.set_ignores_case(cases.first().and_then(|row| row.first()?.as_deref()) != Some("0"));
         let (config, identity, heard) = (config.clone(), opening.identity, tokio::time::Instant::now());
-        let mut log = Self { config, session, reader, charsets, identity, begun: None, heard };
+        let mut log = Self { config, session, reader, charsets, identity, prepared: None, begun: None, heard };
         while log.reader.is_between_files() {
             log.take_head().await?;
         }
@@ -257,6 +296,23 @@ impl MysqlLog {
         Ok(())
     }
 
+    /// Takes the next event of a transaction of two phases where it was prepared; false if there is none. Safe to cancel.
+    async fn repeat(&mut self) -> Result<bool> {
+        let Some(wanted) = self.reader.wanted() else { return Ok(false) };
+        let prepared = match &mut self.prepared {
+            Some(prepared) => prepared,
+            None => self.prepared.insert(Prepared::find(&self.config, self.reader.loads(), wanted).await?),
+        };
+        match prepared.next_event().await? {
+            Some(event) => drop(self.reader.repeated(&event, &self.charsets)?),
+            None => {
+                self.prepared = None;
+                self.reader.counted()?;
+            }
+        }
+        Ok(true)
+    }
+
     /// Takes everything that has been received, until there is enough.
     async fn take(&mut self, budget: &Budget) -> Result<bool> {
         loop {
@@ -267,7 +323,7 @@ impl MysqlLog {
             if self.reader.is_full(budget) {
                 return Ok(true);
             }
-            if self.reader.unpack(&self.charsets)?.is_some() {
+            if self.reader.unpack(&self.charsets)?.is_some() || self.repeat().await? {
                 continue;
             }
             let has_packet = self.session.packet_at_hand()?;

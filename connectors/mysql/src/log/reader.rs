@@ -1,14 +1,20 @@
 //! Which event belongs to what: files, transactions, tables; and the changes that are to be handed out.
 
+mod files;
+mod rolled_back;
 mod statements;
+mod two_phases;
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     sync::Arc,
 };
 
 use millrace_core::{Change, Changes, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
 
+pub use self::two_phases::Wanted;
+use self::{rolled_back::Savepoint, two_phases::TwoPhases};
 use super::{
     HandedOut, LoadPositions, LogOptions,
     captured::{Captured, Mapping, Transaction},
@@ -17,7 +23,7 @@ use super::{
     lineage::Lineage,
 };
 use crate::{
-    gtid::{Executed, Gtid},
+    gtid::Gtid,
     server::Place,
     types::charset::Charsets,
     wire::{
@@ -71,9 +77,14 @@ pub struct Reader {
     committed: Position,
     /// What is being read has no end: the server took it back.
     taken_back: bool,
+    /// What was rolled back at the source, though it is in the log.
+    rolled_back: Vec<Range<Position>>,
+    /// Of the transaction that is being read.
+    savepoints: Vec<Savepoint>,
     transaction: Option<Transaction>,
-    /// Events of it that came compressed, and where.
+    /// Events of it that came compressed, or were prepared before, and where it is.
     payload: Option<(Payload, Place)>,
+    two_phases: TwoPhases,
     /// The transaction ends with its only statement.
     standalone: bool,
     tables: HashMap<TableName, Captured>,
@@ -110,7 +121,6 @@ impl Reader {
         };
         Self {
             tables: tables.iter().map(captured).collect(),
-            options,
             mariadb,
             lineage,
             skips,
@@ -122,8 +132,11 @@ impl Reader {
             between_files: skips,
             committed: Position::default(),
             taken_back: false,
+            rolled_back: options.loads.rolled_back(),
+            savepoints: vec![],
             transaction: None,
             payload: None,
+            two_phases: TwoPhases::default(),
             standalone: false,
             mapped: HashMap::new(),
             maps: HashMap::new(),
@@ -133,6 +146,7 @@ impl Reader {
             bytes: 0,
             newest_commit_us: None,
             look_again: false,
+            options,
         }
     }
 
@@ -163,6 +177,7 @@ impl Reader {
         let captured = Captured::new(table.clone(), adopting, &self.options.values, self.options.value_bytes_max);
         self.tables.insert(table.name.clone(), captured);
         self.mapped.retain(|_, (name, _)| *name != table.name);
+        self.two_phases.forget_kept();
         // Its rows may follow events that came before this.
         self.unresolved.retain(|(name, ..)| *name != table.name);
         let maps = self.maps.iter().filter(|(_, (name, _))| *name == table.name);
@@ -218,6 +233,7 @@ impl Reader {
         self.tables.values_mut().for_each(|captured| captured.close(&mut self.items));
         (self.rows, self.bytes) = (0, 0);
         self.options.loads.note_handed_out(self.handed_out());
+        self.two_phases.committed.clear();
         let whole = self.transaction.is_none() && self.unresolved.is_empty() && !self.between_files;
         Changes {
             items: std::mem::take(&mut self.items),
@@ -239,14 +255,15 @@ impl Reader {
                 executed
             });
         }
-        HandedOut { position, executed }
+        HandedOut { position, executed, two_phases: self.two_phases.committed.clone() }
     }
 
     /// Takes one event.
     pub fn event(&mut self, bytes: &[u8], charsets: &Charsets) -> Result<Taken> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading the binary log").with(error);
         let (header, _) = event(bytes).map_err(malformed)?;
-        let bytes = self.verified(&header, bytes)?;
+        let wrong = |error: Malformed| refused(&error.to_string());
+        let bytes = header.verified(bytes, self.has_checksum).map_err(wrong)?;
         let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
         let mut start = self.place;
         let made_up = header.flags & FLAG_ARTIFICIAL != 0 || header.next == 0;
@@ -256,19 +273,20 @@ impl Reader {
                 start.offset = self.place.offset.saturating_sub(header.size.into());
             }
         }
-        if self.taken_back && is_inside_transaction(header.kind) {
+        if self.is_rolled_back(header.kind, start) || self.taken_back && is_inside_transaction(header.kind) {
             return Ok(Taken::Done);
         }
         self.dispatch(&header, start, body, charsets).map_err(|error| at(start, error))
     }
 
-    /// Takes the next event of a transaction that came compressed; `None` where there is none.
+    /// Takes the next event of a transaction that came compressed or was kept; `None` where there is none.
     pub fn unpack(&mut self, charsets: &Charsets) -> Result<Option<Taken>> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading a compressed transaction").with(error);
         let Some((payload, start)) = &mut self.payload else { return Ok(None) };
         let start = *start;
         let Some(bytes) = payload.next_event().map_err(|error| at(start, malformed(error)))? else {
             self.payload = None;
+            self.counted()?;
             return Ok(None);
         };
         let (header, body) = event(&bytes).map_err(malformed)?;
@@ -277,6 +295,9 @@ impl Reader {
 
     fn dispatch(&mut self, header: &EventHeader, start: Place, body: &[u8], charsets: &Charsets) -> Result<Taken> {
         let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading the binary log").with(error);
+        if self.keeps(header, body)? {
+            return Ok(Taken::Done);
+        }
         let done = match header.kind {
             kind::FORMAT_DESCRIPTION => self.file_begins(header, body),
             kind::ROTATE => self.file_ends(body),
@@ -288,13 +309,14 @@ impl Reader {
                 self.query(header, start, Query { sql: &sql, ..query }, charsets)
             }
             kind::XID => self.end_transaction(header),
+            kind::XA_PREPARE => self.prepared(header, body),
             kind::MARIADB_GTID if self.mariadb => {
                 let begins = events::mariadb_gtid(header.server_id, body).map_err(malformed)?;
-                if begins.two_phases {
-                    return Err(refused("it has a transaction of two phases (XA)"));
-                }
                 self.begin(header, start)?;
                 (self.standalone, self.gtid) = (begins.standalone, Some(begins.gtid));
+                if begins.prepares {
+                    self.two_phases.prepare();
+                }
                 Ok(())
             }
             kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED => {
@@ -323,84 +345,14 @@ impl Reader {
         done.map(|()| Taken::Done)
     }
 
-    /// The head of a file names everything that stands before it.
-    fn executed_before(&mut self, number: u8, body: &[u8]) -> Result<(), Malformed> {
-        if self.lineage.executed.is_some() || self.transaction.is_some() {
-            return Ok(());
-        }
-        self.lineage.executed = Some(match number {
-            kind::PREVIOUS_GTIDS => Executed::decode(body)?,
-            _ => {
-                let mut executed = Executed::Mariadb(Default::default());
-                events::gtid_list(body)?.into_iter().for_each(|gtid| executed.add(gtid));
-                executed
-            }
-        });
-        Ok(())
-    }
-
-    /// Cuts the checksum off, if there is one and it is right.
-    fn verified<'a>(&self, header: &EventHeader, bytes: &'a [u8]) -> Result<&'a [u8]> {
-        let Some((rest, sum)) = bytes.split_last_chunk::<4>() else { return Ok(bytes) };
-        let is_right = || crc32fast::hash(rest) == u32::from_le_bytes(*sum);
-        // The head of a file has one always; the first event is made up before anything says whether there are any.
-        if header.kind == kind::FORMAT_DESCRIPTION {
-            return Ok(bytes);
-        }
-        let made_up = header.flags & FLAG_ARTIFICIAL != 0 || header.next == 0;
-        match (self.has_checksum || made_up, is_right()) {
-            (false, _) => Ok(bytes),
-            (true, true) => Ok(rest),
-            (true, false) if made_up => Ok(bytes),
-            (true, false) => Err(refused("an event has a wrong checksum")),
-        }
-    }
-
-    /// The next event begins there; the log has the lower 32 bits of it only.
-    fn advance(&mut self, next: u32) -> Result<()> {
-        let upper = self.place.offset & !u64::from(u32::MAX);
-        let mut offset = upper | u64::from(next);
-        if offset < self.place.offset {
-            offset += 1 << 32;
-        }
-        if offset - self.place.offset > 1 << 31 && !self.skips {
-            return Err(refused("it goes back"));
-        }
-        self.place.offset = offset;
-        Ok(())
-    }
-
-    fn file_begins(&mut self, header: &EventHeader, body: &[u8]) -> Result<()> {
-        self.has_checksum = events::has_checksum(body);
-        if self.between_files {
-            self.end_taken_back()?;
-            self.place.begun = header.timestamp;
-            self.between_files = false;
-        } else if self.place.begun != header.timestamp {
-            return Err(other_file());
-        }
-        Ok(())
-    }
-
-    fn file_ends(&mut self, body: &[u8]) -> Result<()> {
-        let malformed = |error: Malformed| Error::new(Kind::Protocol, "reading the binary log").with(error);
-        let (offset, name) = events::rotate(body).map_err(malformed)?;
-        let digits = name.rsplit(|&byte| byte == b'.').next().unwrap_or_default();
-        let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-        let number: u32 = number.ok_or_else(|| malformed(Malformed("a file has no number")))?;
-        if number != self.place.file {
-            self.place = Place { file: number, offset, begun: 0 };
-            self.between_files = true;
-        }
-        Ok(())
-    }
-
     fn begin(&mut self, header: &EventHeader, start: Place) -> Result<()> {
         self.end_taken_back()?;
         if start.position() < self.floor {
             return Err(refused("a transaction stands before those that were read"));
         }
         self.gtid = None;
+        self.two_phases.begin();
+        self.savepoints.clear();
         let time_us = i64::from(header.timestamp) * 1_000_000;
         self.transaction = Some(Transaction { commit: start.position().0, time_us, ordinal: 0 });
         self.taken_back = self.options.loads.is_taken_back(start.position());
@@ -563,7 +515,6 @@ impl Reader {
             | kind::MARIADB_START_ENCRYPTION => Ok(()),
             17 | 18 => Err(refused("it has LOAD DATA as a statement instead of its rows")),
             26 => Err(refused("the server notes an incident: changes are missing from its log")),
-            38 => Err(refused("it has a transaction of two phases (XA)")),
             _ if header.flags & FLAG_IGNORABLE != 0 => Ok(()),
             kind => Err(refused(&format!("it has an event of a kind that is not known ({kind})"))),
         }
@@ -572,7 +523,14 @@ impl Reader {
 
 /// Whether an event of this kind belongs to the transaction that is being read.
 fn is_inside_transaction(number: u8) -> bool {
-    let others = [kind::QUERY, kind::MARIADB_QUERY_COMPRESSED, kind::XID, kind::TABLE_MAP, kind::TRANSACTION_PAYLOAD];
+    let others = [
+        kind::QUERY,
+        kind::MARIADB_QUERY_COMPRESSED,
+        kind::XID,
+        kind::XA_PREPARE,
+        kind::TABLE_MAP,
+        kind::TRANSACTION_PAYLOAD,
+    ];
     others.contains(&number) || RowsEvent::kind_of(number).is_some()
 }
 

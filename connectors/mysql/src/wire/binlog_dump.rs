@@ -50,6 +50,41 @@ pub const FLAG_IGNORABLE: u16 = 0x80;
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 19;
 
+impl EventHeader {
+    /// The bytes of an event with this header and another body.
+    pub fn event(&self, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
+        bytes.extend(self.timestamp.to_le_bytes());
+        bytes.push(self.kind);
+        bytes.extend(self.server_id.to_le_bytes());
+        bytes.extend(((HEADER_BYTES + body.len()) as u32).to_le_bytes());
+        bytes.extend(self.next.to_le_bytes());
+        bytes.extend(self.flags.to_le_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    /// The event without the checksum at its end, if there is one and it is right.
+    pub fn verified<'a>(&self, bytes: &'a [u8], has_checksum: bool) -> Result<&'a [u8], Malformed> {
+        let Some((rest, sum)) = bytes.split_last_chunk::<4>() else { return Ok(bytes) };
+        let is_right = || crc32fast::hash(rest) == u32::from_le_bytes(*sum);
+        // The head of a file has one always; the first event is made up before anything says whether there are any.
+        if self.kind == FORMAT_DESCRIPTION {
+            return Ok(bytes);
+        }
+        let made_up = self.flags & FLAG_ARTIFICIAL != 0 || self.next == 0;
+        match (has_checksum || made_up, is_right()) {
+            (false, _) => Ok(bytes),
+            (true, true) => Ok(rest),
+            (true, false) if made_up => Ok(bytes),
+            (true, false) => Err(Malformed("an event has a wrong checksum")),
+        }
+    }
+}
+
+/// FORMAT_DESCRIPTION_EVENT.
+const FORMAT_DESCRIPTION: u8 = 15;
+
 /// Splits an event into header and body; a checksum is still at its end.
 pub fn event(bytes: &[u8]) -> Result<(EventHeader, &[u8]), Malformed> {
     let mut reader = Reader::new(bytes);

@@ -2,7 +2,7 @@
 
 use millrace_core::{Change, Ddl, Error, Kind, Result, TableName};
 
-use super::{Reader, refused};
+use super::Reader;
 use crate::{
     log::{
         ddl::{self, Effect},
@@ -33,9 +33,11 @@ impl Reader {
                 return Ok(());
             }
             "COMMIT" => return self.end_transaction(header),
-            // Its tables cannot take anything back, or there would be nothing of it in the log.
-            "ROLLBACK" if sql.trim().len() == "ROLLBACK".len() => return self.end_transaction(header),
-            "XA" => return Err(refused("it has a transaction of two phases (XA)")),
+            "ROLLBACK" if sql.trim().len() == "ROLLBACK".len() => {
+                self.roll_back(start)?;
+                return self.end_transaction(header);
+            }
+            "XA" => return self.two_phases(header, start, &sql),
             _ => {}
         }
         if self.transaction.is_none() {
@@ -44,12 +46,12 @@ impl Reader {
         }
         let effects = ddl::effects(&sql, &String::from_utf8_lossy(query.schema));
         for effect in effects {
-            self.apply(effect)?;
+            self.apply(effect, start)?;
         }
         if self.standalone { self.end_transaction(header) } else { Ok(()) }
     }
 
-    fn apply(&mut self, effect: Effect) -> Result<()> {
+    fn apply(&mut self, effect: Effect, start: Place) -> Result<()> {
         match effect {
             Effect::Truncated(name) if is_read(&name) => {
                 let tables = self.concerned(&name);
@@ -85,7 +87,11 @@ impl Reader {
                 .fix(
                     "SET GLOBAL binlog_format = 'ROW'; end the sessions that set another one; then: millrace reload TASK",
                 )),
-            Effect::PartTakenBack => Err(refused("a part of a transaction was taken back that the log has all the same")),
+            Effect::Savepoint(name) => {
+                self.savepoint(start, &name);
+                Ok(())
+            }
+            Effect::RolledBackTo(name) => self.roll_back_to(start, &name),
         }
     }
 

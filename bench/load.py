@@ -72,6 +72,7 @@ def time_load(server, database, parallel, count):
             lambda: any(record["state"] == "Table completed" for record in records(daemon, "table/")),
             600,
             "the load",
+            every=0.05,
         )
         wall, cpu, peak = time.monotonic() - began, daemon.cpu_seconds(), daemon.peak_rss()
         listed = sum(file["rows"] for file in daemon.lake.files("public", "lineitem"))

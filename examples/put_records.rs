@@ -83,8 +83,9 @@ fn noise(bytes: usize) -> Vec<u8> {
     std::iter::repeat_with(next).flatten().take(bytes).collect()
 }
 
-fn append(table: &Arc<Table>, noise: &[u8], number: u64, records: usize) -> Append {
-    let mut after = Columns::new(table.columns.iter().map(|column| &column.ty));
+/// Into memory that is taken at once, as the loaders do.
+fn records_of(noise: &[u8], number: u64, records: usize, like: &Columns) -> Columns {
+    let mut after = Columns::with_room_of(like);
     let span = noise.len() - RECORD_BYTES;
     for record in 0..records {
         let at = (number as usize * records + record) * 7919 % span;
@@ -92,6 +93,10 @@ fn append(table: &Arc<Table>, noise: &[u8], number: u64, records: usize) -> Appe
         after.column_mut(1).push_bytes(&noise[at..at + RECORD_BYTES]);
         after.end_row();
     }
+    after
+}
+
+fn append(table: &Arc<Table>, number: u64, records: usize, after: Columns) -> Append {
     let order = |ordinal: u32| Order { commit: u128::from(number), ordinal };
     let batch = ChangeBatch {
         table: table.clone(),
@@ -119,15 +124,19 @@ async fn put(folder: &Path, shape: &Shape, noise: &Arc<Vec<u8>>, length: Duratio
     };
     let stream = Arc::new(Stream::open(options)?);
     let (table, count) = (table(), Arc::new(AtomicU64::new(0)));
+    let empty = Columns::new(table.columns.iter().map(|column| &column.ty));
+    let like = Arc::new(records_of(noise, 0, shape.records, &empty));
     let began = Instant::now();
     let mut callers = vec![];
     for caller in 0..shape.callers as u64 {
         let (stream, table, noise, count) = (stream.clone(), table.clone(), noise.clone(), count.clone());
+        let like = like.clone();
         let records = shape.records;
         callers.push(tokio::spawn(async move {
             let mut number = caller << 32;
             while began.elapsed() < length {
-                stream.append(append(&table, &noise, number, records)).await?;
+                let columns = records_of(&noise, number, records, &like);
+                stream.append(append(&table, number, records, columns)).await?;
                 count.fetch_add(records as u64, Ordering::Relaxed);
                 number += 1;
             }

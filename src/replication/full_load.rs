@@ -23,7 +23,7 @@ use millrace_core::{
 };
 use tokio::{
     sync::{Semaphore, mpsc},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::Instant,
 };
 use tracing::{info, warn};
@@ -50,6 +50,9 @@ use crate::{
 
 /// A table is divided so that a segment holds about as many bytes at the source.
 const SEGMENT_BYTES: u64 = 256 << 20;
+/// The same where one is read at a time: a table that is not divided costs its server less, and only what a crash may make
+/// read again speaks against larger ones.
+const SEGMENT_BYTES_ALONE: u64 = 1 << 30;
 /// A table below this is not divided.
 const SMALL_TABLE_BYTES: u64 = 32 << 20;
 /// What the Parquet writers of all segments may hold together before they write a row group.
@@ -88,6 +91,19 @@ pub struct FullLoad {
     pub progress: Arc<Mutex<BTreeMap<TableName, Arc<AtomicU64>>>>,
 }
 
+/// How many segments of all tables are read, and how many that were read are finished, at the same time.
+#[derive(Debug, Clone)]
+struct Permits {
+    reading: Arc<Semaphore>,
+    finishing: Arc<Semaphore>,
+}
+
+impl Permits {
+    fn new(parallel: usize) -> Self {
+        Self { reading: Arc::new(Semaphore::new(parallel)), finishing: Arc::new(Semaphore::new(parallel)) }
+    }
+}
+
 impl FullLoad {
     /// Loads those of the tables that wait for it, on one snapshot. A table that cannot be loaded is suspended; an error that
     /// concerns all of them is given back, and what is finished stays.
@@ -101,7 +117,7 @@ impl FullLoad {
         let names: Vec<TableName> = waiting.iter().map(|record| record.table.name.clone()).collect();
         info!(task = self.task, tables = names.len(), "full load begins");
         let snapshot: Arc<dyn Snapshot> = Arc::from(self.source.snapshot(&names, self.exact).await?);
-        let permits = Arc::new(Semaphore::new(self.parallel));
+        let permits = Permits::new(self.parallel);
         let tables_at_once = Arc::new(Semaphore::new(self.parallel));
         let mut loads = JoinSet::new();
         for record in waiting {
@@ -132,7 +148,7 @@ impl FullLoad {
         failed.map_or(Ok(()), Err)
     }
 
-    async fn table(&self, record: TableRecord, snapshot: &dyn Snapshot, permits: Arc<Semaphore>) -> Result<()> {
+    async fn table(&self, record: TableRecord, snapshot: &dyn Snapshot, permits: Permits) -> Result<()> {
         let begun = Instant::now();
         let name = record.table.name.clone();
         let wanted = segments_wanted(record.table.estimated_bytes, self.parallel);
@@ -151,10 +167,7 @@ impl FullLoad {
         for number in (0..load.plan().segments.len()).filter(|number| !finished.contains_key(number)) {
             let (this, load, mapped) = (self.clone(), load.clone(), mapped.clone());
             let (permits, rows_so_far, position) = (permits.clone(), rows_so_far.clone(), snapshot.position());
-            segments.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                this.segment(&*load, number, &mapped, position, &rows_so_far).await
-            });
+            segments.spawn(async move { this.segment(&*load, number, &mapped, position, &rows_so_far, permits).await });
         }
         while let Some(joined) = segments.join_next().await {
             joined.map_err(|e| Error::new(Kind::Internal, format!("loading {name}")).with(e))??;
@@ -223,10 +236,17 @@ impl FullLoad {
         mapped: &Arc<Mapped>,
         position: Position,
         rows_so_far: &AtomicU64,
+        permits: Permits,
     ) -> Result<()> {
+        let reading = permits.reading.acquire().await;
         let name = &load.table().name;
         let rows = load.rows(number).await.map_err(unreadable)?;
-        let written = self.write(rows, mapped, position, rows_so_far).await?;
+        let (encoding, failed) = self.read(rows, mapped, position, rows_so_far).await?;
+        // The next one is read while this one is encoded to its end, fsynced and noted.
+        let _finishing = permits.finishing.acquire().await;
+        drop(reading);
+        let written = encoding.await.map_err(|e| Error::new(Kind::Internal, "encoding a segment").with(e))?;
+        let written = failed.map_or(written, Err)?;
         let mut files = vec![];
         for staged in written.files {
             let published = self.publish(name, &mapped.target.name, staged).await?;
@@ -237,14 +257,15 @@ impl FullLoad {
         self.state.commit(&[Put::set(segment::key(&self.task, name, number), &record)])
     }
 
-    /// Reads here, encodes on a thread of its own: the encoder never blocks the socket.
-    async fn write(
+    /// Reads here, encodes on a thread of its own: the encoder never blocks the socket. Gives what is still to be waited for,
+    /// and why there were not all rows.
+    async fn read(
         &self,
         mut rows: Box<dyn Rows>,
         mapped: &Arc<Mapped>,
         position: Position,
         rows_so_far: &AtomicU64,
-    ) -> Result<Written> {
+    ) -> Result<(JoinHandle<Result<Written>>, Option<Error>)> {
         let (send, receive) = mpsc::channel::<Loaded>(BATCHES_AHEAD);
         let (done, mut returned) = mpsc::unbounded_channel();
         let held_bytes_max = WRITERS_BYTES as usize / self.parallel;
@@ -277,12 +298,7 @@ impl FullLoad {
                 }
             }
         }
-        drop(send);
-        let written = encoding.await.map_err(|e| Error::new(Kind::Internal, "encoding a segment").with(e))?;
-        match failed {
-            Some(error) => Err(error),
-            None => written,
-        }
+        Ok((encoding, failed))
     }
 
     /// Gives the file its number, stored before it is used, and makes it visible. A number that was taken before this
@@ -364,7 +380,8 @@ impl FullLoad {
 
 /// A small table is one segment; a larger one keeps all readers busy.
 fn segments_wanted(bytes: u64, parallel: usize) -> usize {
-    if bytes < SMALL_TABLE_BYTES { 1 } else { (bytes.div_ceil(SEGMENT_BYTES) as usize).clamp(parallel, 4096) }
+    let each = if parallel == 1 { SEGMENT_BYTES_ALONE } else { SEGMENT_BYTES };
+    if bytes < SMALL_TABLE_BYTES { 1 } else { (bytes.div_ceil(each) as usize).clamp(parallel, 4096) }
 }
 
 /// What the source does not let us read of one table concerns that table; trying for ever would hold up the stream.

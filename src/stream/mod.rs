@@ -34,6 +34,7 @@ mod segment;
 pub mod shard;
 mod shared;
 mod spill;
+mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 mod writer;
@@ -276,9 +277,19 @@ impl Stream {
             Some(queue) => queue.send(Request::Append(job)).await.is_ok(),
             None => false,
         };
+        self.wake_writer();
         let answered = if sent { answer.await.ok() } else { None };
         ticket.answered();
         answered.unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "appending to a stream whose writer has ended")))
+    }
+
+    /// Where the writer sleeps until a group is together, who completes it wakes it.
+    fn wake_writer(&self) {
+        let wanted = self.shared.gathering.load(Ordering::SeqCst);
+        let (Some(queue), Some(writer)) = (&self.queue, &self.writer) else { return };
+        if wanted > 0 && QUEUE_JOBS_MAX - queue.capacity() >= wanted {
+            writer.thread().unpark();
+        }
     }
 
     /// Cuts off everything behind the last mark, and lets appends in again after one failed or was abandoned. Called

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -80,6 +80,8 @@ pub(super) struct Shared {
     /// Bytes beside the segments, of transactions that have not committed; see [`super::spill`].
     pub(super) spilled: AtomicU64,
     closing: AtomicBool,
+    /// The writer sleeps until so many appends wait in its queue; 0 where it does not.
+    pub(super) gathering: AtomicUsize,
     /// Held while the list of segments is compared with the folder, by retention or by a rewind.
     pub(super) folder: Mutex<()>,
     gate: Mutex<Gate>,
@@ -156,6 +158,7 @@ impl Shared {
             clock_us: AtomicI64::new(recovered.clock_us),
             spilled: AtomicU64::new(0),
             closing: AtomicBool::new(false),
+            gathering: AtomicUsize::new(0),
             folder: Mutex::default(),
             gate: Mutex::default(),
             pool: Mutex::default(),

@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -20,7 +20,7 @@ use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result, TableNa
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    LogPosition, Mark, Totals,
+    LogPosition, Mark, QUEUE_JOBS_MAX,
     disk::{DiskFile, write_all_at},
     draft::{Draft, Drafts},
     frame::{Encoding, Header, Kind, Run},
@@ -29,6 +29,7 @@ use super::{
     recovery::{self, Recovered},
     segment::{self, SegmentHeader, SegmentInfo, disk_error},
     shared::{Answer, Failure, Job, Request, Shared, Work},
+    state::{Counts, State},
 };
 
 /// A position without changes is marked at most as often.
@@ -50,21 +51,6 @@ const AGE_MAX: Duration = Duration::from_secs(3600);
 /// A segment is given no more at once.
 const PREALLOCATE_BYTES_MAX: u64 = 1 << 30;
 
-/// What the log has counted so far.
-#[derive(Debug, Clone)]
-struct State {
-    /// The newest mark that was written.
-    mark: Option<Mark>,
-    totals: Totals,
-    newest_commit_us: i64,
-    /// The next sequence counter of every shard.
-    counters: Vec<u64>,
-    /// Whether frames follow the newest mark: a huge transaction is being written.
-    is_unmarked: bool,
-    /// Shapes in the segment.
-    shape_count: u32,
-}
-
 /// Writes the log.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -84,6 +70,9 @@ pub(super) struct Writer {
     /// Appends that wait for the fsync, with the position that was marked.
     waiting: Vec<(oneshot::Sender<Answer>, Option<Position>)>,
     has_new_mark: bool,
+    /// The position of frames that are staged behind the newest mark. Of the marks before one fsync only the last says
+    /// anything, so it is written when no more frames come that it may cover.
+    pending: Option<Resume>,
     /// The transaction that is being written is larger than the disk bound, and that was said.
     is_beyond: bool,
     /// Appends that shared the last fsync.
@@ -124,6 +113,7 @@ impl Writer {
             shape_numbers: BTreeMap::new(),
             waiting: vec![],
             has_new_mark: false,
+            pending: None,
             is_beyond: false,
             group_jobs: 0,
             sync_time: Duration::ZERO,
@@ -150,13 +140,24 @@ impl Writer {
                 continue;
             }
             let since = *waits_since.get_or_insert_with(Instant::now);
-            if self.waiting.len() >= self.group_jobs || since.elapsed() >= (self.sync_time / 2).min(GATHER_MAX) {
+            let left = (self.sync_time / 2).min(GATHER_MAX).saturating_sub(since.elapsed());
+            let missing = self.group_jobs.saturating_sub(self.waiting.len());
+            if missing == 0 || left.is_zero() {
                 break;
             }
-            thread::yield_now();
+            self.sleep_until(missing.min(QUEUE_JOBS_MAX), left, queue);
         }
         self.group_jobs = self.waiting.len();
         self.commit_or_fail();
+    }
+
+    /// Until so many requests wait, or the time is over. Who sends the last of them wakes us.
+    fn sleep_until(&self, requests: usize, time: Duration, queue: &mpsc::Receiver<Request>) {
+        self.shared.gathering.store(requests, Ordering::SeqCst);
+        if queue.len() < requests {
+            thread::park_timeout(time);
+        }
+        self.shared.gathering.store(0, Ordering::SeqCst);
     }
 
     fn serve(&mut self, request: Request) {
@@ -236,13 +237,18 @@ impl Writer {
 
     /// Invariant A5.2: a position never goes back.
     fn check_position(&self, upto: Option<Position>, drafts: &Drafts) -> Result<()> {
-        match (upto, &self.state.mark) {
-            (Some(upto), Some(mark)) if upto < mark.source && !drafts.frames.is_empty() => {
-                let doing = format!("appending changes up to {upto} to a stream that stands at {}", mark.source);
+        match (upto, self.marked()) {
+            (Some(upto), Some(marked)) if upto < marked && !drafts.frames.is_empty() => {
+                let doing = format!("appending changes up to {upto} to a stream that stands at {marked}");
                 Err(Error::new(ErrorKind::Internal, doing))
             }
             _ => Ok(()),
         }
+    }
+
+    /// The newest position that is marked, or will be before anything else.
+    fn marked(&self) -> Option<Position> {
+        self.pending.as_ref().map(|upto| upto.position).or_else(|| Some(self.state.mark.as_ref()?.source))
     }
 
     /// Puts an append behind what is written; gives the position that it marks. What it counts is added behind its
@@ -256,8 +262,13 @@ impl Writer {
     ) -> Result<Option<Position>> {
         let has_frames = !drafts.frames.is_empty();
         let marked = upto.filter(|upto| has_frames || self.is_worth_a_mark(upto.position, awaited));
+        let bytes = drafts.bytes.len() as u64 + OVERHEAD_BYTES;
+        // A mark must not cover frames of a transaction that goes on, nor a part of an append.
+        if marked.is_none() || self.is_roll_due(bytes) {
+            self.put_pending()?;
+        }
         if has_frames || marked.is_some() {
-            self.wait_for_space(drafts.bytes.len() as u64 + OVERHEAD_BYTES)?;
+            self.wait_for_space(bytes)?;
             self.roll_if_due(drafts.frames.first().map_or(0, |first| first.stored.len() as u64))?;
         }
         for draft in &drafts.frames {
@@ -266,21 +277,26 @@ impl Writer {
         }
         self.state.count(counts, drafts);
         let position = marked.as_ref().map(|upto| upto.position);
-        if let Some(upto) = marked {
-            if cfg!(feature = "failpoints") && has_frames {
-                self.write_buffer()?;
-                fail::fail_point!("stream-between-frames-and-mark");
-            }
-            self.put_mark(upto)?;
+        if marked.is_some() {
+            self.pending = marked;
         }
         Ok(position)
     }
 
+    fn put_pending(&mut self) -> Result<()> {
+        let Some(upto) = self.pending.take() else { return Ok(()) };
+        if cfg!(feature = "failpoints") && self.state.is_unmarked {
+            self.write_buffer()?;
+            fail::fail_point!("stream-between-frames-and-mark");
+        }
+        self.put_mark(upto)
+    }
+
     /// Whether a position without changes is marked.
     fn is_worth_a_mark(&self, upto: Position, awaited: bool) -> bool {
-        let Some(mark) = &self.state.mark else { return true };
-        let due = awaited || self.shared.now_us() - mark.arrival_us >= IDLE_MARK_US;
-        self.state.is_unmarked || upto > mark.source && due
+        let (Some(mark), Some(marked)) = (&self.state.mark, self.marked()) else { return true };
+        let due = || awaited || self.shared.now_us() - mark.arrival_us >= IDLE_MARK_US;
+        self.state.is_unmarked && self.pending.is_none() || upto > marked && due()
     }
 
     fn position(&self) -> u64 {
@@ -289,7 +305,9 @@ impl Writer {
 
     fn put_draft(&mut self, draft: &Draft, bytes: &[u8]) -> Result<()> {
         let stored = bytes.get(draft.stored.clone()).unwrap_or_default();
-        self.roll_if_due(stored.len() as u64)?;
+        if self.pending.is_none() {
+            self.roll_if_due(stored.len() as u64)?;
+        }
         let shape = match &draft.shape {
             Some(shape) => self.number_shape(shape)?,
             None => 0,
@@ -418,6 +436,7 @@ impl Writer {
 
     /// Writes what is staged, makes it durable if there is a mark (or `always`), publishes it and answers.
     fn commit(&mut self, always: bool) -> Result<()> {
+        self.put_pending()?;
         self.write_buffer()?;
         if self.has_new_mark || always {
             let began = Instant::now();
@@ -462,7 +481,7 @@ impl Writer {
             tracing::warn!(error = %error, "an append to the stream failed and was taken back");
         }
         self.buffer.clear();
-        self.has_new_mark = false;
+        (self.has_new_mark, self.pending) = (false, None);
         self.shared.fail(failure.clone());
         for (reply, _) in self.waiting.drain(..) {
             answer(reply, Err(failure.error()));
@@ -487,12 +506,16 @@ impl Writer {
     }
 
     fn roll_if_due(&mut self, bytes: u64) -> Result<()> {
+        if self.is_roll_due(bytes) { self.roll() } else { Ok(()) }
+    }
+
+    /// Whether so many bytes more belong into another segment.
+    fn is_roll_due(&self, bytes: u64) -> bool {
         let len = self.position() - self.segment.base;
-        let age = Duration::from_micros(self.shared.now_us().abs_diff(self.created_us));
         let is_full = len + bytes > self.shared.options.segment_bytes;
-        let is_old = age > (self.shared.options.retention / 24).clamp(AGE_MIN, AGE_MAX);
-        let has_content = self.position() > self.segment.content;
-        if has_content && (is_full || is_old) { self.roll() } else { Ok(()) }
+        let age = || Duration::from_micros(self.shared.now_us().abs_diff(self.created_us));
+        let is_old = || age() > (self.shared.options.retention / 24).clamp(AGE_MIN, AGE_MAX);
+        self.position() > self.segment.content && (is_full || is_old())
     }
 
     /// Closes the segment and begins the next one.
@@ -543,28 +566,6 @@ impl Writer {
         }
         tracing::info!(%folder, "the stream is below its disk bound again");
         Ok(())
-    }
-}
-
-/// What an append counts besides its rows.
-#[derive(Debug)]
-struct Counts {
-    captured: u64,
-    filtered: BTreeMap<String, u64>,
-    newest_commit_us: Option<i64>,
-}
-
-impl State {
-    fn count(&mut self, counts: Counts, drafts: &Drafts) {
-        for (reason, rows) in counts.filtered {
-            *self.totals.filtered.entry(reason).or_default() += rows;
-        }
-        self.totals.captured += counts.captured;
-        self.totals.rows += drafts.rows;
-        self.totals.bytes += drafts.raw_bytes;
-        if let Some(newest) = counts.newest_commit_us.or(drafts.newest_commit_us) {
-            self.newest_commit_us = newest;
-        }
     }
 }
 

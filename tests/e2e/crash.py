@@ -48,8 +48,8 @@ FLOW_POINTS = [
 ]
 # Passed while a new slot is made in place of a lost one (test_source_care.py).
 REMAKE_POINTS = ["remake-before-slot", "remake-after-slot", "remake-after-mark"]
-# The same of a load and of the flow from MariaDB (../faults/test_failpoints.py).
-MARIADB_POINTS = ["mysql-load-inside-segment", "mysql-log-before-confirm"]
+# The same of a load and of the flow from MariaDB and MySQL, beside those of all sources (../faults/test_failpoints.py).
+MYSQL_POINTS = ["mysql-load-inside-segment", "mysql-log-before-confirm"]
 FEW = [
     "pg-after-slot",
     "load-between-segment-and-record",

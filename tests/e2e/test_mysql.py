@@ -135,6 +135,40 @@ def test_a_large_table_is_read_in_parts_and_goes_on_after_a_kill(server, databas
     assert "load goes on after its finished segments" in run.log(100_000)
 
 
+# The first column of a key, and what is in it. Of the first two the collation takes cases and accents for the same, and puts
+# them otherwise than their bytes; the third is as good as random; others are far apart, or in few values.
+KEYS = {
+    "words": ("varchar(60)", "concat(elt(1 + seq % 4, 'Zebra ', 'apple ', 'Äpfel ', '_'), seq)"),
+    "latin": ("varchar(60) character set latin1 collate latin1_german2_ci", "concat(elt(1 + seq % 3, 'Ü', 'u', 'zz'), ' it''s ', seq)"),
+    "uuids": ("char(36)", "insert(insert(left(sha2(seq, 256), 34), 9, 0, '-'), 14, 0, '-')"),
+    "exact": ("varchar(40) character set utf8mb4 collate utf8mb4_bin", "concat(if(seq % 2, 'a', 'B'), lpad(seq, 9, '0'))"),
+    "any_bytes": ("varbinary(40)", "concat(char(seq % 250), unhex(left(sha2(seq, 256), 40)))"),
+    "decimals": ("decimal(30,4)", "pow(seq, 4) * if(seq % 2, -1, 1) + 0.25"),
+    "prefixed": ("varchar(40)", "concat('order-2024-', lpad(seq, 12, '0'))"),
+}
+
+
+@pytest.mark.trap("32")
+def test_tables_are_divided_by_keys_of_any_order(server, database, daemon):
+    count = 60_000
+    for name, (ty, value) in KEYS.items():
+        server.execute(
+            database,
+            f"create table {name} (k {ty}, n int, text varchar(900), primary key (k, n)) charset utf8mb4",
+            f"insert into {name} select {value}, seq, repeat(sha2(seq, 256), 11) from {server.numbers(count)}",
+            f"analyze table {name}",
+        )
+    run = daemon([f"{database}.*"], server=server, options={"full-load": {"parallel": 3}})
+    run.start()
+    run.wait_states(seconds=150)
+    files = {name: run.lake.files(database, name) for name in KEYS}
+    assert {name: sum(file["rows"] for file in own) for name, own in files.items()} == dict.fromkeys(KEYS, count)
+    # No part has nearly everything.
+    largest = {name: max(file["rows"] for file in own) for name, own in files.items()}
+    assert all(rows < 0.75 * count for name, rows in largest.items()), largest
+    run.compare([(database, name) for name in KEYS], seconds=120)
+
+
 def finished_segments(run):
     """Parts of tables that are loaded and in the state."""
     with sqlite3.connect(f"file:{run.state}/state.db?mode=ro", uri=True, timeout=5) as state:

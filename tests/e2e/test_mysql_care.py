@@ -28,6 +28,7 @@ def loaded(server, database, daemon):
 
 
 @pytest.mark.trap("29")
+@pytest.mark.fault("36", "TRUNCATE at MariaDB and MySQL", promise="continues")
 def test_a_truncate_is_applied(server, database, loaded):
     run = loaded()
     server.execute(database, "insert into t values (3, 'x', 3)", "truncate t", "insert into t values (4, 'y', 4)")
@@ -48,6 +49,7 @@ def test_a_truncate_is_applied(server, database, loaded):
         "alter table t add column g int generated always as (b * 2) stored",
     ],
 )
+@pytest.mark.fault("34, 35", "tables of MariaDB and MySQL are altered", promise="continues")
 def test_an_altered_table_is_right_again(server, database, loaded, statement):
     run = loaded()
     server.execute(database, "insert into t values (3, 'x', 3)", statement, "insert into t (id, b) values (4, 4)")
@@ -74,6 +76,7 @@ def test_statements_that_change_no_column_load_nothing_anew(server, database, lo
 
 @pytest.mark.scorecard("MySQL: RENAME TABLE, DROP TABLE")
 @pytest.mark.trap("31")
+@pytest.mark.fault("36", "tables of MariaDB and MySQL swap their names", promise="continues")
 def test_a_table_that_takes_another_ones_place_is_loaded(server, database, loaded):
     run = loaded()
     server.execute(
@@ -112,18 +115,6 @@ def test_a_change_as_a_statement_is_refused(server, database, loaded):
     run.compare([(database, "t")], seconds=90)
 
 
-@pytest.mark.trap("29")
-def test_a_transaction_of_two_phases_is_refused(server, database, loaded):
-    """Its rows stand in the log where it is prepared, and count where it is committed."""
-    run = loaded()
-    insert = "insert into t values (3, 'x', 3)"
-    server.execute(database, "xa start 'a'", insert, "xa end 'a'", "xa prepare 'a'", "xa commit 'a'")
-    wait_error(run, ["LOG-LOST", "two phases (XA)"])
-    run.run("reload", "shop")
-    run.run("resume", "shop")
-    run.compare([(database, "t")], seconds=90)
-
-
 @pytest.mark.trap("28")
 @pytest.mark.fault("28", "the binary log is purged", promise="stops safely")
 def test_a_purged_log_is_refused_and_a_reload_mends(server, database, loaded):
@@ -146,6 +137,7 @@ def _purged(server, database, newest):
 
 
 @pytest.mark.trap("27")
+@pytest.mark.fault("27", "MariaDB and MySQL begin their log anew (RESET)", promise="stops safely")
 def test_a_log_that_began_anew_is_refused(server, database, loaded):
     run = loaded()
     run.terminate()
@@ -168,6 +160,7 @@ def test_a_server_that_restarts_is_followed(server, database, loaded):
 
 
 @pytest.mark.trap("29")
+@pytest.mark.fault("39", "MariaDB and MySQL log a part of each row", promise="continues")
 def test_a_partial_row_is_made_whole(server, database, loaded):
     run = loaded("alter table t add column bits bit(9) default 257", "alter table t add column at timestamp(3) null")
     with server.connect(database, "root") as connection, connection.cursor() as cursor:
@@ -357,3 +350,56 @@ def apply_fixes(server, run):
         for line in finding["fix"]:
             if re.match("(SET|GRANT|ALTER) ", line) and "gone" not in line:
                 server.execute("mysql", line.rstrip(";"), user="root")
+
+
+@pytest.mark.parametrize("server", ["mariadb"], indirect=True)
+def test_system_versioned_tables_are_left_out_and_told(server, database, daemon):
+    server.execute(
+        database,
+        "create table t (id int primary key)",
+        "create table v (id int primary key, a int) with system versioning",
+        "insert into v values (1, 1)",
+    )
+    run = daemon([f"{database}.*"], server=server)
+    findings = run.json("check")["findings"]
+    assert [f["summary"] for f in findings if f["code"] == "MYSQL-VERSIONED"] == [f"{database}.v with system versioning: left out"]
+    run.start_and_load()
+    server.execute(database, "update v set a = 2", "insert into t values (1)")
+    run.compare([(database, "t")])
+
+
+@pytest.mark.parametrize("server", ["mysql"], indirect=True)
+def test_what_amazons_servers_say_of_themselves_is_read(server, database, daemon):
+    """Only what `check` reads: there is no such server here. This one has the table by which theirs are known."""
+    server.execute(
+        "mysql",
+        "create table rds_configuration (name varchar(100), value varchar(100), description varchar(300))",
+        "insert into rds_configuration values ('binlog retention hours', null, '')",
+        user="root",
+    )
+    try:
+        server.execute(database, "create table keyed (id int primary key)", "create table keyless (id int)")
+        codes = lambda tables, code: {  # noqa: E731
+            finding["code"]: finding for finding in daemon(tables, server=server).json("check", code=code)["findings"]
+        }
+        found = codes([f"{database}.keyed"], 0)
+        assert "rds_set_configuration" in str(found["MYSQL-RETENTION"]["fix"])
+        # Their lock is refused also to who has the right.
+        assert "primary key" in str(codes([f"{database}.keyless"], 3)["MYSQL-RELOAD"]["fix"])
+        server.execute("mysql", "update rds_configuration set value = '72'", user="root")
+        assert "MYSQL-RETENTION" not in codes([f"{database}.keyed"], 0)
+    finally:
+        server.execute("mysql", "drop table rds_configuration", user="root")
+
+
+@pytest.mark.trap("28")
+@pytest.mark.fault("46", "two daemons read with one server id at MariaDB and MySQL", promise="continues")
+def test_two_readers_of_one_number_are_told(server, database, loaded, daemon):
+    """The server ends the older one, so each ends the other, until one is gone; nothing is lost."""
+    run = loaded(source={"server-id": 4711})
+    other = daemon([f"{database}.t"], server=server, source={"server-id": 4711})
+    other.start()
+    wait_for(lambda: "LOG-BUSY" in run.log(1_000_000) + other.log(1_000_000), 60, "the other reader", every=0.3)
+    other.terminate()
+    server.execute(database, "insert into t values (3, 'x', 3)")
+    run.compare([(database, "t")], seconds=90)

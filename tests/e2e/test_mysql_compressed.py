@@ -29,6 +29,7 @@ def server(request):
 
 @pytest.mark.scorecard("MySQL: compressed binlog")
 @pytest.mark.trap("29")
+@pytest.mark.fault("30", "SIGKILL inside a compressed transaction of many rows", promise="continues")
 def test_what_comes_compressed_is_read(server, database):
     """Before and after a kill; a part of it may be handed out already when it comes."""
     sql = lambda *statements: server.execute(database, *statements)  # noqa: E731

@@ -102,6 +102,7 @@ def history(run):
 
 @pytest.mark.scorecard("MySQL: GTID")
 @pytest.mark.trap("27", crash=True)
+@pytest.mark.fault("24", "MariaDB and MySQL fail over to a replica, and back", promise="continues")
 def test_a_failover_is_followed(pair):
     """And one back: everything once, nothing loaded anew, and the order goes on rising, whatever the files are called."""
     primary, replica = pair
@@ -139,6 +140,7 @@ def test_a_failover_is_followed(pair):
 
 
 @pytest.mark.trap("27", crash=True)
+@pytest.mark.fault("24", "MariaDB and MySQL fail over, and the daemon is killed meanwhile", promise="continues")
 def test_a_failover_is_followed_when_the_daemon_dies_in_it(pair):
     primary, replica = pair
     with Proxy(primary.port) as proxy, Daemon(primary, "shop", ["shop.*"], port=proxy.port) as run:
@@ -159,6 +161,7 @@ def test_a_failover_is_followed_when_the_daemon_dies_in_it(pair):
 
 
 @pytest.mark.trap("27")
+@pytest.mark.fault("24", "the MariaDB or MySQL that took over lacks transactions", promise="stops safely")
 def test_a_server_that_lacks_what_was_replicated_is_refused(pair):
     """An asynchronous replica may be promoted without the last transactions: the lake has them, and it has not."""
     primary, replica = pair

@@ -39,6 +39,7 @@ def own(server, statement):
 
 
 @pytest.mark.trap("31")
+@pytest.mark.scorecard("MySQL: partition DDL")
 def test_what_statements_do_is_seen(server, database, daemon):
     sql = lambda *statements: server.execute(database, *statements)  # noqa: E731
     for table, (definition, rows, _) in CASES.items():

@@ -55,6 +55,7 @@ def test_they_count_where_they_are_committed(server, database, sql, daemon):
 
 
 @pytest.mark.trap("29")
+@pytest.mark.fault("32", "XA transactions that were prepared before a kill and a new file of the log", promise="continues")
 def test_what_was_prepared_before_is_found_in_the_log(server, database, sql, daemon):
     """Before the first start, before a kill, in an older file of the log, and under a name that was used before."""
     sql("create table t (id int primary key, a int)", "insert into t values (1, 1), (2, 2), (3, 3), (4, 4)")

@@ -161,6 +161,7 @@ def halves(run, database, table):
 
 
 @pytest.mark.trap("30")
+@pytest.mark.scorecard("MySQL: MEDIUMTEXT")
 def test_every_type_is_the_same_by_load_and_by_log(server, database, daemon):
     types = own(server)
     fill(server, database, types)
@@ -176,6 +177,7 @@ def test_every_type_is_the_same_by_load_and_by_log(server, database, daemon):
 
 
 @pytest.mark.trap("30")
+@pytest.mark.fault("38", "values of MariaDB and MySQL that no target can hold", promise="records")
 def test_what_a_type_cannot_hold_stands_beside_it(server, database, daemon):
     fill(server, database, UNFIT)
     run = daemon([f"{database}.t"], server=server)

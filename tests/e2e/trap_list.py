@@ -192,13 +192,13 @@ TRAPS = [
         "28",
         "The binary log is purged while the task stands still",
         "Refused with the remedy; a second reader of one number is told, too",
-        "not covered by a test of its own: two readers of one server id",
     ),
     Trap(
         "29",
         "Partial rows and parts of JSON, statements instead of rows, cascades, TRUNCATE, XA, compressed transactions and "
         "events, incidents",
-        "Rows are made whole by their key, what is compressed is unpacked; what cannot be read exactly is refused, XA too",
+        "Rows are made whole by their key, what is compressed is unpacked, XA counts where it is committed; what cannot be read "
+        "exactly is refused",
         "not covered: an incident, packets above 16 MB, an encrypted log",
     ),
     Trap(
@@ -384,6 +384,18 @@ SCORECARD = [
         "ADD COLUMN with FIRST or AFTER is not supported: the column comes last",
         LIMITS_OF_MYSQL,
         "the table is loaded anew by itself, with its columns where they are",
+    ),
+    Item(
+        "MySQL: partition DDL",
+        "statements that change the partitions of a table are not supported",
+        LIMITS_OF_MYSQL,
+        "DROP, COALESCE and EXCHANGE PARTITION make the table load anew by itself",
+    ),
+    Item(
+        "MySQL: MEDIUMTEXT",
+        "where LOBs are switched off, MEDIUMBLOB, LONGBLOB, MEDIUMTEXT and LONGTEXT are left out",
+        LIMITS_OF_MYSQL,
+        "they are values like all others, whole",
     ),
     Item(
         "MySQL: RENAME TABLE, DROP TABLE",

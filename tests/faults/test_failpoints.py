@@ -7,9 +7,9 @@ import signal
 import time
 
 import pytest
-from crash import FLOW_POINTS, LOAD_POINTS, MARIADB_POINTS, REMAKE_POINTS, Session, crash_in_flow, crash_in_load
+from crash import FLOW_POINTS, LOAD_POINTS, MYSQL_POINTS, REMAKE_POINTS, Session, crash_in_flow, crash_in_load
 from daemon import CHECKOUT
-from servers import MariaDB, wait_for
+from servers import MariaDB, MySQL, wait_for
 from verify import Watched
 
 
@@ -38,32 +38,45 @@ def test_every_failpoint_of_the_flow(server, fault):
     fault.outcome(f"{len(FLOW_POINTS)} failpoints, each compared, in {slowest:.0f} s at most; {rows} rows identical")
 
 
-@pytest.mark.fault("1, 2, 4", "SIGKILL at the failpoints of a load and of the flow from MariaDB", promise="continues")
-@pytest.mark.parametrize("point", MARIADB_POINTS)
-def test_every_failpoint_of_mariadb(fault, point):
-    with MariaDB() as server:
-        server.create_database("shop")
-        server.execute(
-            "shop",
-            "create table t (id int primary key, text varchar(300))",
-            "insert into t select seq, repeat(md5(seq), 8) from seq_1_to_100000",
-        )
-        with Watched(server, "shop", ["shop.t"]) as running:
-            running.start(ready=False, crash_at=f"{point}:1")
-            written = 0
+SHARED_POINTS = [point for point in LOAD_POINTS + FLOW_POINTS if not point.startswith("pg-")]
 
-            def died():
-                nonlocal written
-                written += 1
-                server.execute("shop", f"insert into t values ({-written}, 'meanwhile')")
-                return running.ended()
 
-            wait_for(died, 60, f"{point} to be passed", every=0.2)
-            assert running.process.returncode == -signal.SIGKILL, running.log()
-            running.start_and_load()
-            rows = sum(result.lake_rows for result in running.compare([("shop", "t")]))
-    assert rows == 100_000 + written
-    fault.outcome(f"{point}: {rows} rows identical")
+@pytest.mark.fault(
+    "1, 2, 4, 5, 6", "SIGKILL at every failpoint of a load and of the flow from MariaDB and MySQL", promise="continues"
+)
+@pytest.mark.parametrize("kind", [MariaDB, MySQL], ids=["mariadb", "mysql"])
+def test_every_failpoint_of_mariadb_and_mysql(fault, kind):
+    if kind is MySQL and MySQL.missing():
+        pytest.skip(MySQL.missing())
+    with kind() as server:
+        found = [killed_at(server, point, f"shop_{number}") for number, point in enumerate(MYSQL_POINTS + SHARED_POINTS)]
+    fault.outcome(f"{server.TYPE}: {len(found)} failpoints, each compared, {sum(found)} rows identical")
+
+
+def killed_at(server, point, database):
+    """Gives how many rows are there at the end."""
+    server.create_database(database)
+    server.execute(
+        database,
+        "create table t (id int primary key, text varchar(300))",
+        f"insert into t select seq, repeat(sha2(seq, 256), 4) from {server.numbers(100_000)}",
+    )
+    written = 0
+    with Watched(server, database, [f"{database}.t"]) as running:
+        running.start(ready=False, crash_at=f"{point}:1")
+
+        def died():
+            nonlocal written
+            written += 1
+            server.execute(database, f"insert into t values ({-written}, 'meanwhile')")
+            return running.ended()
+
+        wait_for(died, 60, f"{point} to be passed", every=0.2)
+        assert running.process.returncode == -signal.SIGKILL, running.log()
+        running.start_and_load()
+        rows = sum(result.lake_rows for result in running.compare([(database, "t")]))
+    assert rows == 100_000 + written, point
+    return rows
 
 
 @pytest.mark.quick
@@ -74,5 +87,5 @@ def test_every_failpoint_is_in_a_list():
         for path in glob.glob(os.path.join(CHECKOUT, folder, "**", "*.rs"), recursive=True):
             with open(path) as file:
                 named |= set(re.findall(r'fail_point!\(\s*"([^"]+)"', file.read()))
-    listed = LOAD_POINTS + FLOW_POINTS + REMAKE_POINTS + MARIADB_POINTS
+    listed = LOAD_POINTS + FLOW_POINTS + REMAKE_POINTS + MYSQL_POINTS
     assert named == set(listed) and len(listed) == len(set(listed))

@@ -3,7 +3,7 @@
 //! Codes are stable: `MYSQL-CONNECT`, `MYSQL-AUTH`, `MYSQL-BINLOG`, `MYSQL-BINLOG-FORMAT`, `MYSQL-ROW-IMAGE`,
 //! `MYSQL-ROW-METADATA`, `MYSQL-REPLICATION-RIGHTS`, `MYSQL-RELOAD`, `MYSQL-SELECT`, `MYSQL-ENGINE`, `MYSQL-TYPE`,
 //! `MYSQL-SERVER-ID`, `MYSQL-TABLE-MISSING`, `MYSQL-CASCADE`, `MYSQL-BINLOG-FILTER`, `MYSQL-REPLICA`; as warnings
-//! `MYSQL-KEY`, `MYSQL-RETENTION`, `MYSQL-PATTERN`, `MYSQL-CHARSET`, `MYSQL-GTID`, and of a filter that does not concern the
+//! `MYSQL-KEY`, `MYSQL-RETENTION`, `MYSQL-PATTERN`, `MYSQL-CHARSET`, `MYSQL-GTID`, `MYSQL-VERSIONED`, and of a filter that does not concern the
 //! task `MYSQL-BINLOG-FILTER`.
 
 use std::collections::BTreeMap;
@@ -60,6 +60,7 @@ impl Check<'_> {
             self.lock_rights(&shapes).await?;
         }
         self.patterns(&shapes);
+        self.versioned().await?;
         self.shapes(&shapes);
         if self.scope.cdc {
             self.filters(&shapes).await?;
@@ -116,6 +117,9 @@ impl Check<'_> {
         }
         let seconds =
             |name: &str, unit: u64| value(name)?.parse::<f64>().ok().map(|number| (number * unit as f64) as u64);
+        if let Some(kept) = self.amazon_retention().await? {
+            return self.amazon_keeps(kept);
+        }
         let kept =
             seconds("binlog_expire_logs_seconds", 1).filter(|&kept| kept > 0).or(seconds("expire_logs_days", 86_400));
         if let Some(kept) = kept.filter(|&kept| kept > 0 && kept < RETENTION_SECONDS_MIN) {
@@ -123,6 +127,29 @@ impl Check<'_> {
                 Finding::warning("MYSQL-RETENTION", format!("the server keeps its binary logs for {kept} s only"))
                     .detail("a task that stands still for longer must load everything anew")
                     .fix("SET GLOBAL binlog_expire_logs_seconds = 259200;"),
+            );
+        }
+        Ok(())
+    }
+
+    /// What Amazon RDS and Aurora keep in a table of theirs instead of a variable: hours, or nothing for "as short as possible"
+    /// (Amazon RDS User Guide, "Configuring MySQL binary logging"). Outer `None`: this is no such server.
+    async fn amazon_retention(&mut self) -> Result<Option<Option<u64>>> {
+        let sql = "SELECT value FROM mysql.rds_configuration WHERE name = 'binlog retention hours'";
+        match self.session.query(sql).await {
+            Ok(rows) => Ok(rows.first().map(|row| Row(row).text(0).parse().ok())),
+            Err(error) if code(&error).is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn amazon_keeps(&mut self, hours: Option<u64>) -> Result<()> {
+        if hours.is_none_or(|hours| hours * 3600 < RETENTION_SECONDS_MIN) {
+            let kept = hours.map_or("for as short as it can".to_string(), |hours| format!("for {hours} h only"));
+            self.findings.push(
+                Finding::warning("MYSQL-RETENTION", format!("the server keeps its binary logs {kept}"))
+                    .detail("a task that stands still for longer must load everything anew")
+                    .fix("CALL mysql.rds_set_configuration('binlog retention hours', 72);"),
             );
         }
         Ok(())
@@ -155,7 +182,9 @@ impl Check<'_> {
 
     /// Who may not lock has a lower bound of what a snapshot has, by GTIDs, which serves tables with a key.
     async fn lock_rights(&mut self, shapes: &[Shape]) -> Result<()> {
-        if self.has_global_right(&["RELOAD", "FLUSH_TABLES"]).await? {
+        // Amazon's servers refuse the lock also to who has the right.
+        let is_amazon = self.amazon_retention().await?.is_some();
+        if !is_amazon && self.has_global_right(&["RELOAD", "FLUSH_TABLES"]).await? {
             return Ok(());
         }
         let user = &self.config.user;
@@ -167,14 +196,16 @@ impl Check<'_> {
             (true, false) => format!("{} without a primary key need it", listed(&keyless)),
             (false, _) => "with gtid_mode = ON tables with a primary key would not need it".to_string(),
         };
-        self.findings.push(
-            Finding::error(
-                "MYSQL-RELOAD",
-                format!("the user {user:?} may not hold commits for the moment of a snapshot"),
-            )
-            .detail(why)
-            .fix(format!("GRANT RELOAD ON *.* TO '{user}'@'%';")),
+        let finding = Finding::error(
+            "MYSQL-RELOAD",
+            format!("the user {user:?} may not hold commits for the moment of a snapshot"),
         );
+        let fix = match (is_amazon, has_gtids) {
+            (false, _) => format!("GRANT RELOAD ON *.* TO '{user}'@'%';"),
+            (true, true) => "give them a primary key, or leave them out of the task".to_string(),
+            (true, false) => "set gtid-mode and enforce_gtid_consistency to ON in the parameter group".to_string(),
+        };
+        self.findings.push(finding.detail(why).fix(fix));
         Ok(())
     }
 
@@ -206,6 +237,19 @@ impl Check<'_> {
             };
             self.findings.push(finding);
         }
+    }
+
+    async fn versioned(&mut self) -> Result<()> {
+        let versioned = discover::versioned(self.session, &self.scope.selection).await?;
+        if !versioned.is_empty() {
+            self.findings.push(
+                Finding::warning("MYSQL-VERSIONED", format!("{} with system versioning: left out", listed(&versioned)))
+                    .detail("the log has the rows of their history, too")
+                    .fix(format!("ALTER TABLE {} DROP SYSTEM VERSIONING;", quote_table(&versioned[0])))
+                    .fix("or leave them out: except in the task's section"),
+            );
+        }
+        Ok(())
     }
 
     fn shapes(&mut self, shapes: &[Shape]) {

@@ -38,6 +38,15 @@ pub async fn select(connection: &mut Connection, selection: &Selection) -> Resul
     Ok(shapes)
 }
 
+/// MariaDB's system-versioned tables that the selection matches: their history is in the log as if it were rows, so they are
+/// no tables for us.
+pub async fn versioned(connection: &mut Connection, selection: &Selection) -> Result<Vec<TableName>> {
+    let sql = "SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE = 'SYSTEM VERSIONED'";
+    let rows = connection.query(sql).await?;
+    let names = rows.iter().map(|row| Row(row).table());
+    Ok(names.filter(|name| selection.matches(name)).collect())
+}
+
 /// Those of the named tables that exist.
 pub async fn named(connection: &mut Connection, names: &[TableName]) -> Result<Vec<Shape>> {
     if names.is_empty() {

@@ -8,15 +8,15 @@ use crate::{
 };
 
 /// The statements, for an administrator to run. `REPLICATION CLIENT` is MariaDB's `BINLOG MONITOR`, which it takes under both
-/// names; `RELOAD` is for MySQL alone, which takes its snapshots under FLUSH TABLES WITH READ LOCK; tables with a key can do
-/// without.
+/// names; `RELOAD` is for MySQL, which takes its snapshots under FLUSH TABLES WITH READ LOCK (tables with a key can do
+/// without), and for MariaDB where transactions of two phases are under way.
 pub fn grants(config: &MysqlConfig, selection: &Selection) -> Vec<String> {
     let user = format!("{}@'%'", quote_literal(&config.user));
     let mut statements = vec![
         format!("CREATE USER IF NOT EXISTS {user} IDENTIFIED BY '…';"),
         format!("GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {user};"),
         format!(
-            "GRANT RELOAD ON *.* TO {user}; -- MySQL only: for the moment in which the snapshot of a load is taken"
+            "GRANT RELOAD ON *.* TO {user}; -- for the moment in which the snapshot of a load is taken; MariaDB: only beside XA"
         ),
     ];
     let mut selected: Vec<String> = selection

@@ -3,7 +3,7 @@
 //! - [`config`]: how to reach a server; [`check`]: what would keep a task from working, each with its remedy
 //! - [`discover`], [`definition`]: tables and their shapes; [`types`]: what values become
 //! - [`server`]: the binary log as a whole, and places in it; [`gtid`]: places that hold on every server of a replication
-//! - [`snapshot`], [`sessions`], [`load`]: full load over the text protocol at an exact position, or one from
+//! - [`snapshot`], [`sessions`], [`divide`], [`load`]: full load over the text protocol at an exact position, or one from
 //!   [`lower_bound`]; [`lookup`]: single rows; [`two_phases`]: when XA's are visible
 //! - [`log`]: changes from the binary log
 //! - [`wire`]: the protocol
@@ -15,6 +15,7 @@ pub mod check;
 pub mod config;
 pub mod definition;
 pub mod discover;
+pub mod divide;
 pub mod grants;
 pub mod gtid;
 pub mod load;

@@ -11,7 +11,7 @@ use millrace_core::{
     batch::Cell,
     builder::BATCH_ROWS_MAX,
     error::Context,
-    source::{LoadPlan, Loaded, Rows, Segment, TableLoad},
+    source::{LoadPlan, Loaded, Rows, TableLoad},
 };
 
 use crate::{
@@ -55,77 +55,6 @@ impl MysqlLoad {
     ) -> Self {
         Self { shared, position, table: Arc::new(table), plan, resumed, sessions, _lock: lock }
     }
-}
-
-/// A part is not divided below so many rows.
-const PART_ROWS_MIN: u64 = 20_000;
-
-/// A range of the key's first column, both ends included, and about how many rows it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Part {
-    first: i128,
-    last: i128,
-    rows: u64,
-}
-
-/// Divides the table by the first column of its key, where that is a whole number: the largest part is halved until there
-/// are enough. The server's estimate of a range costs it a look into the index, so gaps of any size do no harm. Other keys
-/// are in an order that depends on collations; such a table is read in one piece.
-pub async fn divide(session: &mut Connection, table: &Table, wanted: usize) -> Result<LoadPlan> {
-    let plan = |segments| LoadPlan { storage_id: table.storage_id, segments };
-    let whole = vec![Segment { range: "TRUE".into(), estimated_rows: table.estimated_rows }];
-    let column = table.key.first().and_then(|&index| table.columns.get(index));
-    let Some(column) =
-        column.filter(|column| wanted > 1 && matches!(SqlType::parse(&column.source_type), Some(SqlType::Int { .. })))
-    else {
-        return Ok(plan(whole));
-    };
-    let (name, from) = (quote_name(&column.name), quote_table(&table.name));
-    let ends = session.query(&format!("SELECT MIN({name}), MAX({name}) FROM {from}")).await?;
-    let number = |index: usize| ends.first()?.get(index)?.as_ref()?.parse::<i128>().ok();
-    let (Some(first), Some(last)) = (number(0), number(1)) else { return Ok(plan(whole)) };
-    let mut parts = vec![Part { first, last, rows: table.estimated_rows.max(1) }];
-    while parts.len() < wanted {
-        let largest = (0..parts.len()).max_by_key(|&index| parts[index].rows).unwrap_or_default();
-        let part = parts[largest];
-        if part.rows < 2 * PART_ROWS_MIN || part.first == part.last {
-            break;
-        }
-        let middle = part.first + (part.last - part.first) / 2;
-        let mut halves = [Part { last: middle, ..part }, Part { first: middle + 1, ..part }];
-        for half in &mut halves {
-            half.rows = estimate(session, &format!("SELECT 1 FROM {from} WHERE {}", between(&name, half))).await?;
-        }
-        parts.splice(largest..=largest, halves);
-    }
-    Ok(plan(ranges(&name, &parts)))
-}
-
-fn between(name: &str, part: &Part) -> String {
-    format!("{name} BETWEEN {} AND {}", part.first, part.last)
-}
-
-/// The first part has no beginning and the last no end, so that rows that come later are in one of them.
-fn ranges(name: &str, parts: &[Part]) -> Vec<Segment> {
-    let segment = |(index, part): (usize, &Part)| {
-        let range = match (index == 0, index + 1 == parts.len()) {
-            (true, true) => "TRUE".to_string(),
-            (true, false) => format!("{name} <= {}", part.last),
-            (false, true) => format!("{name} >= {}", part.first),
-            (false, false) => between(name, part),
-        };
-        Segment { range, estimated_rows: part.rows }
-    };
-    parts.iter().enumerate().map(segment).collect()
-}
-
-/// How many rows the server expects.
-async fn estimate(session: &mut Connection, select: &str) -> Result<u64> {
-    // MySQL has two columns more than MariaDB.
-    let place = if session.is_mariadb() { 8 } else { 9 };
-    let rows = session.query(&format!("EXPLAIN {select}")).await?;
-    let number = rows.first().and_then(|row| row.get(place)?.as_ref()?.parse().ok());
-    Ok(number.unwrap_or(1))
 }
 
 #[async_trait]
@@ -301,18 +230,5 @@ impl Rows for SegmentRows {
 
     fn give_back(&mut self, columns: Columns) {
         self.spare.keep(columns);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_cover_every_key() {
-        let part = |first, last| Part { first, last, rows: 1 };
-        let of = |parts: &[Part]| ranges("`k`", parts).into_iter().map(|segment| segment.range).collect::<Vec<_>>();
-        assert_eq!(of(&[part(1, 9)]), ["TRUE"]);
-        assert_eq!(of(&[part(-5, 3), part(4, 6), part(7, 1 << 64)]), ["`k` <= 3", "`k` BETWEEN 4 AND 6", "`k` >= 7"]);
     }
 }

@@ -27,7 +27,8 @@ use tokio::time::Instant;
 use crate::{
     MysqlConfig, Shared, definition,
     discover::{self, Shape},
-    load::{self, MysqlLoad},
+    divide,
+    load::MysqlLoad,
     lower_bound,
     server::{self, Place},
     sessions::Sessions,
@@ -323,7 +324,7 @@ impl Snapshot for MysqlSnapshot {
         }
         let plan = match resumable {
             Some(plan) => plan.clone(),
-            None => load::divide(&mut lock, &shape, segments_wanted).await?,
+            None => divide::divide(&mut lock, &shape, segments_wanted).await?,
         };
         Ok(Box::new(MysqlLoad::new(
             self.shared.clone(),

@@ -14,8 +14,9 @@ const EVENT_BYTES_MAX: usize = 1 << 30;
 /// The window of a compressed transaction has at most so many bits: what the format's decoders take by default.
 const WINDOW_BITS_MAX: u32 = 27;
 
-/// Unpacks what MariaDB packed: a byte with the algorithm and the number of bytes of the length, the length with its highest
-/// byte first, and zlib's stream (`binlog_buf_uncompress` of `log_event.cc`).
+/// Unpacks what MariaDB packed: a byte with the algorithm, whether zlib's header is left out, and the number of bytes of the
+/// length; the length with its highest byte first; and the stream (`binlog_buf_uncompress` of `log_event.cc`,
+/// `uncompress_zlib` of `field_comp.cc`).
 pub fn unpack(bytes: &[u8]) -> Result<Vec<u8>, Malformed> {
     let mut reader = Reader::new(bytes);
     let head = reader.u8()?;
@@ -26,7 +27,10 @@ pub fn unpack(bytes: &[u8]) -> Result<Vec<u8>, Malformed> {
     if length > EVENT_BYTES_MAX {
         return Err(Malformed("a compressed event is too large"));
     }
-    let unpacked = miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(reader.rest(), length);
+    let unpacked = match head & 0x08 {
+        0 => miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(reader.rest(), length),
+        _ => miniz_oxide::inflate::decompress_to_vec_with_limit(reader.rest(), length),
+    };
     let unpacked = unpacked.map_err(|_| Malformed("a compressed event is damaged"))?;
     if unpacked.len() == length { Ok(unpacked) } else { Err(Malformed("a compressed event has another length")) }
 }

@@ -344,11 +344,13 @@ impl MysqlLog {
 
 /// The server cannot read its log on, or from there.
 fn log_error(error: Error) -> Error {
-    if code(&error) != Some(1236) {
-        return error;
-    }
     let said = error.to_string();
-    let kind = if said.contains("same server_uuid/server_id") { Kind::LogBusy } else { Kind::LogLost };
+    let kind = match code(&error) {
+        // MariaDB has a number of its own for it.
+        Some(_) if said.contains("same server_uuid/server_id") => Kind::LogBusy,
+        Some(1236) => Kind::LogLost,
+        _ => return error,
+    };
     let fix = match kind {
         Kind::LogBusy => "give each reader a number of its own: server-id in the endpoint's section",
         _ => "see that binary logs are kept long enough (binlog_expire_logs_seconds), then: millrace reload TASK",

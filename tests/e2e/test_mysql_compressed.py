@@ -46,6 +46,10 @@ def test_what_comes_compressed_is_read(server, database):
         run.wait_exit(60)
         run.start()
         sql("delete from items where place = 1 and price > 100", "insert into visits values (null, 'after')")
+        # Two phases: more than is kept in memory, prepared and at once.
+        many = f"insert into visits select null, concat('{{}}', seq, repeat('x', 80)) from {server.numbers(200000)}"
+        sql("xa start 'two'", many.format("two"), "xa end 'two'", "xa prepare 'two'", "xa commit 'two'")
+        sql("xa start 'one'", many.format("one"), "xa end 'one'", "xa commit 'one' one phase")
         run.compare([(database, table) for table in TABLES])
     files = [row[0] for row in server.execute("mysql", "show binary logs", user="root")]
     events = [row[2] for file in files for row in server.execute("mysql", f"show binlog events in '{file}'", user="root")]

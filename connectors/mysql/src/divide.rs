@@ -72,12 +72,13 @@ impl Form {
                 middle(from, to, 16, |c| c.to_digit(16)).map(whole).into_iter().collect()
             }
             // By their bytes, and by letters and digits without case, as most collations do.
-            Self::Text => {
-                [middle(from, to, 95, ascii), middle(&from.to_lowercase(), &to.to_lowercase(), 36, alphanumeric)]
-                    .into_iter()
-                    .flatten()
-                    .collect()
-            }
+            Self::Text => [
+                middle(from, to, 95, ascii),
+                middle(&from.to_ascii_lowercase(), &to.to_ascii_lowercase(), 36, alphanumeric),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
         }
     }
 }
@@ -93,7 +94,8 @@ fn alphanumeric(c: char) -> Option<u32> {
 fn numbers_between(from: &str, to: &str) -> Option<String> {
     let whole = |text: &str| text.split('.').next().unwrap_or_default().parse::<i128>().ok();
     let (from, to) = (whole(from)?, whole(to)?);
-    (from < to).then(|| (from + (to - from + 1) / 2).to_string())
+    let apart = to.checked_sub(from).filter(|&apart| apart > 0)?;
+    Some((from + (apart - apart / 2)).to_string())
 }
 
 /// The text in the middle of two, of digits of some base, by what follows what they have in common.
@@ -162,9 +164,13 @@ impl Key {
     /// Two parts of one, as alike as a guess can make them; `None` where no key was found to divide it at.
     async fn halves(&self, session: &mut Connection, part: &Part) -> Result<Option<[Part; 2]>> {
         let mut best: Option<[Part; 2]> = None;
-        let larger = |halves: &[Part; 2]| halves.iter().map(|half| half.rows).max();
+        // The larger one may be estimated too low: InnoDB expects no more than half of a table in any range.
+        let smaller = |halves: &[Part; 2]| halves.iter().map(|half| half.rows).min();
         for place in self.form.between(&part.from, &part.last) {
-            let found = self.ask(session, "MIN", &self.condition(Some(&place), part.to.as_deref())).await?;
+            // The server may see the place before the part.
+            let behind = format!("{} > {}", self.name, self.form.literal(&part.from));
+            let condition = format!("{} AND {behind}", self.condition(Some(&place), part.to.as_deref()));
+            let found = self.ask(session, "MIN", &condition).await?;
             let Some(bound) = found.filter(|bound| *bound != part.from) else { continue };
             let mut halves =
                 [Part { to: Some(bound.clone()), last: place, ..part.clone() }, Part { from: bound, ..part.clone() }];
@@ -172,7 +178,7 @@ impl Key {
                 let condition = self.condition(Some(&half.from), half.to.as_deref());
                 half.rows = estimate(session, &format!("SELECT 1 FROM {} WHERE {condition}", self.from)).await?;
             }
-            if best.as_ref().is_none_or(|best| larger(&halves) < larger(best)) {
+            if best.as_ref().is_none_or(|best| smaller(&halves) > smaller(best)) {
                 best = Some(halves);
             }
         }

@@ -269,7 +269,7 @@ impl Captured {
     }
 
     fn value(&mut self, index: usize, column: &ImageColumn, value: &[u8]) -> Result<Result<(), String>> {
-        if value.len() > self.value_bytes_max {
+        if column.stored.whole_len(value) > self.value_bytes_max {
             return Ok(Err(format!("it is longer than max-value ({} bytes)", self.value_bytes_max)));
         }
         let doing = || format!("reading column {:?} of {} in the log", self.table.columns[index].name, self.table.name);

@@ -72,26 +72,33 @@ impl Prepared {
     }
 }
 
+/// What a file tells of a transaction.
+enum Told {
+    /// Nothing.
+    Nothing,
+    /// It was prepared there.
+    Prepared(Place),
+    /// One of its name ended there, and none began behind that: names may be used again.
+    Ended,
+}
+
 /// Its name does not show where it is, so files are read from the newest backwards. Most stand shortly before their commit.
 async fn search(config: &MysqlConfig, loads: &LoadPositions, files: &[LogFile], wanted: &Wanted) -> Result<Place> {
     tracing::info!(before = %wanted.before.position(), "{DOING}");
     for file in files.iter().rev().filter(|file| file.number <= wanted.before.file) {
-        if let Some(place) = search_file(config, loads, file, wanted).await? {
-            return Ok(place);
+        match search_file(config, loads, file, wanted).await? {
+            Told::Nothing => {}
+            Told::Prepared(place) => return Ok(place),
+            Told::Ended => break,
         }
     }
     Err(lost(&wanted.xid))
 }
 
-/// The last preparation under this name in a file, before its commit: names may be used again.
-async fn search_file(
-    config: &MysqlConfig,
-    loads: &LoadPositions,
-    file: &LogFile,
-    wanted: &Wanted,
-) -> Result<Option<Place>> {
+/// The last that a file tells of it before its commit.
+async fn search_file(config: &MysqlConfig, loads: &LoadPositions, file: &LogFile, wanted: &Wanted) -> Result<Told> {
     let mut events = Events::open(config, loads, file, server::FILE_START).await?;
-    let (mut found, mut begun) = (None, 0);
+    let (mut told, mut begun) = (Told::Nothing, 0);
     while let Some(event) = events.next().await? {
         if file.number == wanted.before.file && event.offset >= wanted.before.offset {
             break;
@@ -99,15 +106,20 @@ async fn search_file(
         match event.header.kind {
             kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED | kind::MARIADB_GTID => begun = event.offset,
             kind::XA_PREPARE => {
-                let (_, xid) = Xid::of_prepare(event.body()).map_err(malformed)?;
+                let (at_once, xid) = Xid::of_prepare(event.body()).map_err(malformed)?;
                 if xid == wanted.xid {
-                    found = Some(Place { file: file.number, offset: begun, begun: events.file_begun });
+                    let place = Place { file: file.number, offset: begun, begun: events.file_begun };
+                    told = if at_once { Told::Ended } else { Told::Prepared(place) };
                 }
             }
+            kind::QUERY => match event.statement() {
+                Some(Statement::Commit(xid) | Statement::Rollback(xid)) if xid == wanted.xid => told = Told::Ended,
+                _ => {}
+            },
             _ => {}
         }
     }
-    Ok(found)
+    Ok(told)
 }
 
 fn lost(xid: &Xid) -> Error {

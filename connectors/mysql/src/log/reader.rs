@@ -233,7 +233,7 @@ impl Reader {
         self.tables.values_mut().for_each(|captured| captured.close(&mut self.items));
         (self.rows, self.bytes) = (0, 0);
         self.options.loads.note_handed_out(self.handed_out());
-        self.two_phases.committed.clear();
+        self.two_phases.forget_committed();
         let whole = self.transaction.is_none() && self.unresolved.is_empty() && !self.between_files;
         Changes {
             items: std::mem::take(&mut self.items),
@@ -255,7 +255,7 @@ impl Reader {
                 executed
             });
         }
-        HandedOut { position, executed, two_phases: self.two_phases.committed.clone() }
+        HandedOut { position, executed, two_phases: self.two_phases.handed_out() }
     }
 
     /// Takes one event.

@@ -101,6 +101,17 @@ impl Stored {
         matches!(self.number, VARCHAR | VAR_STRING | STRING | TINY_BLOB..=BLOB) || self.is_compressed()
     }
 
+    /// How many bytes a value has, unpacked where it is compressed.
+    pub fn whole_len(&self, bytes: &[u8]) -> usize {
+        match bytes.split_first() {
+            Some((0, rest)) if self.is_compressed() => rest.len(),
+            Some((head, rest)) if self.is_compressed() => {
+                Reader::new(rest).big(usize::from(head & 0x07)).map_or(usize::MAX, |length| length as usize)
+            }
+            _ => bytes.len(),
+        }
+    }
+
     fn is_compressed(&self) -> bool {
         matches!(self.number, BLOB_COMPRESSED | VARCHAR_COMPRESSED)
     }

@@ -47,7 +47,7 @@ pub(super) struct TwoPhases {
     counting: Option<(Xid, EventHeader)>,
     wanted: Option<Wanted>,
     /// What was committed since the last handing out.
-    pub(super) committed: Vec<Xid>,
+    committed: Vec<Xid>,
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +75,16 @@ impl TwoPhases {
         if let Some(preparing) = &mut self.preparing {
             preparing.events = None;
         }
+    }
+
+    /// Those of which rows are handed out.
+    pub(super) fn handed_out(&self) -> Vec<Xid> {
+        self.committed.iter().chain(self.counting.as_ref().map(|(xid, _)| xid)).cloned().collect()
+    }
+
+    /// They are.
+    pub(super) fn forget_committed(&mut self) {
+        self.committed.clear();
     }
 
     fn take(&mut self, xid: &Xid) -> Option<Vec<u8>> {
@@ -175,6 +185,8 @@ impl Reader {
             None => {
                 let before = Place { offset: begun.offset + u64::from(at_once), ..begun };
                 self.two_phases.wanted = Some(Wanted { xid: xid.clone(), before });
+                // This may be the last event of one: its end is not that of the transaction.
+                self.payload = None;
             }
         }
         // Statements among its events end nothing.

@@ -48,6 +48,8 @@ FLOW_POINTS = [
 ]
 # Passed while a new slot is made in place of a lost one (test_source_care.py).
 REMAKE_POINTS = ["remake-before-slot", "remake-after-slot", "remake-after-mark"]
+# Passed while another server of MariaDB or MySQL takes over (test_mysql_failover.py).
+TAKEOVER_POINTS = ["takeover-after-mark"]
 # The same of a load and of the flow from MariaDB and MySQL, beside those of all sources (../faults/test_failpoints.py).
 MYSQL_POINTS = ["mysql-load-inside-segment", "mysql-log-before-confirm"]
 FEW = [

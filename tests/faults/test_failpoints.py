@@ -7,7 +7,16 @@ import signal
 import time
 
 import pytest
-from crash import FLOW_POINTS, LOAD_POINTS, MYSQL_POINTS, REMAKE_POINTS, Session, crash_in_flow, crash_in_load
+from crash import (
+    FLOW_POINTS,
+    LOAD_POINTS,
+    MYSQL_POINTS,
+    REMAKE_POINTS,
+    TAKEOVER_POINTS,
+    Session,
+    crash_in_flow,
+    crash_in_load,
+)
 from daemon import CHECKOUT
 from servers import MariaDB, MySQL, wait_for
 from verify import Watched
@@ -87,5 +96,5 @@ def test_every_failpoint_is_in_a_list():
         for path in glob.glob(os.path.join(CHECKOUT, folder, "**", "*.rs"), recursive=True):
             with open(path) as file:
                 named |= set(re.findall(r'fail_point!\(\s*"([^"]+)"', file.read()))
-    listed = LOAD_POINTS + FLOW_POINTS + REMAKE_POINTS + MYSQL_POINTS
+    listed = LOAD_POINTS + FLOW_POINTS + REMAKE_POINTS + TAKEOVER_POINTS + MYSQL_POINTS
     assert named == set(listed) and len(listed) == len(set(listed))

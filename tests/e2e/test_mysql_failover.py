@@ -246,8 +246,9 @@ def test_a_load_that_saw_more_than_the_log_was_read_to(pair):
         writer = threading.Thread(target=write_elsewhere)
         writer.start()
         try:
-            run.start_and_load()
-            run.kill()
+            # Behind the second of two tables: a moment later the log may have been read as far.
+            run.start(crash_at="load-after-commit:2", ready=False)
+            run.wait_exit(60)
         finally:
             done.set()
             writer.join()

@@ -6,7 +6,7 @@ import pytest
 from servers import MariaDB, MySQL, wait_for
 from test_mysql_races import HeldCommit
 
-# The session's `sql_log_bin` is not the daemon's business, the server's is.
+# A value of some hundred bytes.
 TEXT = "repeat(sha2(id, 512), 3)"
 
 

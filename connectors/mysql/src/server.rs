@@ -9,8 +9,6 @@ use crate::{
 
 /// Where the events of a file begin, behind its magic number.
 pub const FILE_START: u64 = 4;
-/// FORMAT_DESCRIPTION_EVENT.
-pub const FORMAT_DESCRIPTION: u8 = 15;
 /// ROTATE_EVENT.
 pub const ROTATE: u8 = 4;
 
@@ -146,7 +144,7 @@ pub async fn place(config: &MysqlConfig, name: &str, offset: u64) -> Result<Plac
         let packet = session.packet().await?;
         let event = packet.get(1..).unwrap_or_default();
         let (header, _) = binlog_dump::event(event).context(Kind::Protocol, doing)?;
-        if header.kind == FORMAT_DESCRIPTION {
+        if header.kind == binlog_dump::FORMAT_DESCRIPTION {
             return Ok(Place { file: file.number, offset, begun: header.timestamp });
         }
     }

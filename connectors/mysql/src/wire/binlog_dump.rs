@@ -83,7 +83,7 @@ impl EventHeader {
 }
 
 /// FORMAT_DESCRIPTION_EVENT.
-const FORMAT_DESCRIPTION: u8 = 15;
+pub const FORMAT_DESCRIPTION: u8 = 15;
 
 /// Splits an event into header and body; a checksum is still at its end.
 pub fn event(bytes: &[u8]) -> Result<(EventHeader, &[u8]), Malformed> {

@@ -103,18 +103,22 @@ class Lake:
             paths = ", ".join(literal(self.local(file["path"])) for file in files)
             selects = [f"select * from read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"]
             files = []
-        for file in files:
-            local = self.local(file["path"])
-            held = {
-                int((field.metadata or {})[b"PARQUET:field_id"]): field.name
-                for field in pyarrow.parquet.read_schema(local)
-            }
+        held, kinds = {}, {}
+        for local in [self.local(file["path"]) for file in files]:
+            fields = pyarrow.parquet.read_schema(local)
+            held[local] = {int((field.metadata or {})[b"PARQUET:field_id"]): field.name for field in fields}
+            for column in columns:
+                if column["older_rows"] is not None and column["id"] in held[local] and column["id"] not in kinds:
+                    sql = f"describe select {name(held[local][column['id']])} from read_parquet({literal(local)})"
+                    kinds[column["id"]] = connection.execute(sql).fetchone()[1]
+        for local, names in held.items():
             cells = []
             for column in columns:
-                if column["id"] in held:
-                    cells.append(f"{name(held[column['id']])} as {name(column['name'])}")
+                if column["id"] in names:
+                    cells.append(f"{name(names[column['id']])} as {name(column['name'])}")
                 elif column["older_rows"] is not None:
-                    cells.append(f"{literal(column['older_rows'])} as {name(column['name'])}")
+                    kind = kinds.get(column["id"], "varchar")
+                    cells.append(f"cast({literal(column['older_rows'])} as {kind}) as {name(column['name'])}")
             selects.append(f"select {', '.join(cells)} from read_parquet({literal(local)}, hive_partitioning = false)")
         connection.execute(f"create or replace view {into} as " + " union all by name ".join(selects))
 

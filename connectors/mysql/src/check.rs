@@ -23,6 +23,15 @@ const NAMES_SHOWN: usize = 5;
 /// Binary logs that are kept for less make a weekend dangerous.
 const RETENTION_SECONDS_MIN: u64 = 86_400;
 
+/// What tells whether the log names columns.
+const METADATA: &str = "binlog_row_metadata";
+
+fn set_global(finding: Finding, name: &str, wanted: &str) -> Finding {
+    finding
+        .fix(format!("SET GLOBAL {name} = '{wanted}';"))
+        .fix(format!("and in the server's configuration: {name} = {wanted}"))
+}
+
 /// Every problem of the scope.
 pub async fn check(config: &MysqlConfig, server_id: u32, scope: &Scope) -> Vec<Finding> {
     let mut session = match Connection::connect(config).await {
@@ -51,11 +60,11 @@ struct Check<'a> {
 
 impl Check<'_> {
     async fn everything(&mut self) -> Result<()> {
+        let shapes = discover::select(self.session, &self.scope.selection).await?;
         if self.scope.cdc {
-            self.binary_log().await?;
+            self.binary_log(&shapes).await?;
             self.rights().await?;
         }
-        let shapes = discover::select(self.session, &self.scope.selection).await?;
         if self.scope.cdc && self.scope.full_load && !self.session.is_mariadb() {
             self.lock_rights(&shapes).await?;
         }
@@ -74,7 +83,7 @@ impl Check<'_> {
         Ok(rows.iter().map(|row| (Row(row).text(0).to_ascii_lowercase(), Row(row).text(1).to_string())).collect())
     }
 
-    async fn binary_log(&mut self) -> Result<()> {
+    async fn binary_log(&mut self, shapes: &[Shape]) -> Result<()> {
         let variables = self.variables().await?;
         let value = |name: &str| variables.get(name).map(String::as_str);
         if value("log_bin") != Some("ON") {
@@ -84,17 +93,17 @@ impl Check<'_> {
             );
             return Ok(());
         }
+        if let Some(found) = value(METADATA).filter(|found| !found.eq_ignore_ascii_case("FULL")) {
+            self.nameless(found, shapes);
+        }
         for (name, wanted, finding, why) in [
             ("binlog_format", "ROW", "MYSQL-BINLOG-FORMAT", "the log has statements instead of rows"),
             ("binlog_row_image", "FULL", "MYSQL-ROW-IMAGE", "the log has only a part of each row"),
-            ("binlog_row_metadata", "FULL", "MYSQL-ROW-METADATA", "the log does not tell names of columns"),
             ("binlog_row_value_options", "", "MYSQL-ROW-IMAGE", "the log has only parts of JSON values"),
         ] {
             let Some(found) = value(name).filter(|found| !found.eq_ignore_ascii_case(wanted)) else { continue };
             self.findings.push(
-                Finding::error(finding, format!("{name} is {found}: {why}"))
-                    .fix(format!("SET GLOBAL {name} = '{wanted}';"))
-                    .fix(format!("and in the server's configuration: {name} = {wanted}"))
+                set_global(Finding::error(finding, format!("{name} is {found}: {why}")), name, wanted)
                     .fix("sessions that are open keep what they had: end them, or wait for their end"),
             );
         }
@@ -130,6 +139,23 @@ impl Check<'_> {
             );
         }
         Ok(())
+    }
+
+    /// Without their names, columns are known by their places in the shape that a table was loaded with.
+    fn nameless(&mut self, found: &str, shapes: &[Shape]) {
+        let summary = format!("{METADATA} is {found}: the log does not tell names of columns");
+        let generated = shapes.iter().find(|shape| shape.has_generated);
+        let finding = match generated {
+            _ if !self.scope.full_load => Finding::error("MYSQL-ROW-METADATA", summary)
+                .detail("which shape a table had is known where it is loaded, and this task loads nothing"),
+            Some(shape) => Finding::error("MYSQL-ROW-METADATA", summary).detail(format!(
+                "the places of the columns of {} are not known: it has generated ones",
+                shape.table.name
+            )),
+            None => Finding::warning("MYSQL-ROW-METADATA", summary)
+                .detail("columns are known by their places, so a table whose columns are altered is loaded anew"),
+        };
+        self.findings.push(set_global(finding, METADATA, "FULL"));
     }
 
     /// What Amazon RDS and Aurora keep in a table of theirs instead of a variable: hours, or nothing for "as short as possible"

@@ -18,6 +18,8 @@ pub struct Shape {
     pub engine: String,
     /// Columns whose type is not known here, with their type.
     pub unknown: Vec<(String, String)>,
+    /// It has generated columns.
+    pub has_generated: bool,
     /// A column of the key is generated.
     generated_key: bool,
 }
@@ -95,7 +97,10 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
             estimated_bytes: row.number(4)?,
             parts: None,
         };
-        found.insert(name, Shape { table, engine: row.text(2).into(), unknown: vec![], generated_key: false });
+        found.insert(
+            name,
+            Shape { table, engine: row.text(2).into(), unknown: vec![], has_generated: false, generated_key: false },
+        );
     }
     for row in connection.query(&columns).await? {
         let row = Row(&row);
@@ -151,6 +156,7 @@ impl Shape {
         let (name, declared, extra) = (row.text(2), row.text(3), row.text(7));
         self.table.columns_ever = self.table.columns_ever.max(row.number(6)? as i32);
         if extra.contains("GENERATED") && !extra.contains("DEFAULT_GENERATED") {
+            self.has_generated = true;
             return Ok(());
         }
         let source_type = match row.0.get(4).and_then(Option::as_deref) {

@@ -3,12 +3,12 @@
 use std::{slice, time::Duration};
 
 use millrace_core::{
-    ColumnType, ColumnVec, Columns, Error, Kind, Result, Table, Values, error::Context, source::Lookup,
+    Column, ColumnType, ColumnVec, Columns, Error, Kind, Result, Table, Values, error::Context, source::Lookup,
 };
 
 use crate::{
     MysqlConfig, Options,
-    discover::{quote_literal, quote_name, quote_table},
+    discover::{self, quote_literal, quote_name, quote_table},
     gtid::Executed,
     log::HandedOut,
     lower_bound,
@@ -135,6 +135,15 @@ pub async fn read(
                 }
             }
         }
+    }
+    // A name may be that of another column by now. The transaction keeps the table as its rows were read.
+    let now = discover::named(session, slice::from_ref(&table.name)).await?.pop().map(|shape| shape.table);
+    let alike = |(own, now): (&Column, &Column)| own.name == now.name && own.source_type == now.source_type;
+    let is_same = now.is_some_and(|now| {
+        now.columns.len() == table.columns.len() && table.columns.iter().zip(&now.columns).all(alike)
+    });
+    if keys.rows() > 0 && !is_same {
+        return Err(Error::new(Kind::SchemaChange, doing()).with("the table was altered since these rows were written"));
     }
     Ok(answer)
 }

@@ -6,7 +6,10 @@ use millrace_core::{
     BatchBuilder, Change, Error, Kind, Op, Order, Reject, Result, Table, Unfit, ValueRules, batch::Cell, error::Context,
 };
 
-use super::events::{RowsEvent, RowsKind, Slot, TableMap, image, parts};
+use super::{
+    alter::Step,
+    events::{MapColumn, RowsEvent, RowsKind, Slot, TableMap, image, parts},
+};
 use crate::{
     types::{
         self,
@@ -65,6 +68,10 @@ pub struct Captured {
     /// The last TABLE_MAP_EVENT, without its number, and what it came to.
     known: Option<(Arc<[u8]>, Arc<Mapping>)>,
     scratch: Scratch,
+    /// The log had rows of it without all of their columns.
+    is_partial: bool,
+    /// The log does not name its columns.
+    is_nameless: bool,
 }
 
 impl Captured {
@@ -81,6 +88,8 @@ impl Captured {
             value_bytes_max,
             known: None,
             scratch: Scratch::default(),
+            is_partial: false,
+            is_nameless: false,
         }
     }
 
@@ -108,6 +117,21 @@ impl Captured {
         self.generated = None;
     }
 
+    /// Why these changes of its columns are not followed, whatever the catalog says.
+    pub fn unfollowed(&self, steps: &[Step]) -> Option<&'static str> {
+        if self.adopting {
+            return Some("its columns were altered before its load was done");
+        }
+        if self.is_nameless {
+            return Some(
+                "its columns were altered, and the log has no names of columns (binlog_row_metadata is not FULL)",
+            );
+        }
+        // What is missing in a row is looked up by name, where names may be those of later.
+        let renames = steps.iter().any(|step| matches!(step, Step::Rename { .. }));
+        (renames && self.is_partial).then_some("a column was renamed, and the log has only a part of each row")
+    }
+
     /// The mapping that these bytes came to before.
     pub fn known(&self, map: &[u8]) -> Option<(Arc<[u8]>, Arc<Mapping>)> {
         self.known.clone().filter(|(known, _)| **known == *map)
@@ -115,8 +139,10 @@ impl Captured {
 
     /// Compares what the log shows with the table. An error is a sentence on what is different.
     pub fn map(&mut self, bytes: &Arc<[u8]>, map: &TableMap<'_>, charsets: &Charsets) -> Result<Arc<Mapping>, String> {
-        if map.columns.iter().any(|column| column.name.is_none()) {
-            return Err("the log has no names of columns (binlog_row_metadata is not FULL)".into());
+        // Then they are known by their places, which every change of the table makes anew.
+        self.is_nameless = map.columns.iter().any(|column| column.name.is_none());
+        if self.is_nameless && map.columns.len() != self.table.columns.len() {
+            return Err("the log has other columns, and no names for them (binlog_row_metadata is not FULL)".into());
         }
         let ours = types::of_table(&self.table).ok_or("a column has a type that is not known")?;
         let mut mapping = Mapping {
@@ -124,8 +150,9 @@ impl Captured {
             places: vec![],
             columns: vec![],
         };
-        for (column, ty) in self.table.columns.iter().zip(ours) {
-            let place = map.columns.iter().position(|shown| shown.name == Some(column.name.as_bytes()));
+        for (index, (column, ty)) in self.table.columns.iter().zip(ours).enumerate() {
+            let named = || map.columns.iter().position(|shown| shown.name == Some(column.name.as_bytes()));
+            let place = if self.is_nameless { Some(index) } else { named() };
             let place = place.ok_or_else(|| format!("column {:?} is gone", column.name))?;
             let shown = &map.columns[place];
             let declared = match &ty {
@@ -135,7 +162,7 @@ impl Captured {
             };
             let charset = shown.collation.map(|id| charsets.of_collation(id).unwrap_or("unknown"));
             let same_charset = declared.is_none() || charset.is_none() || declared == charset;
-            if !shown.stored.is_of(&ty) || !same_charset {
+            if !shown.stored.is_of(&ty) || !same_charset || !is_said_of(&ty, shown) {
                 return Err(format!("column {:?} has another type", column.name));
             }
             let charset = match declared.filter(|_| matches!(ty, types::SqlType::Text(_))) {
@@ -239,7 +266,10 @@ impl Captured {
                 // Of a row that went, what the log does not have is null; but its key tells which one it was.
                 Slot::Absent | Slot::Part if self.table.is_keyed() && !self.table.key.contains(&index) => match op {
                     Op::Delete => self.builder.column(index).push_null(),
-                    _ => self.builder.absent(index),
+                    _ => {
+                        self.is_partial = true;
+                        self.builder.absent(index);
+                    }
                 },
                 Slot::Absent | Slot::Part => {
                     let doing = format!("reading rows of {} in the log", self.table.name);
@@ -316,6 +346,20 @@ impl Captured {
             reason,
             row,
         }
+    }
+}
+
+/// Whether what the log tells of a column's signs and labels is as it is declared.
+fn is_said_of(ty: &types::SqlType, shown: &MapColumn<'_>) -> bool {
+    use types::SqlType::{Enum, Int, Set};
+    match (ty, shown.unsigned, &shown.labels) {
+        (Int { unsigned, .. }, Some(said), _) => *unsigned == said,
+        // Those beyond ASCII are in the column's character set.
+        (Enum(labels) | Set(labels), _, Some(said)) => {
+            let alike = |(own, said): (&String, &&[u8])| own.as_bytes() == *said || !own.is_ascii();
+            labels.len() == said.len() && labels.iter().zip(said).all(alike)
+        }
+        _ => true,
     }
 }
 

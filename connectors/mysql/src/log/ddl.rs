@@ -4,6 +4,8 @@
 
 use millrace_core::TableName;
 
+use super::alter::{self, Step};
+
 /// What a statement does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
@@ -11,6 +13,8 @@ pub enum Effect {
     Truncated(TableName),
     /// Its columns, or values without events of rows, may have changed.
     Altered(TableName),
+    /// Its columns changed, and nothing else.
+    Reshaped(TableName, Vec<Step>),
     /// It is gone, or there is another one of this name.
     Replaced(TableName),
     /// It was made, unless it was there.
@@ -32,19 +36,21 @@ pub const UNREAD: char = char::REPLACEMENT_CHARACTER;
 
 /// A word, a name, a text or a sign.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Token {
+pub(super) enum Token {
     /// A name or a keyword without quotes.
     Word(String),
     /// A name in quotes.
     Quoted(String),
-    /// A text or a number.
-    Literal,
+    /// A text; what was escaped in it is [`UNREAD`].
+    Text(String),
+    /// Digits.
+    Number(String),
     /// Anything else.
     Sign(char),
 }
 
 impl Token {
-    fn is(&self, word: &str) -> bool {
+    pub(super) fn is(&self, word: &str) -> bool {
         matches!(self, Self::Word(own) if own.eq_ignore_ascii_case(word))
     }
 }
@@ -66,13 +72,13 @@ fn tokens(sql: &str) -> Option<Vec<Token>> {
             rest = behind("\n", 0).unwrap_or_default();
         } else if matches!(first, '`' | '"' | '\'') {
             let (text, after) = quoted(rest, first)?;
-            tokens.push(if first == '`' || first == '"' { Token::Quoted(text) } else { Token::Literal });
+            tokens.push(if first == '\'' { Token::Text(text) } else { Token::Quoted(text) });
             rest = after;
         } else if is_of_word(first) {
             let end = rest.find(|c| !is_of_word(c)).unwrap_or(rest.len());
             let word = &rest[..end];
             let number = word.chars().all(|c| c.is_ascii_digit());
-            tokens.push(if number { Token::Literal } else { Token::Word(word.to_string()) });
+            tokens.push(if number { Token::Number(word.into()) } else { Token::Word(word.into()) });
             rest = &rest[end..];
         } else {
             tokens.push(Token::Sign(first));
@@ -94,6 +100,7 @@ fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
     while let Some((at, c)) = chars.next() {
         if c == '\\' && quote != '`' {
             chars.next();
+            (quote == '\'').then(|| inside.push(UNREAD));
         } else if c == quote {
             if chars.next_if(|(_, next)| *next == quote).is_none() {
                 return Some((inside, &text[at + c.len_utf8()..]));
@@ -107,13 +114,13 @@ fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
 }
 
 /// The statement being read.
-struct Statement<'a> {
-    tokens: &'a [Token],
-    schema: &'a str,
+pub(super) struct Statement<'a> {
+    pub(super) tokens: &'a [Token],
+    pub(super) schema: &'a str,
 }
 
 impl Statement<'_> {
-    fn take(&mut self, word: &str) -> bool {
+    pub(super) fn take(&mut self, word: &str) -> bool {
         let found = self.tokens.first().is_some_and(|token| token.is(word));
         if found {
             self.tokens = &self.tokens[1..];
@@ -121,7 +128,7 @@ impl Statement<'_> {
         found
     }
 
-    fn take_sign(&mut self, sign: char) -> bool {
+    pub(super) fn take_sign(&mut self, sign: char) -> bool {
         let found = self.tokens.first() == Some(&Token::Sign(sign));
         if found {
             self.tokens = &self.tokens[1..];
@@ -129,7 +136,7 @@ impl Statement<'_> {
         found
     }
 
-    fn word(&mut self) -> Option<String> {
+    pub(super) fn word(&mut self) -> Option<String> {
         let (Token::Word(name) | Token::Quoted(name)) = self.tokens.first()? else { return None };
         self.tokens = &self.tokens[1..];
         Some(name.clone())
@@ -143,22 +150,33 @@ impl Statement<'_> {
         Some(TableName::new(self.schema, first))
     }
 
-    fn take_any(&mut self, words: &[&str]) -> bool {
+    pub(super) fn take_any(&mut self, words: &[&str]) -> bool {
         words.iter().any(|word| self.take(word))
     }
 
-    fn skip(&mut self) {
+    pub(super) fn skip(&mut self) {
         self.tokens = self.tokens.get(1..).unwrap_or_default();
     }
 
     /// Gives whether it is `IF NOT EXISTS`.
-    fn if_exists(&mut self) -> bool {
+    pub(super) fn if_exists(&mut self) -> bool {
         if !self.take("if") {
             return false;
         }
         let not_there = self.take("not");
         let _ = self.take("exists");
         not_there
+    }
+
+    /// What stands between parentheses, with them; nothing if they do not end.
+    pub(super) fn skip_parentheses(&mut self) -> Option<()> {
+        let mut depth = 0_i32;
+        let end = self.tokens.iter().position(|token| {
+            depth += i32::from(*token == Token::Sign('(')) - i32::from(*token == Token::Sign(')'));
+            depth == 0
+        });
+        self.tokens = self.tokens.get(end? + 1..)?;
+        Some(())
     }
 
     /// MariaDB's `WAIT n` and `NOWAIT`.
@@ -358,8 +376,13 @@ fn alter(statement: &mut Statement<'_>) -> Option<Vec<Effect>> {
     let table = statement.table()?;
     statement.wait();
     let mut found = if ignores { vec![Effect::Altered(table.clone())] } else { vec![] };
+    let mut steps = vec![];
     for clause in clauses(statement.tokens) {
         if is_harmless(clause) {
+            continue;
+        }
+        if let Some(step) = alter::steps(clause) {
+            steps.extend(step);
             continue;
         }
         let mut clause = Statement { tokens: clause, schema: statement.schema };
@@ -384,11 +407,17 @@ fn alter(statement: &mut Statement<'_>) -> Option<Vec<Effect>> {
         }
     }
     found.dedup();
+    // What is not followed is loaded anew, with the columns that it has then.
+    if !steps.is_empty() && found.is_empty() {
+        found.push(Effect::Reshaped(table, steps));
+    } else if !steps.is_empty() && !found.contains(&Effect::Altered(table.clone())) {
+        found.insert(0, Effect::Altered(table));
+    }
     Some(found)
 }
 
 /// The clauses of ALTER TABLE: what stands between commas outside of parentheses.
-fn clauses(tokens: &[Token]) -> Vec<&[Token]> {
+pub(super) fn clauses(tokens: &[Token]) -> Vec<&[Token]> {
     let (mut depth, mut start, mut found) = (0_i32, 0, vec![]);
     for (index, token) in tokens.iter().enumerate() {
         match token {
@@ -482,9 +511,11 @@ mod tests {
         for (sql, expected) in [
             ("TRUNCATE t", vec![Effect::Truncated(t("shop", "t"))]),
             ("truncate table `other`.`a``b`", vec![Effect::Truncated(t("other", "a`b"))]),
-            ("ALTER TABLE t ADD COLUMN c INT", altered.clone()),
-            ("alter /* x */ table if exists `shop`.`t` drop c, add index (a, b)", altered.clone()),
-            ("ALTER TABLE t RENAME COLUMN a TO b", altered.clone()),
+            ("ALTER TABLE t ADD COLUMN c INT, MODIFY b BIGINT", altered.clone()),
+            (
+                "alter /* x */ table if exists `shop`.`t` drop c, add index (a, b)",
+                vec![Effect::Reshaped(t("shop", "t"), vec![Step::Drop { name: "c".into(), if_there: false }])],
+            ),
             ("ALTER TABLE t ADD PRIMARY KEY (a)", altered.clone()),
             ("ALTER TABLE t DROP PARTITION p0", altered.clone()),
             ("ALTER TABLE t COMMENT='x' ENGINE=MyISAM", altered.clone()),
@@ -495,6 +526,14 @@ mod tests {
             ("ALTER TABLE t ADD UNIQUE KEY u (a), RENAME INDEX a TO b", vec![]),
             ("ALTER TABLE t COMMENT='drop, add column c int'", vec![]),
             ("ALTER TABLE t RENAME TO u", vec![Effect::Replaced(t("shop", "t")), Effect::Replaced(t("shop", "u"))]),
+            (
+                "ALTER TABLE t DROP c, RENAME TO u",
+                [Effect::Altered, Effect::Replaced]
+                    .map(|e| e(t("shop", "t")))
+                    .into_iter()
+                    .chain([Effect::Replaced(t("shop", "u"))])
+                    .collect(),
+            ),
             (
                 "rename /* gh-ost */ table `shop`.`t` to `shop`.`_t_del`, `shop`.`_t_gho` to `shop`.`t`",
                 ["t", "_t_del", "_t_gho", "t"].iter().map(|name| Effect::Replaced(t("shop", name))).collect(),

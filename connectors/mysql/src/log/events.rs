@@ -183,6 +183,10 @@ pub struct MapColumn<'a> {
     pub stored: Stored,
     /// The collation of its text; `None` where it has none.
     pub collation: Option<u64>,
+    /// Whether its numbers have no sign; `None` where it has none.
+    pub unsigned: Option<bool>,
+    /// What the values of ENUM and SET are called, in the column's character set; `None` where the log does not tell.
+    pub labels: Option<Vec<&'a [u8]>>,
 }
 
 /// TABLE_MAP_EVENT.
@@ -223,7 +227,7 @@ impl<'a> TableMap<'a> {
         let types = reader.bytes(count)?;
         let mut metadata = Reader::new(reader.length_bytes()?);
         let stored = types.iter().map(|&number| Stored::read(number, &mut metadata));
-        let column = |stored| MapColumn { name: None, stored, collation: None };
+        let column = |stored| MapColumn { name: None, stored, collation: None, unsigned: None, labels: None };
         let mut columns = stored.map(|stored| stored.map(column)).collect::<Result<Vec<_>, _>>()?;
         reader.bytes(count.div_ceil(8))?;
         while !reader.is_empty() {
@@ -239,6 +243,22 @@ impl<'a> TableMap<'a> {
         let texts = |column: &&mut MapColumn<'_>| column.stored.is_character();
         let labels = |column: &&mut MapColumn<'_>| matches!(column.stored.number, number::ENUM | number::SET);
         match field {
+            // SIGNEDNESS: a bit for each column of numbers, the highest one first.
+            1 => {
+                let bits = value.rest();
+                for (index, column) in columns.iter_mut().filter(|column| column.stored.is_number()).enumerate() {
+                    column.unsigned = bits.get(index / 8).map(|byte| byte & (0x80 >> (index % 8)) != 0);
+                }
+            }
+            // SET_STR_VALUE, ENUM_STR_VALUE.
+            5 | 6 => {
+                let wanted = if field == 5 { number::SET } else { number::ENUM };
+                for column in columns.iter_mut().filter(|column| column.stored.number == wanted) {
+                    let count = value.length()?;
+                    let labels: Result<Vec<&[u8]>, Malformed> = (0..count).map(|_| value.length_bytes()).collect();
+                    column.labels = Some(labels?);
+                }
+            }
             // DEFAULT_CHARSET and its twin for ENUM and SET: one for all, and the exceptions by number.
             2 | 10 => {
                 let default = value.length()? as u64;
@@ -421,6 +441,9 @@ mod tests {
         assert_eq!(column("e").stored.number, number::ENUM);
         assert_eq!(column("de").stored, Stored { number: number::NEWDECIMAL, meta: 0x411e });
         assert_eq!(column("id").collation, None);
+        assert_eq!(column("e").labels, Some(vec![&b"a"[..], b"b"]));
+        assert_eq!(column("s").labels, Some(vec![&b"x"[..], b"y"]));
+        assert_eq!([column("id"), column("y"), column("v")].map(|c| c.unsigned), [Some(false), Some(true), None]);
     }
 
     #[test]

@@ -5,10 +5,11 @@
 //!
 //! - [`lineage`], [`open`]: what the stream keeps with a position, and where the log is taken up again with it, after a
 //!   failover on another server
-//! - [`events`]: the events; [`compressed`]: those that are; [`statement_text`], [`ddl`]: what statements do; [`captured`]: a table's rows
+//! - [`events`]: the events; [`compressed`]: those that are; [`statement_text`], [`ddl`], [`alter`]: what statements do; [`captured`]: a table's rows
 //! - [`reader`]: which event belongs to what, and where it stands
 //! - [`xid`], [`prepared`]: transactions of two phases, and their events where they were prepared
 
+mod alter;
 mod captured;
 pub mod compressed;
 pub mod ddl;
@@ -21,6 +22,7 @@ mod statement_text;
 pub mod xid;
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeSet, HashMap},
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
@@ -296,6 +298,18 @@ impl MysqlLog {
         Ok(())
     }
 
+    /// Asks the catalog about a table that was altered. Safe to cancel, likewise.
+    async fn look_at_altered(&mut self, name: &TableName) -> Result<()> {
+        let mut catalog = self.reader.loads().connect(&self.config).await?;
+        let mut shapes = discover::named(&mut catalog, std::slice::from_ref(name)).await?;
+        let shape = shapes.pop().and_then(|shape| shape.known().ok());
+        for charset in shape.iter().flat_map(|shape| charsets_of(std::slice::from_ref(shape))) {
+            self.charsets.learn(&mut catalog, &charset).await?;
+        }
+        self.reader.reshape(shape.as_ref());
+        Ok(())
+    }
+
     /// Takes the next event of a transaction of two phases where it was prepared; false if there is none. Safe to cancel.
     async fn repeat(&mut self) -> Result<bool> {
         let Some(wanted) = self.reader.wanted() else { return Ok(false) };
@@ -316,6 +330,9 @@ impl MysqlLog {
     /// Takes everything that has been received, until there is enough.
     async fn take(&mut self, budget: &Budget) -> Result<bool> {
         loop {
+            while let Some(table) = self.reader.altered().cloned() {
+                self.look_at_altered(&table).await?;
+            }
             while let Some(table) = self.reader.unresolved().cloned() {
                 self.look_at(&table).await?;
                 self.reader.resolve(&self.charsets)?;
@@ -358,8 +375,8 @@ fn log_error(error: Error) -> Error {
     Error { kind, doing: "reading the binary log".into(), ..error }.fix(fix)
 }
 
-fn charsets_of(tables: &[Arc<Table>]) -> BTreeSet<String> {
-    let columns = tables.iter().flat_map(|table| &table.columns);
+fn charsets_of<T: Borrow<Table>>(tables: &[T]) -> BTreeSet<String> {
+    let columns = tables.iter().flat_map(|table| &table.borrow().columns);
     let charset = |ty| match ty {
         SqlType::Text(charset) => Some(charset.to_string()),
         _ => None,

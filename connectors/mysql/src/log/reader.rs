@@ -14,7 +14,7 @@ use std::{
 use millrace_core::{Change, Changes, Error, Kind, Order, Position, Result, Table, TableName, source::Budget};
 
 pub use self::two_phases::Wanted;
-use self::{rolled_back::Savepoint, two_phases::TwoPhases};
+use self::{rolled_back::Savepoint, statements::Altered, two_phases::TwoPhases};
 use super::{
     HandedOut, LoadPositions, LogOptions,
     captured::{Captured, Mapping, Transaction},
@@ -94,6 +94,8 @@ pub struct Reader {
     maps: HashMap<u64, (TableName, Arc<[u8]>)>,
     /// TABLE_MAP_EVENTs whose tables the catalog is to be asked about.
     unresolved: VecDeque<(TableName, u64, Arc<[u8]>)>,
+    /// What the catalog is to be asked about before anything else is read.
+    altered: Option<Altered>,
     items: Vec<Change>,
     rows: usize,
     bytes: usize,
@@ -141,6 +143,7 @@ impl Reader {
             mapped: HashMap::new(),
             maps: HashMap::new(),
             unresolved: VecDeque::new(),
+            altered: None,
             items: vec![],
             rows: 0,
             bytes: 0,
@@ -234,7 +237,8 @@ impl Reader {
         (self.rows, self.bytes) = (0, 0);
         self.options.loads.note_handed_out(self.handed_out());
         self.two_phases.forget_committed();
-        let whole = self.transaction.is_none() && self.unresolved.is_empty() && !self.between_files;
+        let is_resolved = self.unresolved.is_empty() && self.altered.is_none();
+        let whole = self.transaction.is_none() && is_resolved && !self.between_files;
         Changes {
             items: std::mem::take(&mut self.items),
             upto: whole.then(|| self.position()),

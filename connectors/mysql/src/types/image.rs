@@ -171,6 +171,11 @@ impl Stored {
         }
     }
 
+    /// Whether the log tells whether it has a sign.
+    pub fn is_number(&self) -> bool {
+        [TINY, SHORT, INT24, LONG, LONGLONG, NEWDECIMAL, FLOAT, DOUBLE, YEAR].contains(&self.number)
+    }
+
     fn is_time(&self, new: u8, old: u8, digits: u8) -> bool {
         (self.number == new && self.meta == u16::from(digits)) || (self.number == old && digits == 0)
     }

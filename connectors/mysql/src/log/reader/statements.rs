@@ -1,16 +1,19 @@
 //! What statements in the log do to the captured tables.
 
-use millrace_core::{Change, Ddl, Error, Kind, Result, TableName};
+use std::sync::Arc;
 
-use super::Reader;
+use millrace_core::{Change, Ddl, Error, Kind, Order, Result, Table, TableName};
+
+use super::{Captured, Reader};
 use crate::{
     log::{
+        alter::{self, Step},
         ddl::{self, Effect},
         events::Query,
         statement_text,
     },
     server::Place,
-    types::charset::Charsets,
+    types::{self, charset::Charsets},
     wire::binlog_dump::EventHeader,
 };
 
@@ -63,7 +66,11 @@ impl Reader {
                 Ok(())
             }
             Effect::Truncated(name) => self.all_unsupported(&name, "a table whose name was not read was truncated"),
-            Effect::Altered(name) => self.all_unsupported(&name, "its columns or values were altered"),
+            Effect::Altered(name) => self.all_unsupported(&name, ALTERED),
+            Effect::Reshaped(name, steps) => match &*self.concerned(&name) {
+                [own] => self.begin_reshape(own, steps),
+                _ => self.all_unsupported(&name, ALTERED),
+            },
             Effect::Replaced(name) => {
                 self.look_again |= self.concerned(&name).is_empty();
                 self.all_unsupported(&name, "it was dropped, renamed or made anew at the source")
@@ -116,16 +123,74 @@ impl Reader {
     /// under way does not concern it.
     pub(super) fn unsupported(&mut self, name: &TableName, what: String) -> Result<()> {
         let order = self.next_order()?;
-        let Some(captured) = self.tables.get_mut(name) else { return Ok(()) };
-        captured.forget();
-        if captured.suspended || self.options.loads.passes_over(name, order.commit, captured.adopting) {
-            return Ok(());
+        if self.concerns(name, order) {
+            self.suspend(name, what, order);
         }
+        Ok(())
+    }
+
+    /// Whether an altered table is read, and the change is not one from before its load.
+    fn concerns(&mut self, name: &TableName, order: Order) -> bool {
+        let Some(captured) = self.tables.get_mut(name) else { return false };
+        captured.forget();
+        !captured.suspended && !self.options.loads.passes_over(name, order.commit, captured.adopting)
+    }
+
+    fn suspend(&mut self, name: &TableName, what: String, order: Order) {
+        let Some(captured) = self.tables.get_mut(name) else { return };
         captured.suspended = true;
         self.close(name);
         self.items.push(Change::Ddl(Ddl::Unsupported { table: name.clone(), what, order }));
+    }
+
+    /// The columns of a table changed in a way that may be followed: the catalog is to be asked.
+    fn begin_reshape(&mut self, name: &TableName, steps: Vec<Step>) -> Result<()> {
+        let order = self.next_order()?;
+        if !self.concerns(name, order) {
+            return Ok(());
+        }
+        match self.tables.get(name).map_or(Some(ALTERED), |captured| captured.unfollowed(&steps)) {
+            Some(why) => self.suspend(name, why.into(), order),
+            None => self.altered = Some(Altered { table: name.clone(), steps, order }),
+        }
         Ok(())
     }
+
+    /// The table that was altered and that the catalog is to be asked about.
+    pub fn altered(&self) -> Option<&TableName> {
+        self.altered.as_ref().map(|altered| &altered.table)
+    }
+
+    /// What the catalog said of it; nothing if it is gone, or has a column that is not known.
+    pub fn reshape(&mut self, now: Option<&Table>) {
+        let Some(Altered { table: name, steps, order }) = self.altered.take() else { return };
+        let Some(captured) = self.tables.get_mut(&name) else { return };
+        let followed = match now {
+            Some(now) => alter::follow(&captured.table, &steps, now),
+            None => Err("its columns were altered, and have changed again since".into()),
+        };
+        match followed {
+            Err(why) => self.suspend(&name, why, order),
+            Ok(mut table) => {
+                types::retype(&self.options.values, &mut table);
+                captured.close(&mut self.items);
+                let table = Arc::new(table);
+                tracing::info!(table = %name, version = table.version, "a table was altered");
+                *captured = Captured::new(table.clone(), false, &self.options.values, self.options.value_bytes_max);
+                self.items.push(Change::Ddl(Ddl::Evolved { table, order }));
+            }
+        }
+    }
+}
+
+const ALTERED: &str = "its columns or values were altered";
+
+/// A table whose columns changed.
+#[derive(Debug)]
+pub(super) struct Altered {
+    table: TableName,
+    steps: Vec<Step>,
+    order: Order,
 }
 
 fn is_read(name: &TableName) -> bool {

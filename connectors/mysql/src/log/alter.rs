@@ -1,0 +1,516 @@
+//! Changes of a table's columns that are followed without a look at its rows: columns that are added, dropped, renamed. The
+//! statement tells which column is which; the catalog tells the types, as long as it has the shape that the statement made.
+
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
+use millrace_core::{Column, Table};
+
+use super::ddl::{Statement, Token, UNREAD, clauses};
+use crate::types::SqlType;
+
+/// One change of the columns, of those that a statement makes in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// A column comes.
+    Add {
+        /// Its name.
+        name: String,
+        /// What the rows have that are there.
+        older: Older,
+        /// Where it stands.
+        place: Place,
+        /// Nothing happens where it is there already.
+        unless_there: bool,
+    },
+    /// A column goes.
+    Drop {
+        /// Its name.
+        name: String,
+        /// Nothing happens where it is not there.
+        if_there: bool,
+    },
+    /// A column gets another name.
+    Rename {
+        /// The old one.
+        from: String,
+        /// The new one.
+        to: String,
+    },
+}
+
+/// Where a new column stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Behind all others.
+    Last,
+    /// Before all others.
+    First,
+    /// Behind this one.
+    After(String),
+}
+
+/// What older rows have in a new column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Older {
+    /// Null.
+    Null,
+    /// What the type has for nothing, as it must not be null.
+    Nothing,
+    /// A number, as it is written.
+    Number(String),
+    /// A text.
+    Text(String),
+}
+
+/// What a clause of ALTER TABLE does to columns; `None` if it is another one, or does more than is followed here.
+pub fn steps(clause: &[Token]) -> Option<Vec<Step>> {
+    let mut clause = Statement { tokens: clause, schema: "" };
+    if clause.take("add") {
+        let is_said = clause.take("column");
+        let unless_there = clause.if_exists();
+        return match clause.tokens {
+            [Token::Sign('('), inside @ .., Token::Sign(')')] => {
+                clauses(inside).into_iter().map(|column| add(column, unless_there)).collect()
+            }
+            // Without COLUMN it may be about many other things.
+            [Token::Word(first), ..] if !is_said && OTHERS.iter().any(|other| first.eq_ignore_ascii_case(other)) => {
+                None
+            }
+            column => Some(vec![add(column, unless_there)?]),
+        };
+    }
+    if clause.take("drop") {
+        let is_said = clause.take("column");
+        let if_there = clause.take("if") && clause.take("exists");
+        let is_other =
+            |token: &Token| matches!(token, Token::Word(word) if OTHERS.iter().any(|o| word.eq_ignore_ascii_case(o)));
+        if !is_said && clause.tokens.first().is_some_and(is_other) {
+            return None;
+        }
+        let name = name(&mut clause)?;
+        let _ = clause.take_any(&["restrict", "cascade"]);
+        return clause.tokens.is_empty().then(|| vec![Step::Drop { name, if_there }]);
+    }
+    if clause.take("rename") && clause.take("column") {
+        let from = name(&mut clause)?;
+        if !clause.take("to") {
+            return None;
+        }
+        let to = name(&mut clause)?;
+        return clause.tokens.is_empty().then(|| vec![Step::Rename { from, to }]);
+    }
+    None
+}
+
+/// Words behind ADD and DROP that are no columns.
+const OTHERS: [&str; 14] = [
+    "primary",
+    "period",
+    "system",
+    "vector",
+    "partition",
+    "constraint",
+    "index",
+    "key",
+    "unique",
+    "fulltext",
+    "spatial",
+    "foreign",
+    "check",
+    "versioning",
+];
+
+fn name(clause: &mut Statement<'_>) -> Option<String> {
+    clause.word().filter(|name| !name.contains(UNREAD))
+}
+
+/// A column's definition. Every word of it is known to change nothing of what is followed here.
+fn add(definition: &[Token], unless_there: bool) -> Option<Step> {
+    let mut rest = Statement { tokens: definition, schema: "" };
+    let name = name(&mut rest)?;
+    let (mut must_be, mut default, mut place) = (false, None, Place::Last);
+    let Some(Token::Word(ty)) = rest.tokens.first() else { return None };
+    if ty.eq_ignore_ascii_case("serial") {
+        return None;
+    }
+    rest.skip();
+    while let Some(token) = rest.tokens.first() {
+        if let Token::Sign('(') = token {
+            rest.skip_parentheses()?;
+        } else if rest.take("not") {
+            rest.take("null").then_some(())?;
+            must_be = true;
+        } else if rest.take("default") {
+            default = Some(literal(&mut rest)?);
+        } else if rest.take("first") {
+            place = Place::First;
+        } else if rest.take("after") {
+            place = Place::After(self::name(&mut rest)?);
+        } else if rest.take("unique") {
+            let _ = rest.take("key");
+        } else if rest.take_any(&["comment", "collate", "charset", "column_format", "storage"])
+            || rest.take("character") && rest.take("set")
+        {
+            let _ = rest.take_sign('=');
+            rest.skip();
+        } else if !rest.take_any(&PLAIN) {
+            return None;
+        }
+    }
+    let older = match default {
+        Some(Older::Null) | None if must_be => Older::Nothing,
+        Some(older) => older,
+        None => Older::Null,
+    };
+    Some(Step::Add { name, older, place, unless_there })
+}
+
+/// Words of a definition that change nothing of what is followed here.
+const PLAIN: [&str; 11] = [
+    "null",
+    "unsigned",
+    "signed",
+    "zerofill",
+    "varying",
+    "precision",
+    "visible",
+    "invisible",
+    "ascii",
+    "unicode",
+    "compressed",
+];
+
+fn literal(rest: &mut Statement<'_>) -> Option<Older> {
+    let minus = rest.take_sign('-');
+    let token = rest.tokens.first()?;
+    if !minus && token.is("null") {
+        rest.skip();
+        return Some(Older::Null);
+    }
+    if !minus && (token.is("true") || token.is("false")) {
+        let number = if token.is("true") { "1" } else { "0" };
+        rest.skip();
+        return Some(Older::Number(number.into()));
+    }
+    match token {
+        Token::Text(text) if !minus && !text.contains(UNREAD) => {
+            let text = text.clone();
+            rest.skip();
+            // Texts that follow each other are one.
+            (!matches!(rest.tokens.first(), Some(Token::Text(_)))).then_some(Older::Text(text))
+        }
+        Token::Number(whole) => {
+            let mut number = if minus { format!("-{whole}") } else { whole.clone() };
+            rest.skip();
+            if rest.take_sign('.') {
+                let Some(Token::Number(fraction)) = rest.tokens.first() else { return None };
+                number = format!("{number}.{fraction}");
+                rest.skip();
+            }
+            Some(Older::Number(number))
+        }
+        _ => None,
+    }
+}
+
+/// The table in the shape that the steps give it, or why they cannot be followed. The catalog, which may be ahead of the log,
+/// tells the types of new columns; one that was another at first is noticed by what the log tells of its rows, and by the
+/// statement that made it what it is.
+pub fn follow(table: &Table, steps: &[Step], now: &Table) -> Result<Table, String> {
+    let mut columns = table.columns.clone();
+    let mut last_id = columns.iter().map(|column| column.id).fold(table.columns_ever, i32::max);
+    let place_of = |columns: &[Column], name: &str| columns.iter().position(|column| is_same_name(&column.name, name));
+    for step in steps {
+        match step {
+            Step::Add { name, unless_there: true, .. } if place_of(&columns, name).is_some() => {}
+            Step::Add { name, .. } if place_of(&columns, name).is_some() => {
+                return Err(format!("column {name:?} was added, and was there"));
+            }
+            Step::Add { name, older, place, .. } => {
+                let Some(found) = place_of(&now.columns, name).and_then(|place| now.columns.get(place)) else {
+                    return Err(format!("column {name:?} was added and has changed again since"));
+                };
+                last_id += 1;
+                let name = name.clone();
+                let column = Column { id: last_id, name, older_rows: older_rows(found, older)?, ..found.clone() };
+                let at = match place {
+                    Place::Last => columns.len(),
+                    Place::First => 0,
+                    // It may stand behind one that is not captured.
+                    Place::After(before) => place_of(&columns, before).map_or(columns.len(), |before| before + 1),
+                };
+                columns.insert(at, column);
+            }
+            Step::Drop { name, if_there } => match place_of(&columns, name) {
+                Some(place) => drop(columns.remove(place)),
+                None if *if_there => {}
+                None => return Err(format!("column {name:?} was dropped, and was not there")),
+            },
+            Step::Rename { from, to } => {
+                let from_there = place_of(&columns, from);
+                let place = from_there.ok_or_else(|| format!("column {from:?} was renamed, and was not there"))?;
+                if place_of(&columns, to).is_some_and(|other| other != place) {
+                    return Err(format!("column {from:?} was renamed to {to:?}, which was there"));
+                }
+                if let Some(column) = columns.get_mut(place) {
+                    column.name.clone_from(to);
+                }
+            }
+        }
+    }
+    if !is_told_by_log(table, &columns) && !columns.iter().map(shape_of).eq(now.columns.iter().map(shape_of)) {
+        return Err("its columns changed more than once".into());
+    }
+    let keys = table.key.iter().filter_map(|&index| table.columns.get(index));
+    let key: Option<Vec<usize>> = keys.map(|key| columns.iter().position(|column| column.id == key.id)).collect();
+    let key = key.ok_or("a column of its key was dropped")?;
+    Ok(Table { version: table.version + 1, columns, key, columns_ever: last_id, ..table.clone() })
+}
+
+fn shape_of(column: &Column) -> (&str, &str) {
+    (&column.name, &column.source_type)
+}
+
+/// Whether the log shows the types of all new columns with their rows, so that another one does not pass for it.
+fn is_told_by_log(table: &Table, columns: &[Column]) -> bool {
+    let is_new = |column: &&Column| table.columns.iter().all(|own| own.id != column.id);
+    columns.iter().filter(is_new).all(|column| {
+        use SqlType::{Binary, Inet4, Inet6, Uuid};
+        !matches!(SqlType::parse(&column.source_type), None | Some(Binary(_) | Inet4 | Inet6 | Uuid))
+    })
+}
+
+/// Names of columns are the same in any case.
+fn is_same_name(one: &str, other: &str) -> bool {
+    one == other || one.to_lowercase() == other.to_lowercase()
+}
+
+/// The text of what older rows have, as the server would print it.
+fn older_rows(column: &Column, older: &Older) -> Result<Option<String>, String> {
+    let unknown = || format!("column {:?} was added, and it is not known which value older rows have", column.name);
+    let ty = SqlType::parse(&column.source_type).ok_or_else(unknown)?;
+    let nothing = match older {
+        // A TIMESTAMP may not be null where nothing says that it may.
+        Older::Null if column.nullable => return Ok(None),
+        Older::Null | Older::Nothing => true,
+        Older::Number(_) | Older::Text(_) => false,
+    };
+    let (value, is_text) = match older {
+        Older::Null | Older::Nothing => ("", false),
+        Older::Number(value) => (value.as_str(), false),
+        Older::Text(value) => (value.as_str(), true),
+    };
+    let text = match &ty {
+        SqlType::Decimal { scale, .. } if nothing => decimal("0", usize::from(*scale)),
+        SqlType::Int { .. } | SqlType::Float | SqlType::Double if nothing => Some("0".into()),
+        SqlType::Int { .. } => is_whole_number(value).then(|| value.into()),
+        // More digits may be printed otherwise.
+        SqlType::Float | SqlType::Double => (is_whole_number(value) && value.len() <= 6).then(|| value.into()),
+        SqlType::Decimal { scale, .. } => decimal(value, usize::from(*scale)),
+        // CHAR has no blanks at its end. What is not ASCII depends on the client's character set.
+        SqlType::Text(_) if is_text || nothing => (value.is_ascii() && !value.ends_with(' ')).then(|| value.into()),
+        SqlType::Text(_) => is_whole_number(value).then(|| value.into()),
+        SqlType::Enum(labels) if nothing => labels.first().cloned(),
+        SqlType::Enum(labels) => labels.iter().find(|label| is_text && *label == value).cloned(),
+        _ => None,
+    };
+    text.map(Some).ok_or_else(unknown)
+}
+
+/// Whether the server prints a number as it is written here.
+fn is_whole_number(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let is_plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_plain && text != "-0" && (digits == "0" || !digits.starts_with('0'))
+}
+
+/// A number with so many digits behind the point, if it has no more.
+fn decimal(text: &str, scale: usize) -> Option<String> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let fits = fraction.len() <= scale && fraction.bytes().all(|byte| byte.is_ascii_digit());
+    let zeros = "0".repeat(scale.saturating_sub(fraction.len()));
+    let point = if scale > 0 { "." } else { "" };
+    (fits && is_whole_number(whole)).then(|| format!("{whole}{point}{fraction}{zeros}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_core::{Capture, TableName};
+
+    use super::*;
+    use crate::log::ddl::{Effect, effects};
+
+    fn steps_of(clauses: &str) -> Option<Vec<Step>> {
+        match &*effects(&format!("ALTER TABLE t {clauses}"), "shop") {
+            [Effect::Reshaped(_, steps)] => Some(steps.clone()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn clauses_on_columns_are_read() {
+        let add = |name: &str, older, place| Step::Add { name: name.into(), older, place, unless_there: false };
+        let number = |text: &str| Older::Number(text.into());
+        for (clauses, expected) in [
+            ("ADD c INT", vec![add("c", Older::Null, Place::Last)]),
+            ("ADD COLUMN `c d` varchar(3) NOT NULL FIRST", vec![add("c d", Older::Nothing, Place::First)]),
+            (
+                "add column (a int unsigned default -5, b decimal(3,1) default 1.50)",
+                vec![add("a", number("-5"), Place::Last), add("b", number("1.50"), Place::Last)],
+            ),
+            (
+                "ADD c VARCHAR(9) CHARACTER SET latin1 COLLATE latin1_bin DEFAULT 'it''s' COMMENT 'x' AFTER b",
+                vec![add("c", Older::Text("it's".into()), Place::After("b".into()))],
+            ),
+            ("ADD c BOOL DEFAULT TRUE UNIQUE KEY", vec![add("c", number("1"), Place::Last)]),
+            (
+                "ADD COLUMN IF NOT EXISTS c INT NULL DEFAULT NULL",
+                vec![Step::Add { name: "c".into(), older: Older::Null, place: Place::Last, unless_there: true }],
+            ),
+            ("DROP COLUMN IF EXISTS c CASCADE", vec![Step::Drop { name: "c".into(), if_there: true }]),
+            (
+                "RENAME COLUMN a TO b, DROP `c`, ADD INDEX (b), ALGORITHM=INSTANT",
+                vec![
+                    Step::Rename { from: "a".into(), to: "b".into() },
+                    Step::Drop { name: "c".into(), if_there: false },
+                ],
+            ),
+        ] {
+            assert_eq!(steps_of(clauses), Some(expected), "{clauses}");
+        }
+        for clauses in [
+            "ADD c SERIAL",
+            "ADD c INT AUTO_INCREMENT",
+            "ADD c INT PRIMARY KEY",
+            "ADD c INT KEY",
+            "ADD PRIMARY KEY (c)",
+            "ADD PERIOD FOR SYSTEM_TIME (a, b)",
+            "ADD SYSTEM VERSIONING",
+            "ADD c INT AS (a + 1)",
+            "ADD c INT GENERATED ALWAYS AS (a) VIRTUAL",
+            "ADD c INT DEFAULT (a + 1)",
+            "ADD c TIMESTAMP DEFAULT CURRENT_TIMESTAMP",
+            "ADD c DATETIME ON UPDATE NOW()",
+            "ADD c INT DEFAULT 1e3",
+            "ADD c INT DEFAULT 0x10",
+            "ADD c VARCHAR(9) DEFAULT _utf8mb4'x'",
+            "ADD c VARCHAR(9) DEFAULT 'x' 'y'",
+            r"ADD c VARCHAR(9) DEFAULT 'a\tb'",
+            "ADD c INT WITHOUT SYSTEM VERSIONING",
+            "ADD c INT REFERENCES p (id) ON DELETE CASCADE",
+            "ADD (c INT",
+            "ADD c",
+            "DROP c d",
+            "DROP PRIMARY KEY",
+            "DROP PARTITION p",
+            "RENAME COLUMN a b",
+            "MODIFY c INT",
+            "CHANGE c d INT",
+        ] {
+            assert_eq!(steps_of(clauses), None, "{clauses}");
+        }
+    }
+
+    fn table(columns: &[(i32, &str, &str)]) -> Table {
+        let column = |&(id, name, source_type): &(i32, &str, &str)| Column {
+            id,
+            name: name.into(),
+            ty: SqlType::parse(source_type).unwrap().column_type(),
+            source_type: source_type.into(),
+            nullable: !source_type.starts_with("timestamp"),
+            older_rows: None,
+        };
+        Table {
+            source_id: 1,
+            name: TableName::new("shop", "t"),
+            version: 1,
+            columns: columns.iter().map(column).collect(),
+            key: vec![columns.iter().position(|(_, name, _)| *name == "id").unwrap()],
+            capture: Capture::All,
+            storage_id: 0,
+            definition_id: 0,
+            columns_ever: columns.iter().map(|(id, ..)| *id).max().unwrap(),
+            estimated_rows: 0,
+            estimated_bytes: 0,
+            parts: None,
+        }
+    }
+
+    const ID: (i32, &str, &str) = (1, "id", "int(11)");
+    const A: (i32, &str, &str) = (2, "a", "int(11)");
+    const B: (i32, &str, &str) = (3, "b", "int(11)");
+
+    #[test]
+    fn columns_keep_their_numbers() {
+        let before = table(&[ID, A, B]);
+        let follow = |clauses: &str, now: &[(i32, &str, &str)]| {
+            let followed = follow(&before, &steps_of(clauses).unwrap(), &table(now))?;
+            let ids: Vec<i32> = followed.columns.iter().map(|column| column.id).collect();
+            assert_eq!((followed.version, &followed.columns[followed.key[0]].name), (2, &"id".to_string()));
+            Ok::<_, String>((ids, followed.columns_ever))
+        };
+        let number = |id, name| (id, name, "int(11)");
+        assert_eq!(follow("ADD c INT", &[ID, A, B, number(4, "c")]), Ok((vec![1, 2, 3, 4], 4)));
+        assert_eq!(follow("ADD c INT FIRST", &[number(1, "c"), ID, A, B]), Ok((vec![4, 1, 2, 3], 4)));
+        assert_eq!(follow("ADD c INT AFTER ID", &[ID, number(2, "c"), A, B]), Ok((vec![1, 4, 2, 3], 4)));
+        assert_eq!(follow("DROP A", &[ID, B]), Ok((vec![1, 3], 3)));
+        assert_eq!(follow("DROP a, ADD a INT", &[ID, B, A]), Ok((vec![1, 3, 4], 4)));
+        assert_eq!(follow("RENAME COLUMN a TO z", &[ID, number(2, "z"), B]), Ok((vec![1, 2, 3], 3)));
+        assert_eq!(follow("RENAME COLUMN a TO A", &[ID, number(2, "A"), B]), Ok((vec![1, 2, 3], 3)));
+        assert_eq!(follow("ADD COLUMN IF NOT EXISTS a INT", &[ID, A, B]), Ok((vec![1, 2, 3], 3)));
+        assert_eq!(follow("DROP COLUMN IF EXISTS z", &[ID, A, B]), Ok((vec![1, 2, 3], 3)));
+        // The catalog is ahead.
+        assert_eq!(follow("ADD c INT", &[ID, B, number(3, "c"), number(4, "d")]), Ok((vec![1, 2, 3, 4], 4)));
+        assert_eq!(follow("DROP a", &[ID, A, B]), Ok((vec![1, 3], 3)));
+        assert_eq!(follow("ADD c INT AFTER generated", &[ID, A, B, number(4, "c")]), Ok((vec![1, 2, 3, 4], 4)));
+        for (clauses, now) in [
+            ("ADD c INT", &[ID, A, B][..]),
+            ("ADD c BINARY(16)", &[ID, A, B, (4, "c", "binary(16)"), number(5, "d")]),
+            ("ADD a INT", &[ID, A, B]),
+            ("DROP z", &[ID, A, B]),
+            ("RENAME COLUMN a TO b, DROP b", &[ID, number(2, "b")]),
+            ("RENAME COLUMN a TO b, RENAME COLUMN b TO a", &[ID, A, B]),
+            ("DROP id, ADD id INT FIRST", &[ID, A, B]),
+        ] {
+            assert!(follow(clauses, now).is_err(), "{clauses}");
+        }
+    }
+
+    #[test]
+    fn older_rows_have_what_the_server_prints() {
+        for (definition, source_type, expected) in [
+            ("INT", "int(11)", Some(None)),
+            ("INT NOT NULL", "int(11)", Some(Some("0"))),
+            ("INT DEFAULT '-12'", "int(11)", Some(Some("-12"))),
+            ("INT DEFAULT 007", "int(11)", None),
+            ("INT DEFAULT -0", "int(11)", None),
+            ("INT DEFAULT 1.5", "int(11)", None),
+            ("DECIMAL(9,2) NOT NULL", "decimal(9,2)", Some(Some("0.00"))),
+            ("DECIMAL(9,2) DEFAULT 1.5", "decimal(9,2)", Some(Some("1.50"))),
+            ("DECIMAL(65,0) DEFAULT 12", "decimal(65,0)", Some(Some("12"))),
+            ("DECIMAL(9,2) DEFAULT 1.555", "decimal(9,2)", None),
+            ("DOUBLE DEFAULT 250", "double", Some(Some("250"))),
+            ("DOUBLE DEFAULT 2.5", "double", None),
+            ("VARCHAR(9) DEFAULT ''", "varchar(9) character set utf8mb4", Some(Some(""))),
+            ("VARCHAR(9) NOT NULL", "varchar(9) character set utf8mb4", Some(Some(""))),
+            ("VARCHAR(9) DEFAULT 1.50", "varchar(9) character set utf8mb4", None),
+            ("CHAR(9) DEFAULT 'x '", "char(9) character set utf8mb4", None),
+            ("VARCHAR(9) DEFAULT 'é'", "varchar(9) character set utf8mb4", None),
+            ("ENUM('x','y') NOT NULL", "enum('x','y')", Some(Some("x"))),
+            ("ENUM('x','y') DEFAULT 'y'", "enum('x','y')", Some(Some("y"))),
+            ("ENUM('x','y') DEFAULT 'Y'", "enum('x','y')", None),
+            ("ENUM('1','0') DEFAULT 1", "enum('1','0')", None),
+            ("DATE NOT NULL", "date", None),
+            ("DATE DEFAULT '2024-01-01'", "date", None),
+            ("DATE", "date", Some(None)),
+            ("TIMESTAMP", "timestamp", None),
+            ("BLOB NOT NULL", "blob", None),
+        ] {
+            let now = table(&[ID, (2, "c", source_type)]);
+            let steps = steps_of(&format!("ADD c {definition}")).unwrap();
+            let followed = follow(&table(&[ID]), &steps, &now);
+            let older = followed.ok().map(|table| table.columns[1].older_rows.clone());
+            assert_eq!(older.as_ref().map(Option::as_deref), expected, "{definition}");
+        }
+    }
+}

@@ -319,6 +319,10 @@ def compare_table(connection, lake, schema, table, target=None, rename=None, dro
         compare_events(duck, connection, result, audit, columns, targets, op, (schema, table))
         return result
     if key:
+        missing = sorted(set(key) - {row[0] for row in duck.execute("describe lake").fetchall()})
+        if missing:
+            result.problems.append(f"no file has these columns of the key: {', '.join(missing)}")
+            return result
         listed = ", ".join(name(column) for column in key)
         twins = duck.execute(
             f"select {listed}, {name(order)}, count(*) from lake group by all having count(*) > 1 " "limit 5"

@@ -42,9 +42,13 @@ lint: setup ## format, clippy, licences
 	else echo "cargo-deny is not installed: licences and sources were not checked (cargo install cargo-deny)"; fi
 
 .PHONY: unit
-unit: setup ## Rust's tests, each fuzz target for ten seconds
+unit: setup mysql-server-if-possible ## Rust's tests with the connectors' shared suite, each fuzz target for ten seconds
 	MILLRACE_FUZZ_SECONDS=10 cargo test --locked --workspace --features failpoints
 	cargo test --locked --workspace --features failpoints --lib a_case_is_the_same -- --ignored --test-threads 1
+
+.PHONY: conformance
+conformance: setup mysql-server-if-possible ## what every source must keep, on PostgreSQL, MariaDB and MySQL
+	cargo test --locked --workspace --features failpoints --test conformance -- --nocapture
 
 .PHONY: fuzz
 fuzz: ## ten minutes for each fuzz target (MILLRACE_FUZZ_SECONDS)

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use millrace_mysql::MysqlConfig;
+use millrace_mysql::{MysqlConfig, config::Service};
 use millrace_object_store::ObjectStoreConfig;
 use millrace_postgres::PostgresConfig;
 
@@ -37,7 +37,8 @@ impl Endpoint {
 pub enum EndpointKind {
     /// `type: postgres` or `postgres://user@host:5432/database?sslmode=verify-full`: a PostgreSQL source.
     Postgres(PostgresConfig),
-    /// `type: mysql`, `type: mariadb` or `mysql://user@host:3306/database`, `mariadb://…`: a MySQL or MariaDB source.
+    /// `type: mysql`, `type: mariadb` or `mysql://user@host:3306/database`, `mariadb://…`: a MySQL or MariaDB source;
+    /// `type: rds-mysql`, `rds-mariadb`, `aurora-mysql`: one that Amazon runs.
     Mysql(MysqlConfig),
     /// `type: s3`, `type: file`, `s3://bucket/prefix/` or `file:///folder/`: a folder or an S3 bucket as a target.
     ObjectStore(ObjectStoreConfig),
@@ -68,16 +69,19 @@ pub(super) static HELLO: Shape = Shape { name: "hello", keys: &["type"] };
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Type {
     Postgres,
-    Mysql,
+    Mysql(Service),
     S3,
     File,
     Hello,
 }
 
-const TYPES: [(&str, Type); 6] = [
+const TYPES: [(&str, Type); 9] = [
     ("postgres", Type::Postgres),
-    ("mysql", Type::Mysql),
-    ("mariadb", Type::Mysql),
+    ("mysql", Type::Mysql(Service::Own)),
+    ("mariadb", Type::Mysql(Service::Own)),
+    ("rds-mysql", Type::Mysql(Service::Rds)),
+    ("rds-mariadb", Type::Mysql(Service::Rds)),
+    ("aurora-mysql", Type::Mysql(Service::Aurora)),
     ("s3", Type::S3),
     ("file", Type::File),
     ("hello", Type::Hello),
@@ -107,7 +111,7 @@ pub(super) fn endpoint(
     if let Value::Text { text, .. } = &node.value {
         let kind = match scheme(reader, node, &what, text)? {
             Type::Postgres => EndpointKind::Postgres(postgres::from_url(reader, node, &what, text)?),
-            Type::Mysql => EndpointKind::Mysql(mysql::from_url(reader, node, &what, text)?),
+            Type::Mysql(_) => EndpointKind::Mysql(mysql::from_url(reader, node, &what, text)?),
             Type::S3 | Type::File => EndpointKind::ObjectStore(object_store::from_url(reader, node, &what, text)?),
             Type::Hello => EndpointKind::Hello,
         };
@@ -119,9 +123,9 @@ pub(super) fn endpoint(
             let config = postgres::from_section(reader, &section, surroundings)?;
             Some(made((EndpointKind::Postgres(config), Buffer::default())))
         }
-        Type::Mysql => {
+        Type::Mysql(service) => {
             let section = reader.section(node, &mysql::MYSQL, &what)?;
-            let config = mysql::from_section(reader, &section, surroundings)?;
+            let config = mysql::from_section(reader, &section, service, surroundings)?;
             Some(made((EndpointKind::Mysql(config), Buffer::default())))
         }
         kind @ (Type::S3 | Type::File) => {
@@ -164,7 +168,7 @@ fn scheme(reader: &mut Reader, node: &Node, what: &str, url: &str) -> Option<Typ
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
         "postgres" | "postgresql" => Some(Type::Postgres),
-        "mysql" | "mariadb" => Some(Type::Mysql),
+        "mysql" | "mariadb" => Some(Type::Mysql(Service::Own)),
         "s3" => Some(Type::S3),
         "file" => Some(Type::File),
         "hello" => Some(Type::Hello),

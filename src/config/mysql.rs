@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use millrace_mysql::MysqlConfig;
+use millrace_mysql::{MysqlConfig, config::Service};
 
 use super::{
     Surroundings,
@@ -27,23 +27,24 @@ const MANNER: Manner = Manner {
 
 /// `mysql://user:password@host:port/database?ssl-mode=…&ssl-ca=…&socket=…`; `mariadb://` means the same.
 pub(super) fn from_url(reader: &mut Reader, node: &Node, what: &str, text: &str) -> Option<MysqlConfig> {
-    Some(whole(server::from_url(reader, &MANNER, node, what, text)?, None))
+    Some(whole(server::from_url(reader, &MANNER, node, what, text)?, Service::Own, None))
 }
 
 /// The mapping; what it says goes before what its `url` says.
 pub(super) fn from_section(
     reader: &mut Reader,
     section: &Section<'_>,
+    service: Service,
     surroundings: &Surroundings,
 ) -> Option<MysqlConfig> {
     let server_id = section.read(reader, "server-id", |r, n, w| r.integer(n, w, 1..=4_294_967_295));
     let server_id = server_id.and_then(|id| u32::try_from(id).ok());
-    Some(whole(server::from_section(reader, &MANNER, section, surroundings)?, server_id))
+    Some(whole(server::from_section(reader, &MANNER, section, surroundings)?, service, server_id))
 }
 
-fn whole(server: Server, server_id: Option<u32>) -> MysqlConfig {
+fn whole(server: Server, service: Service, server_id: Option<u32>) -> MysqlConfig {
     let Server { host, port, database, user, password, tls, connect_timeout } = server;
-    MysqlConfig { host, port, database, user, password, tls, connect_timeout, server_id }
+    MysqlConfig { host, port, database, user, password, tls, connect_timeout, service, server_id }
 }
 
 fn parameter(given: &mut Given, key: &str, value: &str) -> Result<(), String> {

@@ -10,7 +10,10 @@ use std::{
 };
 
 use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result, source::Resume};
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+};
 
 use super::{
     LogPosition, Mark, StreamOptions,
@@ -80,6 +83,8 @@ pub(super) struct Shared {
     /// Bytes beside the segments, of transactions that have not committed; see [`super::spill`].
     pub(super) spilled: AtomicU64,
     closing: AtomicBool,
+    /// That of the callers, if the stream was opened within one.
+    pub(super) runtime: Option<Handle>,
     /// The writer sleeps until so many appends wait in its queue; 0 where it does not.
     pub(super) gathering: AtomicUsize,
     /// Held while the list of segments is compared with the folder, by retention or by a rewind.
@@ -158,6 +163,7 @@ impl Shared {
             clock_us: AtomicI64::new(recovered.clock_us),
             spilled: AtomicU64::new(0),
             closing: AtomicBool::new(false),
+            runtime: Handle::try_current().ok(),
             gathering: AtomicUsize::new(0),
             folder: Mutex::default(),
             gate: Mutex::default(),

@@ -42,6 +42,8 @@ const DIRECT_BYTES_MIN: usize = 64 << 10;
 const GROUP_JOBS_MAX: usize = 1024;
 /// An fsync is put off no longer for callers that are about to come.
 const GATHER_MAX: Duration = Duration::from_millis(1);
+/// So many callers are woken from within the runtime.
+const ANSWERED_TOGETHER_MIN: usize = 8;
 /// Room that is reckoned for the frames around an append's own bytes: mark, shapes, header of a new segment.
 const OVERHEAD_BYTES: u64 = 4096;
 /// A segment is closed when a 24th of the retention has passed, within these bounds, so that little is kept longer than
@@ -457,10 +459,20 @@ impl Writer {
             self.shared.durable.send_replace(self.state.mark.clone());
         }
         self.clean = (!self.state.is_unmarked).then(|| self.state.clone());
-        for (reply, marked) in self.waiting.drain(..) {
-            answer(reply, Ok(marked.map(Durable::from_fsync)));
-        }
+        self.answer_all();
         Ok(())
+    }
+
+    /// Tells everybody who waits that it is durable. A thread of the runtime wakes many of its own callers sooner than we do.
+    fn answer_all(&mut self) {
+        let answers = self.waiting.drain(..).map(|(reply, marked)| (reply, marked.map(Durable::from_fsync)));
+        match &self.shared.runtime {
+            Some(runtime) if answers.len() >= ANSWERED_TOGETHER_MIN => {
+                let answers: Vec<_> = answers.collect();
+                runtime.spawn(async move { answers.into_iter().for_each(|(reply, marked)| answer(reply, Ok(marked))) });
+            }
+            _ => answers.for_each(|(reply, marked)| answer(reply, Ok(marked))),
+        }
     }
 
     /// Everything in flight fails.

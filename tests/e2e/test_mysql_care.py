@@ -371,6 +371,12 @@ def test_system_versioned_tables_are_left_out_and_told(server, database, daemon)
 @pytest.mark.parametrize("server", ["mysql"], indirect=True)
 def test_what_amazons_servers_say_of_themselves_is_read(server, database, daemon):
     """Only what `check` reads: there is no such server here. This one has the table by which theirs are known."""
+    server.execute(database, "create table keyed (id int primary key)", "create table keyless (id int)")
+    codes = lambda tables, code, kind="mysql": {  # noqa: E731
+        finding["code"]: finding
+        for finding in daemon(tables, server=server, source={"type": kind}).json("check", code=code)["findings"]
+    }
+    assert "type: mysql" in str(codes([f"{database}.keyed"], 3, "rds-mysql")["MYSQL-SERVICE"]["fix"])
     server.execute(
         "mysql",
         "create table rds_configuration (name varchar(100), value varchar(100), description varchar(300))",
@@ -378,17 +384,21 @@ def test_what_amazons_servers_say_of_themselves_is_read(server, database, daemon
         user="root",
     )
     try:
-        server.execute(database, "create table keyed (id int primary key)", "create table keyless (id int)")
-        codes = lambda tables, code: {  # noqa: E731
-            finding["code"]: finding for finding in daemon(tables, server=server).json("check", code=code)["findings"]
-        }
         found = codes([f"{database}.keyed"], 0)
         assert "rds_set_configuration" in str(found["MYSQL-RETENTION"]["fix"])
         # Their lock is refused also to who has the right.
         assert "primary key" in str(codes([f"{database}.keyless"], 3)["MYSQL-RELOAD"]["fix"])
         server.execute("mysql", "update rds_configuration set value = '72'", user="root")
         assert "MYSQL-RETENTION" not in codes([f"{database}.keyed"], 0)
+        server.execute("mysql", "set global binlog_row_image = 'MINIMAL'", user="root")
+        for kind, place in (("rds-mysql", "DB parameter group"), ("aurora-mysql", "DB cluster parameter group")):
+            found = codes([f"{database}.keyed"], 3, kind)
+            assert f"{place}: binlog_row_image = FULL" in str(found["MYSQL-ROW-IMAGE"]["fix"])
+            assert "MYSQL-SERVICE" not in found
+            run = daemon([f"{database}.keyed"], server=server, source={"type": kind})
+            assert "RELOAD" not in run.run("grants", "shop")
     finally:
+        server.execute("mysql", "set global binlog_row_image = 'FULL'", user="root")
         server.execute("mysql", "drop table rds_configuration", user="root")
 
 

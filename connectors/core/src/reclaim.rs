@@ -24,9 +24,9 @@ const SPARE_MAX: usize = 2;
 pub struct Spare(Vec<Columns>);
 
 impl Spare {
-    /// Keeps it, if there is not enough already.
+    /// Keeps it, if there is not enough already, and it is memory alone ([`Columns::reclaim`]).
     pub fn keep(&mut self, columns: Columns) {
-        if self.0.len() < SPARE_MAX {
+        if self.0.len() < SPARE_MAX && columns.rows() == 0 {
             self.0.push(columns);
         }
     }

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use millrace_core::{Result, Secret, SecretSource, Tls, TlsMode};
-use millrace_mysql::{MysqlConfig, wire::Connection};
+use millrace_mysql::{MysqlConfig, config::Service, wire::Connection};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -27,6 +27,7 @@ async fn main() -> Result<()> {
         password: std::env::var("MYSQL_PWD").ok().map(|password| SecretSource::Value(Secret::new(password))),
         tls: Tls { mode: TlsMode::Disable, ca_file: None },
         connect_timeout: Duration::from_secs(10),
+        service: Service::Own,
         server_id: None,
     };
     let mut connection = Connection::connect(&config).await?;

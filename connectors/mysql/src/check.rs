@@ -2,7 +2,7 @@
 //!
 //! Codes are stable: `MYSQL-CONNECT`, `MYSQL-AUTH`, `MYSQL-BINLOG`, `MYSQL-BINLOG-FORMAT`, `MYSQL-ROW-IMAGE`,
 //! `MYSQL-ROW-METADATA`, `MYSQL-REPLICATION-RIGHTS`, `MYSQL-RELOAD`, `MYSQL-SELECT`, `MYSQL-ENGINE`, `MYSQL-TYPE`,
-//! `MYSQL-SERVER-ID`, `MYSQL-TABLE-MISSING`, `MYSQL-CASCADE`, `MYSQL-BINLOG-FILTER`, `MYSQL-REPLICA`; as warnings
+//! `MYSQL-SERVER-ID`, `MYSQL-TABLE-MISSING`, `MYSQL-CASCADE`, `MYSQL-BINLOG-FILTER`, `MYSQL-REPLICA`, `MYSQL-SERVICE`, `MYSQL-READER`; as warnings
 //! `MYSQL-KEY`, `MYSQL-RETENTION`, `MYSQL-PATTERN`, `MYSQL-CHARSET`, `MYSQL-GTID`, `MYSQL-VERSIONED`, and of a filter that does not concern the
 //! task `MYSQL-BINLOG-FILTER`.
 
@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use millrace_core::{Finding, Kind, Result, TableName, TablePattern, source::Scope};
 
 use crate::{
-    MysqlConfig, definition,
+    MysqlConfig,
+    config::Service,
+    definition,
     discover::{self, Row, Shape, quote_table},
     server,
     types::SqlType,
@@ -26,10 +28,17 @@ const RETENTION_SECONDS_MIN: u64 = 86_400;
 /// What tells whether the log names columns.
 const METADATA: &str = "binlog_row_metadata";
 
-fn set_global(finding: Finding, name: &str, wanted: &str) -> Finding {
-    finding
-        .fix(format!("SET GLOBAL {name} = '{wanted}';"))
-        .fix(format!("and in the server's configuration: {name} = {wanted}"))
+/// How a variable is set, by whoever runs the server (Amazon RDS and Aurora User Guides, "Configuring MySQL binary logging").
+fn set_global(service: Service, finding: Finding, name: &str, wanted: &str) -> Finding {
+    match service {
+        Service::Own => finding
+            .fix(format!("SET GLOBAL {name} = '{wanted}';"))
+            .fix(format!("and in the server's configuration: {name} = {wanted}")),
+        Service::Rds => finding.fix(format!("in the DB parameter group: {name} = {wanted}")),
+        Service::Aurora => {
+            finding.fix(format!("in the DB cluster parameter group: {name} = {wanted}; then reboot the writer"))
+        }
+    }
 }
 
 /// Every problem of the scope.
@@ -86,11 +95,24 @@ impl Check<'_> {
     async fn binary_log(&mut self, shapes: &[Shape]) -> Result<()> {
         let variables = self.variables().await?;
         let value = |name: &str| variables.get(name).map(String::as_str);
-        if value("log_bin") != Some("ON") {
+        if self.config.service == Service::Aurora && value("innodb_read_only") == Some("ON") {
             self.findings.push(
-                Finding::error("MYSQL-BINLOG", "the server writes no binary log, so changes cannot be captured")
-                    .fix("set log_bin and a server_id in the server's configuration, and restart it"),
+                Finding::error(
+                    "MYSQL-READER",
+                    "this is a reader of an Aurora cluster, and only the writer has a binary log",
+                )
+                .fix("host: the cluster's endpoint, which leads to the writer after a failover, too"),
             );
+            return Ok(());
+        }
+        if value("log_bin") != Some("ON") {
+            let finding =
+                Finding::error("MYSQL-BINLOG", "the server writes no binary log, so changes cannot be captured");
+            self.findings.push(finding.fix(match self.config.service {
+                Service::Own => "set log_bin and a server_id in the server's configuration, and restart it",
+                Service::Rds => "set the instance's backup retention period to one day or more",
+                Service::Aurora => "in the DB cluster parameter group: binlog_format = ROW; then reboot the writer",
+            }));
             return Ok(());
         }
         if let Some(found) = value(METADATA).filter(|found| !found.eq_ignore_ascii_case("FULL")) {
@@ -103,8 +125,13 @@ impl Check<'_> {
         ] {
             let Some(found) = value(name).filter(|found| !found.eq_ignore_ascii_case(wanted)) else { continue };
             self.findings.push(
-                set_global(Finding::error(finding, format!("{name} is {found}: {why}")), name, wanted)
-                    .fix("sessions that are open keep what they had: end them, or wait for their end"),
+                set_global(
+                    self.config.service,
+                    Finding::error(finding, format!("{name} is {found}: {why}")),
+                    name,
+                    wanted,
+                )
+                .fix("sessions that are open keep what they had: end them, or wait for their end"),
             );
         }
         if value("server_id") == Some(&self.server_id.to_string()) {
@@ -124,10 +151,25 @@ impl Check<'_> {
                 .fix("set gtid_mode = ON and enforce_gtid_consistency = ON at all servers, one after the other"),
             );
         }
+        self.retention(&variables).await
+    }
+
+    /// For how long the log is kept.
+    async fn retention(&mut self, variables: &BTreeMap<String, String>) -> Result<()> {
+        let value = |name: &str| variables.get(name).map(String::as_str);
         let seconds =
             |name: &str, unit: u64| value(name)?.parse::<f64>().ok().map(|number| (number * unit as f64) as u64);
         if let Some(kept) = self.amazon_retention().await? {
             return self.amazon_keeps(kept);
+        }
+        if self.config.service != Service::Own {
+            let summary = "the server is not run by Amazon: it has no readable table mysql.rds_configuration";
+            self.findings.push(
+                Finding::error("MYSQL-SERVICE", summary)
+                    .fix("type: mysql, or mariadb")
+                    .fix(format!("or: GRANT SELECT ON mysql.rds_configuration TO '{}'@'%';", self.config.user)),
+            );
+            return Ok(());
         }
         let kept =
             seconds("binlog_expire_logs_seconds", 1).filter(|&kept| kept > 0).or(seconds("expire_logs_days", 86_400));
@@ -155,7 +197,7 @@ impl Check<'_> {
             None => Finding::warning("MYSQL-ROW-METADATA", summary)
                 .detail("columns are known by their places, so a table whose columns are altered is loaded anew"),
         };
-        self.findings.push(set_global(finding, METADATA, "FULL"));
+        self.findings.push(set_global(self.config.service, finding, METADATA, "FULL"));
     }
 
     /// What Amazon RDS and Aurora keep in a table of theirs instead of a variable: hours, or nothing for "as short as possible"
@@ -209,7 +251,7 @@ impl Check<'_> {
     /// Who may not lock has a lower bound of what a snapshot has, by GTIDs, which serves tables with a key.
     async fn lock_rights(&mut self, shapes: &[Shape]) -> Result<()> {
         // Amazon's servers refuse the lock also to who has the right.
-        let is_amazon = self.amazon_retention().await?.is_some();
+        let is_amazon = self.config.service != Service::Own || self.amazon_retention().await?.is_some();
         if !is_amazon && self.has_global_right(&["RELOAD", "FLUSH_TABLES"]).await? {
             return Ok(());
         }

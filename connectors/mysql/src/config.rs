@@ -4,6 +4,19 @@ use std::time::Duration;
 
 use millrace_core::{SecretSource, Tls};
 
+/// Who runs the server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Service {
+    /// Somebody who may set every variable.
+    #[default]
+    Own,
+    /// Amazon RDS for MySQL or MariaDB: variables are set in a parameter group, nobody may lock all tables, and how long the
+    /// log is kept stands in a table.
+    Rds,
+    /// Amazon Aurora MySQL: likewise, for the whole cluster; only its writer has a log.
+    Aurora,
+}
+
 /// One endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MysqlConfig {
@@ -21,6 +34,8 @@ pub struct MysqlConfig {
     pub tls: Tls,
     /// How long a connect may take.
     pub connect_timeout: Duration,
+    /// Who runs it.
+    pub service: Service,
     /// The number of the task's reader among the server's replicas; `None`: made from the task's name.
     pub server_id: Option<u32>,
 }

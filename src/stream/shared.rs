@@ -28,6 +28,9 @@ use super::{
 const POOL_BUFFERS_MAX: usize = 4;
 const POOL_BUFFER_BYTES_MAX: usize = 20 << 20;
 
+/// So many callers are woken from within the runtime.
+const ANSWERED_TOGETHER_MIN: usize = 8;
+
 /// What an append is answered with.
 pub(super) type Answer = Result<Option<Durable<Position>>>;
 
@@ -143,6 +146,22 @@ impl Drop for Ticket<'_> {
 }
 
 impl Shared {
+    /// Tells everybody who waits that it is durable. A thread of the runtime wakes many of its own callers sooner than the
+    /// writer does.
+    pub(super) fn answer_durable(
+        &self,
+        waiting: impl ExactSizeIterator<Item = (oneshot::Sender<Answer>, Option<Position>)>,
+    ) {
+        let answers = waiting.map(|(reply, marked)| (reply, Ok(marked.map(Durable::from_fsync))));
+        match &self.runtime {
+            Some(runtime) if answers.len() >= ANSWERED_TOGETHER_MIN => {
+                let answers: Vec<_> = answers.collect();
+                runtime.spawn(async { answers.into_iter().for_each(|(reply, done)| answer(reply, done)) });
+            }
+            _ => answers.for_each(|(reply, done)| answer(reply, done)),
+        }
+    }
+
     pub(super) fn new(
         options: StreamOptions,
         disk: Arc<dyn Disk>,
@@ -308,4 +327,9 @@ pub(super) fn bytes_on_disk(segments: &[SegmentInfo]) -> u64 {
 /// A panic while a lock is held is a crash of its own; what the lock guards is consistent at every point.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn answer(reply: oneshot::Sender<Answer>, answer: Answer) {
+    // Nobody listens where the append was abandoned; its ticket has seen to that.
+    let _ = reply.send(answer);
 }

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_core::{Durable, Error, Kind as ErrorKind, Position, Result, TableName, source::Resume};
+use millrace_core::{Error, Kind as ErrorKind, Position, Result, TableName, source::Resume};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -28,7 +28,7 @@ use super::{
     mark::{self, Carry},
     recovery::{self, Recovered},
     segment::{self, SegmentHeader, SegmentInfo, disk_error},
-    shared::{Answer, Failure, Job, Request, Shared, Work},
+    shared::{Answer, Failure, Job, Request, Shared, Work, answer},
     state::{Counts, State},
 };
 
@@ -42,8 +42,6 @@ const DIRECT_BYTES_MIN: usize = 64 << 10;
 const GROUP_JOBS_MAX: usize = 1024;
 /// An fsync is put off no longer for callers that are about to come.
 const GATHER_MAX: Duration = Duration::from_millis(1);
-/// So many callers are woken from within the runtime.
-const ANSWERED_TOGETHER_MIN: usize = 8;
 /// Room that is reckoned for the frames around an append's own bytes: mark, shapes, header of a new segment.
 const OVERHEAD_BYTES: u64 = 4096;
 /// A segment is closed when a 24th of the retention has passed, within these bounds, so that little is kept longer than
@@ -459,20 +457,8 @@ impl Writer {
             self.shared.durable.send_replace(self.state.mark.clone());
         }
         self.clean = (!self.state.is_unmarked).then(|| self.state.clone());
-        self.answer_all();
+        self.shared.answer_durable(self.waiting.drain(..));
         Ok(())
-    }
-
-    /// Tells everybody who waits that it is durable. A thread of the runtime wakes many of its own callers sooner than we do.
-    fn answer_all(&mut self) {
-        let answers = self.waiting.drain(..).map(|(reply, marked)| (reply, marked.map(Durable::from_fsync)));
-        match &self.shared.runtime {
-            Some(runtime) if answers.len() >= ANSWERED_TOGETHER_MIN => {
-                let answers: Vec<_> = answers.collect();
-                runtime.spawn(async move { answers.into_iter().for_each(|(reply, marked)| answer(reply, Ok(marked))) });
-            }
-            _ => answers.for_each(|(reply, marked)| answer(reply, Ok(marked))),
-        }
     }
 
     /// Everything in flight fails.
@@ -595,9 +581,4 @@ fn begin_segment(shared: &Shared, base: u64, state: &State) -> Result<(Box<dyn D
     let (file, len) = segment::create(&*shared.disk, &shared.options.folder, &header, &carry, bytes_wanted)?;
     let end = base + len;
     Ok((file, SegmentInfo { base, end, content: end, last_arrival_us: header.created_us, shapes: vec![] }))
-}
-
-fn answer(reply: oneshot::Sender<Answer>, answer: Answer) {
-    // Nobody listens where the append was abandoned; its ticket has seen to that.
-    let _ = reply.send(answer);
 }

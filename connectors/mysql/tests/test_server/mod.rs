@@ -154,7 +154,7 @@ fn program(flavour: Flavour) -> Option<Vec<String>> {
     let home = format!("{tools}/mysql-9");
     let said = fs::read_to_string(format!("{home}/program")).ok()?;
     let (loader, libraries) = said.split_once('\n')?;
-    let base = format!("{home}/root/usr");
+    let base = Path::new(&home).join("root").join("usr").display().to_string();
     Some(vec![
         format!("{home}/{loader}"),
         "--library-path".into(),

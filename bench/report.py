@@ -33,7 +33,8 @@ def store(folder, results):
     """Puts a job's results into results.json, beside those of other jobs."""
     path = os.path.join(folder, "results.json")
     kept = load(folder)
-    kept["machine"] = machine()
+    own = machine()
+    results = {name: {**job, "machine": own} for name, job in results.items()}
     kept["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     kept["jobs"] = {**kept.get("jobs", {}), **results}
     with open(path, "w") as file:
@@ -63,13 +64,19 @@ def write(folder):
     """Writes the table and the plot; gives the table."""
     results = load(folder)
     jobs = dict(sorted(results["jobs"].items(), key=lambda job: (ORDER.index(job[0].split("-")[0]), job[0])))
-    text = table(jobs)
-    about = results["machine"]
+    machines = []
+    for job in jobs.values():
+        if job["machine"] not in machines:
+            machines.append(job["machine"])
+    text = table(jobs, machines)
+    about = "; ".join(
+        f"{letter(number)}: {one['cores']} shared cores ({one['cpu']}), {one['memory_gib']} GiB, Linux {one['kernel']}"
+        for number, one in enumerate(machines)
+    )
     with open(os.path.join(folder, "results.md"), "w") as file:
         file.write(
-            f"# What `make bench` measured\n\n{about['cores']} shared cores ({about['cpu']}), {about['memory_gib']} GiB, "
-            f"Linux {about['kernel']}. Medians of the pairs; the bar stands in brackets, with **not reached** where it "
-            "is not. "
+            f"# What `make bench` measured\n\nOn these machines: {about}. Medians of the pairs; the bar stands in brackets, "
+            "with **not reached** where it is not. "
             "Walls of the daemon count from the start of its process. How to read it, what bounds each figure and how "
             "it was measured: [docs/performance.md](../docs/performance.md); every pair: "
             "[results.json](results.json).\n\n"
@@ -78,6 +85,11 @@ def write(folder):
     with open(PLOT, "w") as file:
         file.write(plot(jobs))
     return text
+
+
+def letter(number):
+    """The name of a machine in the table."""
+    return chr(ord("A") + number)
 
 
 def figure(job, name):
@@ -94,10 +106,10 @@ def figure(job, name):
     return text
 
 
-def table(jobs):
+def table(jobs, machines):
     """The table of all jobs."""
     head = ["job", "yardstick", "yardstick's", "Millrace's", "ratio", "CPU s per M", "peak memory", "pairs"]
-    head += ["load average"]
+    head += ["load average", "machine"]
     rows = [head, ["---"] * len(head)]
     for job in jobs.values():
         medians = job["medians"]
@@ -118,7 +130,8 @@ def table(jobs):
         if "core_percent" in medians:
             cpu = figure(job, "core_percent")
         pairs, busy = str(len(job["pairs"])), str(job["load_average"])
-        rows.append([job["title"], job["yardstick"], yardstick, ours, ratio, cpu, peak, pairs, busy])
+        on = letter(machines.index(job["machine"]))
+        rows.append([job["title"], job["yardstick"], yardstick, ours, ratio, cpu, peak, pairs, busy, on])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

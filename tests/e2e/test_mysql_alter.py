@@ -1,4 +1,4 @@
-"""MariaDB and MySQL as sources: columns that are added, dropped and renamed are followed without a new load, also where the
+"""MariaDB and MySQL as sources: columns that are added, dropped, renamed or made longer are followed without a new load, also where the
 catalog is ahead of the log; what is not followed is loaded anew; and a log that names no columns."""
 
 import pytest
@@ -18,13 +18,19 @@ FOLLOWED = {
     "drop and add again": "alter table t drop a, add column a varchar(20) default 'new'",
     "rename": "alter table t rename column a to z",
     "rename, and add by the old name": "alter table t rename column a to z, add column a int default 5",
+    "longer": "alter table t modify a varchar(40) default 'x', add d decimal(9,2) default 1",
+    "declared anew under another name": "alter table t change a label text first, change b n int null comment 'x'",
+    "more labels": "alter table t add e enum('x') default 'x', add d decimal(5,2) default -1.5; "
+    "insert into t (id, e) values (6, 'x'); alter table t modify e enum('x','y') default 'y', modify d decimal(9,2)",
     "one after the other": "alter table t add column c int default 1; alter table t drop column a; "
     "insert into t (id, c) values (6, 6); alter table t rename column b to z; alter table t add d varchar(9) default 'd' first",
 }
 
 NOT_FOLLOWED = {
     "another type": "alter table t modify b bigint unsigned",
-    "another name by the older word": "alter table t change a z varchar(20)",
+    "shorter": "alter table t modify a varchar(2)",
+    "never null": "alter table t modify a varchar(20) not null",
+    "another character set": "alter table t modify a varchar(20) character set utf8mb4",
     "a moment": "alter table t add column c timestamp not null default current_timestamp",
     "a label in another case": "alter table t add column c enum('x','y') default 'Y'",
     "more than ASCII": "alter table t add column c varchar(9) default 'é'",
@@ -86,6 +92,8 @@ def test_what_is_not_followed_is_loaded_anew(server, database, loaded, statement
         "alter table t modify c varchar(20)",
         "alter table t modify c int unsigned; insert into t (id, c) values (7, 4000000000)",
         "alter table t drop column a; alter table t rename column c to a",
+        "alter table t modify a varchar(2); alter table t modify a varchar(20)",
+        "alter table t modify b int not null; alter table t modify b int; insert into t (id) values (7)",
         "alter table t rename column a to x; alter table t rename column b to a; alter table t rename column x to b",
         "drop table t; create table t (id int primary key, b int, a int)",
     ],

@@ -120,6 +120,20 @@ async fn read(connection: &mut Connection, condition: &str) -> Result<Vec<Shape>
     Ok(found.into_values().collect())
 }
 
+/// The character set of a table's columns where nothing else is said; empty where there is no such table. The names of
+/// collations begin with it.
+pub async fn default_charset(connection: &mut Connection, table: &TableName) -> Result<String> {
+    let sql = format!(
+        "SELECT TABLE_SCHEMA, TABLE_NAME, TABLE_COLLATION FROM information_schema.TABLES WHERE TABLE_SCHEMA = {} AND \
+         TABLE_NAME = {}",
+        quote_literal(&table.schema),
+        quote_literal(&table.name)
+    );
+    let rows = connection.query(&sql).await?;
+    let own = rows.iter().map(|row| Row(row)).find(|row| row.table() == *table);
+    Ok(own.and_then(|row| Some(row.text(2).split('_').next()?.to_string())).unwrap_or_default())
+}
+
 /// The generated columns of a table.
 pub async fn generated_columns(connection: &mut Connection, table: &TableName) -> Result<Vec<String>> {
     let sql = format!(

@@ -1,5 +1,6 @@
-//! Changes of a table's columns that are followed without a look at its rows: columns that are added, dropped, renamed. The
-//! statement tells which column is which; the catalog tells the types, as long as it has the shape that the statement made.
+//! Changes of a table's columns that are followed without a look at its rows: columns that are added, dropped, renamed, or
+//! declared otherwise without any value becoming another one. The statement tells which column is which, and what it is
+//! declared as now; the catalog, which may be ahead of the log, tells the types of new columns.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
@@ -17,6 +18,8 @@ pub enum Step {
         name: String,
         /// What the rows have that are there.
         older: Older,
+        /// It is said not to be null.
+        must_be: bool,
         /// Where it stands.
         place: Place,
         /// Nothing happens where it is there already.
@@ -35,6 +38,21 @@ pub enum Step {
         from: String,
         /// The new one.
         to: String,
+    },
+    /// A column is declared anew.
+    Modify {
+        /// Its name so far.
+        from: String,
+        /// Its name from now on.
+        to: String,
+        /// The type, as the catalog writes it where its words are the same.
+        declared: String,
+        /// The character set that is said.
+        charset: Option<String>,
+        /// It is said not to be null.
+        must_be: bool,
+        /// Where it stands now, if that is said.
+        place: Option<Place>,
     },
 }
 
@@ -91,6 +109,17 @@ pub fn steps(clause: &[Token]) -> Option<Vec<Step>> {
         let _ = clause.take_any(&["restrict", "cascade"]);
         return clause.tokens.is_empty().then(|| vec![Step::Drop { name, if_there }]);
     }
+    let renames = clause.take("change");
+    if renames || clause.take("modify") {
+        let _ = clause.take("column");
+        if clause.if_exists_is_said() {
+            return None;
+        }
+        let from = if renames { Some(name(&mut clause)?) } else { None };
+        let Definition { name: to, declared, charset, must_be, place, .. } = definition(clause.tokens)?;
+        let from = from.unwrap_or_else(|| to.clone());
+        return Some(vec![Step::Modify { from, to, declared: declared?, charset, must_be, place }]);
+    }
     if clause.take("rename") && clause.take("column") {
         let from = name(&mut clause)?;
         if !clause.take("to") {
@@ -124,61 +153,107 @@ fn name(clause: &mut Statement<'_>) -> Option<String> {
     clause.word().filter(|name| !name.contains(UNREAD))
 }
 
-/// A column's definition. Every word of it is known to change nothing of what is followed here.
-fn add(definition: &[Token], unless_there: bool) -> Option<Step> {
-    let mut rest = Statement { tokens: definition, schema: "" };
+/// A column's definition, of which every word is known.
+struct Definition {
+    name: String,
+    /// The type; nothing where it is not written as the catalog does.
+    declared: Option<String>,
+    charset: Option<String>,
+    must_be: bool,
+    /// Outer `None`: nothing is said; inner: an expression, or more than is understood.
+    default: Option<Option<Older>>,
+    place: Option<Place>,
+}
+
+fn definition(tokens: &[Token]) -> Option<Definition> {
+    let mut rest = Statement { tokens, schema: "" };
     let name = name(&mut rest)?;
-    let (mut must_be, mut default, mut place) = (false, None, Place::Last);
     let Some(Token::Word(ty)) = rest.tokens.first() else { return None };
-    if ty.eq_ignore_ascii_case("serial") {
-        return None;
-    }
+    let mut declared = Some(ty.to_ascii_lowercase());
     rest.skip();
-    while let Some(token) = rest.tokens.first() {
-        if let Token::Sign('(') = token {
-            rest.skip_parentheses()?;
-        } else if rest.take("not") {
+    if let Some(Token::Sign('(')) = rest.tokens.first() {
+        let arguments = rest.tokens;
+        rest.skip_parentheses()?;
+        let length = arguments.len() - rest.tokens.len();
+        declared = declared.zip(arguments.get(..length).and_then(written)).map(|(ty, arguments)| ty + &arguments);
+    }
+    let mut found = Definition { name, declared, charset: None, must_be: false, default: None, place: None };
+    while !rest.tokens.is_empty() {
+        if rest.take("not") {
             rest.take("null").then_some(())?;
-            must_be = true;
+            found.must_be = true;
         } else if rest.take("default") {
-            default = Some(literal(&mut rest)?);
+            found.default = Some(default(&mut rest)?);
+        } else if rest.take("on") {
+            (rest.take("update") && default(&mut rest)?.is_none()).then_some(())?;
+            found.default.get_or_insert(None);
         } else if rest.take("first") {
-            place = Place::First;
+            found.place = Some(Place::First);
         } else if rest.take("after") {
-            place = Place::After(self::name(&mut rest)?);
+            found.place = Some(Place::After(self::name(&mut rest)?));
         } else if rest.take("unique") {
             let _ = rest.take("key");
-        } else if rest.take_any(&["comment", "collate", "charset", "column_format", "storage"])
-            || rest.take("character") && rest.take("set")
-        {
-            let _ = rest.take_sign('=');
+        } else if rest.take("charset") || rest.take("character") && rest.take("set") {
+            found.charset = Some(rest.word()?.to_ascii_lowercase());
+        } else if rest.take("collate") {
+            let collation = rest.word()?.to_ascii_lowercase();
+            let charset = collation.split('_').next().unwrap_or_default();
+            found.charset.get_or_insert_with(|| charset.into());
+        } else if rest.take_any(&["unsigned", "zerofill"]) {
+            found.declared = found.declared.filter(|ty| !ty.ends_with(UNSIGNED)).map(|ty| ty + UNSIGNED);
+        } else if rest.take_any(&["comment", "column_format", "storage"]) {
             rest.skip();
-        } else if !rest.take_any(&PLAIN) {
+        } else if rest.take_any(&["varying", "precision"]) {
+            found.declared = None;
+        } else if !rest.take_any(&["null", "signed", "visible", "invisible", "compressed"]) {
             return None;
         }
     }
-    let older = match default {
-        Some(Older::Null) | None if must_be => Older::Nothing,
-        Some(older) => older,
-        None => Older::Null,
-    };
-    Some(Step::Add { name, older, place, unless_there })
+    Some(found)
 }
 
-/// Words of a definition that change nothing of what is followed here.
-const PLAIN: [&str; 11] = [
-    "null",
-    "unsigned",
-    "signed",
-    "zerofill",
-    "varying",
-    "precision",
-    "visible",
-    "invisible",
-    "ascii",
-    "unicode",
-    "compressed",
-];
+const UNSIGNED: &str = " unsigned";
+
+/// What stands between parentheses, as the catalog writes it.
+fn written(tokens: &[Token]) -> Option<String> {
+    let mut text = String::new();
+    for token in tokens {
+        match token {
+            Token::Sign(sign @ ('(' | ')' | ',')) => text.push(*sign),
+            Token::Number(number) => text.push_str(number),
+            // Which characters the catalog escapes is its own affair.
+            Token::Text(label) if !label.contains([UNREAD, '\\', '\n', '\r', '\0']) => {
+                text.push_str(&format!("'{}'", label.replace('\'', "''")));
+            }
+            _ => return None,
+        }
+    }
+    Some(text)
+}
+
+fn add(tokens: &[Token], unless_there: bool) -> Option<Step> {
+    let Definition { name, default, must_be, place, declared, .. } = definition(tokens)?;
+    if declared.is_some_and(|ty| ty == "serial") {
+        return None;
+    }
+    let older = match default {
+        Some(Some(Older::Null)) | None if must_be => Older::Nothing,
+        Some(older) => older?,
+        None => Older::Null,
+    };
+    Some(Step::Add { name, older, must_be, place: place.unwrap_or(Place::Last), unless_there })
+}
+
+/// A constant, or `None` for an expression.
+fn default(rest: &mut Statement<'_>) -> Option<Option<Older>> {
+    let words = ["current_timestamp", "now", "localtime", "localtimestamp"];
+    let is_moment = rest.take_any(&words);
+    if let Some(Token::Sign('(')) = rest.tokens.first() {
+        rest.skip_parentheses()?;
+        return Some(None);
+    }
+    if is_moment { Some(None) } else { literal(rest).map(Some) }
+}
 
 fn literal(rest: &mut Statement<'_>) -> Option<Older> {
     let minus = rest.take_sign('-');
@@ -215,24 +290,26 @@ fn literal(rest: &mut Statement<'_>) -> Option<Older> {
 
 /// The table in the shape that the steps give it, or why they cannot be followed. The catalog, which may be ahead of the log,
 /// tells the types of new columns; one that was another at first is noticed by what the log tells of its rows, and by the
-/// statement that made it what it is.
-pub fn follow(table: &Table, steps: &[Step], now: &Table) -> Result<Table, String> {
+/// statement that made it what it is. `default_charset` is that of the table, now.
+pub fn follow(table: &Table, steps: &[Step], now: &Table, default_charset: &str) -> Result<Table, String> {
     let mut columns = table.columns.clone();
     let mut last_id = columns.iter().map(|column| column.id).fold(table.columns_ever, i32::max);
     let place_of = |columns: &[Column], name: &str| columns.iter().position(|column| is_same_name(&column.name, name));
+    let keys = table.key.iter().filter_map(|&index| table.columns.get(index));
+    let key_ids: Vec<i32> = keys.map(|column| column.id).collect();
     for step in steps {
         match step {
             Step::Add { name, unless_there: true, .. } if place_of(&columns, name).is_some() => {}
             Step::Add { name, .. } if place_of(&columns, name).is_some() => {
                 return Err(format!("column {name:?} was added, and was there"));
             }
-            Step::Add { name, older, place, .. } => {
+            Step::Add { name, older, must_be, place, .. } => {
                 let Some(found) = place_of(&now.columns, name).and_then(|place| now.columns.get(place)) else {
                     return Err(format!("column {name:?} was added and has changed again since"));
                 };
                 last_id += 1;
-                let name = name.clone();
-                let column = Column { id: last_id, name, older_rows: older_rows(found, older)?, ..found.clone() };
+                let (name, older_rows) = (name.clone(), older_rows(found, older)?);
+                let column = Column { id: last_id, name, nullable: !must_be, older_rows, ..found.clone() };
                 let at = match place {
                     Place::Last => columns.len(),
                     Place::First => 0,
@@ -247,24 +324,93 @@ pub fn follow(table: &Table, steps: &[Step], now: &Table) -> Result<Table, Strin
                 None => return Err(format!("column {name:?} was dropped, and was not there")),
             },
             Step::Rename { from, to } => {
-                let from_there = place_of(&columns, from);
-                let place = from_there.ok_or_else(|| format!("column {from:?} was renamed, and was not there"))?;
-                if place_of(&columns, to).is_some_and(|other| other != place) {
-                    return Err(format!("column {from:?} was renamed to {to:?}, which was there"));
-                }
+                let place = renamed(&columns, from, to)?;
                 if let Some(column) = columns.get_mut(place) {
                     column.name.clone_from(to);
                 }
+            }
+            Step::Modify { from, to, declared, charset, must_be, place } => {
+                let at = renamed(&columns, from, to)?;
+                let old = columns.remove(at);
+                let found = place_of(&now.columns, to).and_then(|place| now.columns.get(place));
+                let found = found.ok_or_else(|| format!("column {to:?} was altered and has changed again since"))?;
+                let charset = charset.as_deref().unwrap_or(default_charset);
+                if *must_be && old.nullable || !keeps_values(&old, declared, charset, found) {
+                    return Err(format!("column {from:?} was declared otherwise, and may have other values"));
+                }
+                let at = match place {
+                    None | Some(Place::Last) => at,
+                    Some(Place::First) => 0,
+                    Some(Place::After(before)) => place_of(&columns, before).map_or(columns.len(), |before| before + 1),
+                };
+                // By what is said, whatever the catalog shows by now; a key is never null.
+                let nullable = !must_be && !key_ids.contains(&old.id);
+                let (id, older_rows) = (old.id, old.older_rows);
+                columns.insert(at, Column { id, name: to.clone(), nullable, older_rows, ..found.clone() });
             }
         }
     }
     if !is_told_by_log(table, &columns) && !columns.iter().map(shape_of).eq(now.columns.iter().map(shape_of)) {
         return Err("its columns changed more than once".into());
     }
-    let keys = table.key.iter().filter_map(|&index| table.columns.get(index));
-    let key: Option<Vec<usize>> = keys.map(|key| columns.iter().position(|column| column.id == key.id)).collect();
+    let key: Option<Vec<usize>> = key_ids.iter().map(|id| columns.iter().position(|column| column.id == *id)).collect();
     let key = key.ok_or("a column of its key was dropped")?;
     Ok(Table { version: table.version + 1, columns, key, columns_ever: last_id, ..table.clone() })
+}
+
+/// Where the column is that gets the other name.
+fn renamed(columns: &[Column], from: &str, to: &str) -> Result<usize, String> {
+    let place_of = |name: &str| columns.iter().position(|column| is_same_name(&column.name, name));
+    let place = place_of(from).ok_or_else(|| format!("column {from:?} was altered, and was not there"))?;
+    match place_of(to) {
+        Some(other) if other != place => Err(format!("column {from:?} was renamed to {to:?}, which was there")),
+        _ => Ok(place),
+    }
+}
+
+/// Whether a column that was declared so has the same values as before. What the catalog shows has to be what was declared, so
+/// that nothing that came and went in between is passed over; and whoever changes the table's own character set makes it
+/// load anew.
+fn keeps_values(old: &Column, declared: &str, charset: &str, now: &Column) -> bool {
+    let parts = |source_type: &str| match source_type.rsplit_once(" character set ") {
+        Some((declared, charset)) => (declared.to_string(), Some(charset.to_string())),
+        None => (source_type.to_string(), None),
+    };
+    let ((before, old_charset), (shown, new_charset)) = (parts(&old.source_type), parts(&now.source_type));
+    if old_charset != new_charset || new_charset.is_some_and(|shown| shown != charset) || old.nullable && !now.nullable
+    {
+        return false;
+    }
+    let of = |text: &str| SqlType::parse(&format!("{text} character set x"));
+    let (Some(was), Some(is)) = (of(&before), of(&shown)) else { return false };
+    match (&was, &is) {
+        (SqlType::Decimal { precision, scale }, SqlType::Decimal { precision: p, scale: s }) => {
+            shown == declared && precision <= p && scale == s && (*p <= 38 || precision == p)
+        }
+        (SqlType::Enum(few), SqlType::Enum(labels)) | (SqlType::Set(few), SqlType::Set(labels)) => {
+            shown == declared && labels.starts_with(few)
+        }
+        (SqlType::Text(_), SqlType::Text(_)) => {
+            shown == declared && (before == shown || is_longer_text(&before, &shown))
+        }
+        // Their arguments may be for show (`int(11)`), and the catalog leaves out those that say nothing.
+        (SqlType::Int { .. }, _) => was == is && of(declared).is_some_and(|declared| declared == is),
+        _ => before == shown && shown == declared,
+    }
+}
+
+/// Whether every value of one type of text is one of the other. CHAR cuts blanks off, so it stays CHAR.
+fn is_longer_text(before: &str, now: &str) -> bool {
+    let texts = ["tinytext", "text", "mediumtext", "longtext"];
+    let length =
+        |ty: &str, name: &str| ty.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')')?.parse::<u32>().ok();
+    let longer = |name| length(before, name).zip(length(now, name)).is_some_and(|(before, now)| before <= now);
+    let rank = |ty: &str| texts.iter().position(|text| *text == ty);
+    longer("varchar")
+        || longer("char")
+        || rank(before).zip(rank(now)).is_some_and(|(before, now)| before <= now)
+        // The shortest text that holds any VARCHAR: 65,535 bytes.
+        || length(before, "varchar").is_some() && rank(now) >= Some(1)
 }
 
 fn shape_of(column: &Column) -> (&str, &str) {
@@ -349,7 +495,14 @@ mod tests {
 
     #[test]
     fn clauses_on_columns_are_read() {
-        let add = |name: &str, older, place| Step::Add { name: name.into(), older, place, unless_there: false };
+        let add = |name: &str, older, place| {
+            let must_be = older == Older::Nothing;
+            Step::Add { name: name.into(), older, must_be, place, unless_there: false }
+        };
+        let modify = |from: &str, to: &str, declared: &str, charset: Option<&str>, must_be, place| {
+            let (from, to, declared) = (from.into(), to.into(), declared.into());
+            Step::Modify { from, to, declared, charset: charset.map(String::from), must_be, place }
+        };
         let number = |text: &str| Older::Number(text.into());
         for (clauses, expected) in [
             ("ADD c INT", vec![add("c", Older::Null, Place::Last)]),
@@ -365,7 +518,25 @@ mod tests {
             ("ADD c BOOL DEFAULT TRUE UNIQUE KEY", vec![add("c", number("1"), Place::Last)]),
             (
                 "ADD COLUMN IF NOT EXISTS c INT NULL DEFAULT NULL",
-                vec![Step::Add { name: "c".into(), older: Older::Null, place: Place::Last, unless_there: true }],
+                vec![Step::Add {
+                    name: "c".into(),
+                    older: Older::Null,
+                    must_be: false,
+                    place: Place::Last,
+                    unless_there: true,
+                }],
+            ),
+            ("MODIFY c INT UNSIGNED", vec![modify("c", "c", "int unsigned", None, false, None)]),
+            (
+                "change column c d VARCHAR( 20 ) character set latin1 not null default (uuid()) first",
+                vec![modify("c", "d", "varchar(20)", Some("latin1"), true, Some(Place::First))],
+            ),
+            (
+                "MODIFY c Enum('a','it''s') COLLATE utf8mb4_bin, MODIFY t TIMESTAMP DEFAULT NOW() ON UPDATE CURRENT_TIMESTAMP(3)",
+                vec![
+                    modify("c", "c", "enum('a','it''s')", Some("utf8mb4"), false, None),
+                    modify("t", "t", "timestamp", None, false, None),
+                ],
             ),
             ("DROP COLUMN IF EXISTS c CASCADE", vec![Step::Drop { name: "c".into(), if_there: true }]),
             (
@@ -378,6 +549,10 @@ mod tests {
         ] {
             assert_eq!(steps_of(clauses), Some(expected), "{clauses}");
         }
+    }
+
+    #[test]
+    fn clauses_that_may_do_more_are_left_alone() {
         for clauses in [
             "ADD c SERIAL",
             "ADD c INT AUTO_INCREMENT",
@@ -404,8 +579,11 @@ mod tests {
             "DROP PRIMARY KEY",
             "DROP PARTITION p",
             "RENAME COLUMN a b",
-            "MODIFY c INT",
-            "CHANGE c d INT",
+            "MODIFY c INT AUTO_INCREMENT",
+            "MODIFY COLUMN IF EXISTS c INT",
+            "MODIFY c DOUBLE PRECISION",
+            "MODIFY c INT PRIMARY KEY",
+            "CHANGE c d",
         ] {
             assert_eq!(steps_of(clauses), None, "{clauses}");
         }
@@ -444,7 +622,7 @@ mod tests {
     fn columns_keep_their_numbers() {
         let before = table(&[ID, A, B]);
         let follow = |clauses: &str, now: &[(i32, &str, &str)]| {
-            let followed = follow(&before, &steps_of(clauses).unwrap(), &table(now))?;
+            let followed = follow(&before, &steps_of(clauses).unwrap(), &table(now), "utf8mb4")?;
             let ids: Vec<i32> = followed.columns.iter().map(|column| column.id).collect();
             assert_eq!((followed.version, &followed.columns[followed.key[0]].name), (2, &"id".to_string()));
             Ok::<_, String>((ids, followed.columns_ever))
@@ -508,9 +686,64 @@ mod tests {
         ] {
             let now = table(&[ID, (2, "c", source_type)]);
             let steps = steps_of(&format!("ADD c {definition}")).unwrap();
-            let followed = follow(&table(&[ID]), &steps, &now);
+            let followed = follow(&table(&[ID]), &steps, &now, "utf8mb4");
             let older = followed.ok().map(|table| table.columns[1].older_rows.clone());
             assert_eq!(older.as_ref().map(Option::as_deref), expected, "{definition}");
+        }
+    }
+
+    #[test]
+    fn a_column_that_is_declared_anew_keeps_its_values_or_not() {
+        let utf8 = |ty: &str| format!("{ty} character set utf8mb4");
+        let latin = |ty: &str| format!("{ty} character set latin1");
+        let plain = |ty: &str| ty.to_string();
+        for (before, clause, now, expected) in [
+            (utf8("varchar(9)"), "MODIFY c VARCHAR(20)", utf8("varchar(20)"), true),
+            (utf8("varchar(9)"), "MODIFY c VARCHAR(9) NULL DEFAULT 'x'", utf8("varchar(9)"), true),
+            (utf8("varchar(9)"), "MODIFY c MEDIUMTEXT FIRST", utf8("mediumtext"), true),
+            (utf8("text"), "MODIFY c LONGTEXT", utf8("longtext"), true),
+            (utf8("char(2)"), "MODIFY c CHAR(3)", utf8("char(3)"), true),
+            (latin("varchar(9)"), "MODIFY c VARCHAR(10) CHARACTER SET latin1", latin("varchar(10)"), true),
+            (plain("decimal(9,2)"), "MODIFY c DECIMAL(12,2)", plain("decimal(12,2)"), true),
+            (utf8("enum('a')"), "MODIFY c ENUM('a','b')", utf8("enum('a','b')"), true),
+            (plain("int(11)"), "MODIFY c INT COMMENT 'x'", plain("int(11)"), true),
+            (plain("datetime"), "MODIFY c DATETIME DEFAULT CURRENT_TIMESTAMP", plain("datetime"), true),
+            (utf8("varchar(9)"), "MODIFY c VARCHAR(5)", utf8("varchar(5)"), false),
+            (utf8("varchar(9)"), "MODIFY c VARCHAR(20) NOT NULL", utf8("varchar(20)"), false),
+            // It was shorter for a while: the catalog is ahead.
+            (utf8("varchar(9)"), "MODIFY c VARCHAR(5)", utf8("varchar(20)"), false),
+            (utf8("char(9)"), "MODIFY c VARCHAR(9)", utf8("varchar(9)"), false),
+            (utf8("varchar(9)"), "MODIFY c CHAR(9)", utf8("char(9)"), false),
+            (utf8("varchar(70)"), "MODIFY c TINYTEXT", utf8("tinytext"), false),
+            (latin("varchar(9)"), "MODIFY c VARCHAR(10)", utf8("varchar(10)"), false),
+            (latin("varchar(9)"), "MODIFY c VARCHAR(10)", latin("varchar(10)"), false),
+            (plain("decimal(9,2)"), "MODIFY c DECIMAL(12,3)", plain("decimal(12,3)"), false),
+            (plain("decimal(9,2)"), "MODIFY c DECIMAL(50,2)", plain("decimal(50,2)"), false),
+            (utf8("enum('a','b')"), "MODIFY c ENUM('b','a')", utf8("enum('b','a')"), false),
+            (plain("int(11)"), "MODIFY c BIGINT", plain("bigint(20)"), false),
+            (plain("int(11)"), "MODIFY c INT UNSIGNED", plain("int(11) unsigned"), false),
+            (plain("datetime"), "MODIFY c DATETIME(3)", plain("datetime(3)"), false),
+            (plain("timestamp"), "MODIFY c DATETIME", plain("datetime"), false),
+        ] {
+            let (before, now) = (table(&[ID, (2, "c", &before)]), table(&[ID, (2, "c", &now)]));
+            let followed = follow(&before, &steps_of(clause).unwrap(), &now, "utf8mb4");
+            assert_eq!(followed.is_ok(), expected, "{clause}: {followed:?}");
+            let name = "d".to_string();
+            let renamed = clause.replacen("MODIFY c", "CHANGE c d", 1);
+            let now = Table {
+                columns: now
+                    .columns
+                    .iter()
+                    .cloned()
+                    .map(|c| if c.id == 2 { Column { name: name.clone(), ..c } } else { c })
+                    .collect(),
+                ..now
+            };
+            let followed = follow(&before, &steps_of(&renamed).unwrap(), &now, "utf8mb4");
+            assert_eq!(followed.is_ok(), expected, "{renamed}: {followed:?}");
+            if let Ok(followed) = followed {
+                assert_eq!(followed.columns.iter().find(|c| c.id == 2).map(|c| &c.name), Some(&name), "{renamed}");
+            }
         }
     }
 }

@@ -128,7 +128,11 @@ impl Captured {
             );
         }
         // What is missing in a row is looked up by name, where names may be those of later.
-        let renames = steps.iter().any(|step| matches!(step, Step::Rename { .. }));
+        let renames = steps.iter().any(|step| match step {
+            Step::Rename { .. } => true,
+            Step::Modify { from, to, .. } => from != to,
+            Step::Add { .. } | Step::Drop { .. } => false,
+        });
         (renames && self.is_partial).then_some("a column was renamed, and the log has only a part of each row")
     }
 

@@ -179,6 +179,11 @@ impl Statement<'_> {
         Some(())
     }
 
+    /// Whether `IF EXISTS` stands here.
+    pub(super) fn if_exists_is_said(&self) -> bool {
+        self.tokens.first().is_some_and(|token| token.is("if"))
+    }
+
     /// MariaDB's `WAIT n` and `NOWAIT`.
     fn wait(&mut self) {
         if self.take("wait") {
@@ -511,7 +516,7 @@ mod tests {
         for (sql, expected) in [
             ("TRUNCATE t", vec![Effect::Truncated(t("shop", "t"))]),
             ("truncate table `other`.`a``b`", vec![Effect::Truncated(t("other", "a`b"))]),
-            ("ALTER TABLE t ADD COLUMN c INT, MODIFY b BIGINT", altered.clone()),
+            ("ALTER TABLE t ADD COLUMN c INT, MODIFY b BIGINT AUTO_INCREMENT", altered.clone()),
             (
                 "alter /* x */ table if exists `shop`.`t` drop c, add index (a, b)",
                 vec![Effect::Reshaped(t("shop", "t"), vec![Step::Drop { name: "c".into(), if_there: false }])],
@@ -521,7 +526,7 @@ mod tests {
             ("ALTER TABLE t COMMENT='x' ENGINE=MyISAM", altered.clone()),
             ("ALTER TABLE t ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES p (a) ON DELETE CASCADE", altered.clone()),
             ("ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES p (a), ENGINE InnoDB", vec![]),
-            ("/*!50100 ALTER TABLE t MODIFY c BIGINT */", altered),
+            ("/*!50100 ALTER TABLE t DROP PARTITION p */", altered),
             ("ALTER TABLE t ADD INDEX i (a, b), ALGORITHM=INPLACE, LOCK=NONE", vec![]),
             ("ALTER TABLE t ADD UNIQUE KEY u (a), RENAME INDEX a TO b", vec![]),
             ("ALTER TABLE t COMMENT='drop, add column c int'", vec![]),
@@ -563,7 +568,7 @@ mod tests {
         let exchanged = vec![Effect::Altered(t("t")), Effect::Replaced(t("u"))];
         for (sql, expected) in [
             ("SET STATEMENT lock_wait_timeout=5, a='for' FOR TRUNCATE TABLE t", vec![Effect::Truncated(t("t"))]),
-            ("set statement a=1 for alter table t modify e enum('b','a')", altered.clone()),
+            ("set statement a=1 for alter table t convert to character set latin1", altered.clone()),
             ("SET STATEMENT max_statement_time=9 FOR UPDATE t SET a = 1", vec![Effect::Rows]),
             ("set statement a=1", unknown.clone()),
             ("SELECT `shop`.`f`(77)", vec![Effect::Rows]),
@@ -612,7 +617,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read(sql in "(?s)(alter table |rename table |drop |/\\*!?|`|'|\"|\\\\|,|\\(|to |x|é|.){0,30}") {
+        fn any_text_is_read(sql in "(?s)(alter table |rename table |drop |add |modify |default |column t int|enum|first|/\\*!?|`|'|\"|\\\\|,|\\(|to |x|é|.){0,30}") {
             let _ = effects(&sql, "s");
         }
     }

@@ -306,7 +306,8 @@ impl MysqlLog {
         for charset in shape.iter().flat_map(|shape| charsets_of(std::slice::from_ref(shape))) {
             self.charsets.learn(&mut catalog, &charset).await?;
         }
-        self.reader.reshape(shape.as_ref());
+        let charset = discover::default_charset(&mut catalog, name).await?;
+        self.reader.reshape(shape.as_ref(), &charset);
         Ok(())
     }
 

@@ -162,11 +162,11 @@ impl Reader {
     }
 
     /// What the catalog said of it; nothing if it is gone, or has a column that is not known.
-    pub fn reshape(&mut self, now: Option<&Table>) {
+    pub fn reshape(&mut self, now: Option<&Table>, default_charset: &str) {
         let Some(Altered { table: name, steps, order }) = self.altered.take() else { return };
         let Some(captured) = self.tables.get_mut(&name) else { return };
         let followed = match now {
-            Some(now) => alter::follow(&captured.table, &steps, now),
+            Some(now) => alter::follow(&captured.table, &steps, now, default_charset),
             None => Err("its columns were altered, and have changed again since".into()),
         };
         match followed {

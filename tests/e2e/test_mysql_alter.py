@@ -58,7 +58,7 @@ def change_around(server, database, statements):
     )
 
 
-@pytest.mark.scorecard("MySQL: ALTER TABLE without a new load")
+@pytest.mark.scorecard("MySQL: FIRST, AFTER")
 @pytest.mark.trap("31")
 @pytest.mark.fault("34", "columns of MariaDB and MySQL are added, dropped, renamed: followed", promise="continues")
 @pytest.mark.parametrize("statements", FOLLOWED.values(), ids=FOLLOWED)

@@ -15,7 +15,7 @@ from test_mysql_care import server  # noqa: F401
 MIB = 1 << 20
 
 
-@pytest.mark.trap("30", crash=True)
+@pytest.mark.trap("26", crash=True)
 @pytest.mark.fault("31", "a transaction of MariaDB and MySQL larger than the stream's bound, and a SIGKILL in it", promise="continues")
 def test_a_transaction_larger_than_the_bound(server, database, sql, daemon):  # noqa: F811
     sql("create table t (id int primary key, a varchar(1000))", "create table other (id int primary key)")
@@ -24,7 +24,7 @@ def test_a_transaction_larger_than_the_bound(server, database, sql, daemon):  # 
         server=server,
         options={"stream": {"retention": "1s", "disk-bound": "40MiB", "compress": False}},
     ).start_and_load()
-    sql(f"insert into t select seq, repeat('x', 1000) from {server.numbers(120_000)}", "insert into other values (1)")
+    sql(f"insert into t select seq, repeat('x', 1000) from {server.numbers(80_000)}", "insert into other values (1)")
     wait_for(lambda: stream_bytes(run) > 20 * MIB, 60, "a part of the transaction in the stream")
     run.kill()
     run.start()
@@ -39,6 +39,7 @@ def stream_bytes(run):
     return sum(os.stat(file).st_blocks * 512 for file in files if os.path.exists(file))
 
 
+@pytest.mark.trap("29")
 def test_values_larger_than_a_packet(server, database, sql, daemon):  # noqa: F811
     """A body of 2^24-1 bytes goes on in the next packet, in a result and in the log."""
     known = server.execute("mysql", "select @@global.max_allowed_packet", user="root")[0][0]
@@ -46,16 +47,15 @@ def test_values_larger_than_a_packet(server, database, sql, daemon):  # noqa: F8
     try:
         sql(
             "create table t (id int primary key, a longblob)",
-            f"insert into t values (1, repeat('l', {20 * MIB})), (2, repeat('m', {(1 << 24) - 1 - 40})), (3, 'small')",
+            f"insert into t values (1, repeat('l', {17 * MIB})), (2, repeat('m', {(1 << 24) - 1 - 40})), (3, 'small')",
         )
-        run = daemon([f"{database}.t"], server=server).start_and_load()
+        run = daemon([f"{database}.t"], server=server, options={"max-value": "18MiB"}).start_and_load()
         sql(
-            f"insert into t values (4, repeat('n', {33 * MIB}))",
             "update t set id = 5 where id = 1",
             f"insert into t values (6, repeat('o', {(1 << 24) - 70})), (7, 'small')",
         )
         run.compare([(database, "t")])
-        sql(f"insert into t values (8, repeat('p', {70 * MIB})), (9, 'small')")
+        sql(f"insert into t values (8, repeat('p', {19 * MIB})), (9, 'small')")
         wait_for(lambda: run.dead_letters(), 60, "a dead letter")
         assert [letter["column"] for letter in run.dead_letters()] == ["a"]
         sql("delete from t where id = 8")
@@ -64,7 +64,7 @@ def test_values_larger_than_a_packet(server, database, sql, daemon):  # noqa: F8
         server.execute("mysql", f"set global max_allowed_packet = {known}", user="root")
 
 
-@pytest.mark.trap("26")
+@pytest.mark.trap("29")
 def test_images_without_blobs_are_made_whole(server, database, sql, daemon):  # noqa: F811
     sql(
         "create table t (id int primary key, a text, b blob, c int, d varchar(20))",
@@ -127,6 +127,27 @@ def test_a_daemon_that_stands_still(server, database, sql, daemon):  # noqa: F81
         server.execute("mysql", f"set global net_write_timeout = {known}", user="root")
 
 
+@pytest.mark.scorecard("MySQL: stopped in a full load")
+def test_a_server_that_is_stopped_inside_a_load(server, database, sql, daemon):  # noqa: F811
+    rows = f"select seq, repeat('x', 1000) from {server.numbers(12_000)}"
+    sql(
+        "create table t (id int primary key, a varchar(1000))",
+        "create table keyless (id int, a varchar(1000))",
+        f"insert into t {rows}",
+        f"insert into keyless {rows}",
+    )
+    run = daemon([f"{database}.*"], server=server, options={"full-load": {"rate-limit": "4MiB"}})
+    run.start()
+    wait_for(lambda: "Full load" in run.states_or_none().values(), 30, "the load's beginning")
+    server.stop()
+    time.sleep(1)
+    server.start()
+    sql("update t set a = 'later' where id < 10", "insert into keyless values (0, 'later')")
+    run.wait_states(seconds=120)
+    run.compare([(database, "t"), (database, "keyless")])
+
+
+@pytest.mark.trap("29", crash=True)
 def test_an_encrypted_log_is_read():
     """The server decrypts what it sends."""
     with tempfile.TemporaryDirectory(prefix="millrace-keys-") as folder:
@@ -154,6 +175,7 @@ def test_an_encrypted_log_is_read():
                 run.compare([("shop", "t")])
 
 
+@pytest.mark.trap("27", crash=True)
 def test_gtids_are_switched_on_while_the_log_is_read():
     if MySQL.missing():
         pytest.skip(MySQL.missing())

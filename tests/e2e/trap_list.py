@@ -199,7 +199,7 @@ TRAPS = [
         "events, incidents",
         "Rows are made whole by their key, what is compressed is unpacked, XA counts where it is committed; what cannot be read "
         "exactly is refused",
-        "not covered: an incident, packets above 16 MB, an encrypted log",
+        "not covered: an incident, an encrypted log of MySQL",
     ),
     Trap(
         "30",
@@ -211,7 +211,9 @@ TRAPS = [
         "31",
         "ALTER with FIRST and AFTER, renamed columns, CONVERT, online schema change by renames, executable comments, other "
         "databases, statements that are not understood",
-        "A table whose columns may have changed is loaded anew; what does not concern a captured table stops nothing",
+        "Columns that are added, dropped, renamed or made longer are followed, also where the catalog is ahead of the log; where "
+        "values may have changed the table is loaded anew; what does not concern a captured table stops nothing",
+        crash=True,
     ),
     Trap(
         "32",
@@ -383,7 +385,20 @@ SCORECARD = [
         "MySQL: FIRST, AFTER",
         "ADD COLUMN with FIRST or AFTER is not supported: the column comes last",
         LIMITS_OF_MYSQL,
-        "the table is loaded anew by itself, with its columns where they are",
+        "the column stands where it is, and no row is read again for it",
+    ),
+    Item(
+        "MySQL: stopped in a full load",
+        "a source that is shut down during a full load ends the task as if it were done, with the target out of step",
+        LIMITS_OF_MYSQL,
+        "the load goes on with a new snapshot when the server is back",
+    ),
+    Item(
+        "MySQL: AUTO_INCREMENT",
+        "the attribute is not migrated",
+        LIMITS_OF_MYSQL,
+        "nor here: a Parquet file has no such thing",
+        why_not="files and the catalog know no default and no sequence",
     ),
     Item(
         "MySQL: partition DDL",

@@ -10,7 +10,10 @@ use millrace_core::{
 
 use crate::{
     discover::{quote_literal, quote_name, quote_table},
-    types::SqlType,
+    types::{
+        SqlType,
+        value::{SECOND_US, Value, days},
+    },
     wire::Connection,
 };
 
@@ -18,6 +21,11 @@ use crate::{
 const PART_ROWS_MIN: u64 = 20_000;
 /// Bytes, or characters, behind what two keys have in common that a place between them is guessed by.
 const GUESSED: usize = 8;
+
+/// As many guesses for one division.
+const GUESSES_MAX: usize = 80;
+/// Two parts are alike if the smaller one has such a share of the whole.
+const ALIKE: u64 = 8;
 
 /// A range of the key's first column: from one of its keys on, up to before another.
 #[derive(Debug, Clone)]
@@ -38,6 +46,8 @@ enum Form {
     Number,
     Text,
     Bytes,
+    Date,
+    Moment,
 }
 
 impl Form {
@@ -46,6 +56,8 @@ impl Form {
             SqlType::Int { .. } | SqlType::Decimal { .. } => Some(Self::Number),
             SqlType::Text(_) => Some(Self::Text),
             SqlType::Binary(_) => Some(Self::Bytes),
+            SqlType::Date => Some(Self::Date),
+            SqlType::Datetime(_) | SqlType::Timestamp(_) => Some(Self::Moment),
             _ => None,
         }
     }
@@ -58,7 +70,7 @@ impl Form {
     fn literal(self, key: &str) -> String {
         match self {
             Self::Number => key.to_string(),
-            Self::Text => quote_literal(key),
+            Self::Text | Self::Date | Self::Moment => quote_literal(key),
             Self::Bytes => format!("x'{key}'"),
         }
     }
@@ -71,6 +83,7 @@ impl Form {
                 let whole = |hex: String| if hex.len() % 2 == 1 { hex + "0" } else { hex };
                 middle(from, to, 16, |c| c.to_digit(16)).map(whole).into_iter().collect()
             }
+            Self::Date | Self::Moment => moments_between(self, from, to).into_iter().collect(),
             // By their bytes, and by letters and digits without case, as most collations do.
             Self::Text => [
                 middle(from, to, 95, ascii),
@@ -98,6 +111,26 @@ fn numbers_between(from: &str, to: &str) -> Option<String> {
     Some((from + (apart - apart / 2)).to_string())
 }
 
+/// In whole days or seconds. A date with zeros in it lies where the first day of its month or year does.
+fn moments_between(form: Form, from: &str, to: &str) -> Option<String> {
+    let seconds = |text: &str| -> Option<i64> {
+        let part = |from: usize, to: usize| text.get(from..to).unwrap_or("0").parse::<u32>().ok();
+        let day = days(part(0, 4)?, part(5, 7)?.max(1), part(8, 10)?.max(1))?;
+        Some(i64::from(day) * 86_400 + i64::from(part(11, 13)? * 3600 + part(14, 16)? * 60 + part(17, 19)?))
+    };
+    let unit = if form == Form::Date { 86_400 } else { 1 };
+    let (from, to) = (seconds(from)?.div_euclid(unit), seconds(to)?.div_euclid(unit));
+    let apart = to.checked_sub(from).filter(|&apart| apart > 0)?;
+    let place = from + (apart - apart / 2);
+    let value = match form {
+        Form::Date => Value::Date(i32::try_from(place).ok()?),
+        _ => Value::Moment(place * SECOND_US, 0),
+    };
+    let mut text = String::new();
+    value.print(&mut text);
+    Some(text)
+}
+
 /// The text in the middle of two, of digits of some base, by what follows what they have in common.
 fn middle(from: &str, to: &str, base: u32, digit: impl Fn(char) -> Option<u32>) -> Option<String> {
     let common: String = from.chars().zip(to.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
@@ -119,7 +152,7 @@ fn middle(from: &str, to: &str, base: u32, digit: impl Fn(char) -> Option<u32>) 
     Some(common + digits.into_iter().collect::<String>().trim_end_matches(' '))
 }
 
-/// Divides the table by the first column of its key, if that is a number, a text or bytes: the largest part is halved until
+/// Divides the table by the first column of its key, if that is a number, a text, bytes, a date or a moment: the largest part is halved until
 /// there are enough. The server's estimate of a range costs it a look into the index, and so does the first key from a place
 /// on, so gaps of any size do no harm.
 pub async fn divide(session: &mut Connection, table: &Table, wanted: usize) -> Result<LoadPlan> {
@@ -161,28 +194,59 @@ impl Key {
         Ok(rows.into_iter().next().and_then(|row| row.into_iter().next()?))
     }
 
-    /// Two parts of one, as alike as a guess can make them; `None` where no key was found to divide it at.
+    /// Two parts of one, as alike as some guesses can make them; `None` where no key was found to divide it at. Where nothing is
+    /// behind a guessed place, or little on one of its sides, the next guess is on the other: single keys far from all others
+    /// do no harm.
     async fn halves(&self, session: &mut Connection, part: &Part) -> Result<Option<[Part; 2]>> {
+        let (mut low, mut high) = (part.from.clone(), part.last.clone());
         let mut best: Option<[Part; 2]> = None;
-        // The larger one may be estimated too low: InnoDB expects no more than half of a table in any range.
-        let smaller = |halves: &[Part; 2]| halves.iter().map(|half| half.rows).min();
-        for place in self.form.between(&part.from, &part.last) {
-            // The server may see the place before the part.
-            let behind = format!("{} > {}", self.name, self.form.literal(&part.from));
-            let condition = format!("{} AND {behind}", self.condition(Some(&place), part.to.as_deref()));
-            let found = self.ask(session, "MIN", &condition).await?;
-            let Some(bound) = found.filter(|bound| *bound != part.from) else { continue };
-            let mut halves =
-                [Part { to: Some(bound.clone()), last: place, ..part.clone() }, Part { from: bound, ..part.clone() }];
-            for half in &mut halves {
-                let condition = self.condition(Some(&half.from), half.to.as_deref());
-                half.rows = estimate(session, &format!("SELECT 1 FROM {} WHERE {condition}", self.from)).await?;
+        let smaller = |halves: &[Part; 2]| halves[0].rows.min(halves[1].rows);
+        for _ in 0..GUESSES_MAX {
+            let places = self.form.between(&low, &high);
+            let Some(first) = places.first().cloned() else { break };
+            let mut found: Option<[Part; 2]> = None;
+            for place in places {
+                let Some(halves) = self.halves_at(session, part, place).await? else { continue };
+                if found.as_ref().is_none_or(|found| smaller(&halves) > smaller(found)) {
+                    found = Some(halves);
+                }
             }
+            let Some(halves) = found else {
+                high = first;
+                continue;
+            };
+            (low, high) = match halves[0].rows < halves[1].rows {
+                true => (halves[1].from.clone(), high),
+                false => (low, halves[0].last.clone()),
+            };
             if best.as_ref().is_none_or(|best| smaller(&halves) > smaller(best)) {
                 best = Some(halves);
             }
+            if best.as_ref().is_some_and(|best| smaller(best) >= part.rows / ALIKE) {
+                break;
+            }
         }
         Ok(best)
+    }
+
+    /// Two parts, divided at the first key from a place on.
+    async fn halves_at(&self, session: &mut Connection, part: &Part, place: String) -> Result<Option<[Part; 2]>> {
+        // The server may see the place before the part.
+        let behind = format!("{} > {}", self.name, self.form.literal(&part.from));
+        let condition = format!("{} AND {behind}", self.condition(Some(&place), part.to.as_deref()));
+        let found = self.ask(session, "MIN", &condition).await?;
+        let Some(bound) = found.filter(|bound| *bound != part.from) else { return Ok(None) };
+        let mut halves =
+            [Part { to: Some(bound.clone()), last: place, ..part.clone() }, Part { from: bound, ..part.clone() }];
+        for half in &mut halves {
+            let condition = self.condition(Some(&half.from), half.to.as_deref());
+            half.rows = estimate(session, &format!("SELECT 1 FROM {} WHERE {condition}", self.from)).await?;
+        }
+        // InnoDB expects no more than half of a table in any range, so the larger one may be estimated too low.
+        let [one, other] = &mut halves;
+        let (small, large) = if one.rows < other.rows { (one, other) } else { (other, one) };
+        large.rows = large.rows.max(part.rows.saturating_sub(small.rows));
+        Ok(Some(halves))
     }
 
     fn condition(&self, from: Option<&str>, to: Option<&str>) -> String {
@@ -207,9 +271,9 @@ impl Key {
 
 /// How many rows the server expects.
 async fn estimate(session: &mut Connection, select: &str) -> Result<u64> {
-    // MySQL has two columns more than MariaDB.
-    let place = if session.is_mariadb() { 8 } else { 9 };
-    let rows = session.query(&format!("EXPLAIN {select}")).await?;
+    // MySQL has two columns more than MariaDB, and prints a tree where nothing else is said.
+    let (explain, place) = if session.is_mariadb() { ("EXPLAIN", 8) } else { ("EXPLAIN FORMAT=TRADITIONAL", 9) };
+    let rows = session.query(&format!("{explain} {select}")).await?;
     let row = rows.first().ok_or_else(|| Error::new(Kind::Protocol, "asking for an estimate"))?;
     Ok(row.get(place).and_then(|number| number.as_ref()?.parse().ok()).unwrap_or(1))
 }
@@ -230,6 +294,10 @@ mod tests {
         assert_eq!(Form::Bytes.between("00", "80"), ["40000000"]);
         assert_eq!(Form::Bytes.between("ABCD00", "ABCD"), [] as [&str; 0]);
         assert_eq!(Form::Text.between("order-0001", "order-9999"), ["order-4d4dOOOP", "order-4mmn0000"]);
+        assert_eq!(Form::Date.between("2024-02-01", "2024-03-31"), ["2024-03-02"]);
+        assert_eq!(Form::Date.between("0000-00-00", "2024-00-10"), ["1012-01-06"]);
+        assert_eq!(Form::Date.between("2024-02-01", "2024-02-01"), [] as [&str; 0]);
+        assert_eq!(Form::Moment.between("1969-12-31 23:59:58.5", "1970-01-01 00:00:02"), ["1970-01-01 00:00:00"]);
         // By a collation without case the first is the smaller one.
         assert_eq!(Form::Text.between("a", "B"), ["ai000000"]);
     }
@@ -261,7 +329,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_two_keys_have_places_between_or_none(from in ".{0,12}", to in ".{0,12}") {
-            for form in [Form::Number, Form::Text, Form::Bytes] {
+            for form in [Form::Number, Form::Text, Form::Bytes, Form::Date, Form::Moment] {
                 let _ = form.between(&from, &to);
             }
         }

@@ -143,6 +143,7 @@ impl Capture<'_> {
         self.stream.rewind().await?;
         let from = self.stream.last_mark().map(|mark| mark.resume());
         let from = from.ok_or_else(|| Error::new(Kind::Internal, "opening the log: the stream has no mark"))?;
+        self.tables.resume(from.position)?;
         let log = self.source.open_log(&self.tables.captured(), &from, self.identity, self.stream.spill_room()).await?;
         if let Some(begin) = log.begins_anew() {
             self.take_over(from.position, begin).await?;
@@ -197,24 +198,16 @@ impl Capture<'_> {
 
     /// The append is durable: tells the source, and keeps what it said about tables.
     async fn confirm(&self, log: &mut dyn Log, (durable, aftermath): Appended) -> Result<()> {
-        for after in aftermath {
-            match after {
-                Aftermath::Evolved(table) => {
-                    info!(task = self.task, table = %table.name, version = table.version, "table has a new shape");
-                    self.tables.update(&table.name, vec![], |record| {
-                        let parts = record.table.parts.take();
-                        record.table = Table { parts, ..(*table).clone() };
-                    })?;
-                }
-                Aftermath::Suspend { table, why, mends } => {
-                    if self.tables.suspend(&table, &why, mends)? {
-                        warn!(task = self.task, table = %table, reason = why, "table is suspended");
-                    }
-                }
+        for Suspension { table, why, mends } in aftermath {
+            if self.tables.suspend(&table, &why, mends)? {
+                warn!(task = self.task, table = %table, reason = why, "table is suspended");
             }
         }
         match durable {
-            Some(position) => log.confirm(position).await,
+            Some(position) => {
+                self.tables.settle(position.get())?;
+                log.confirm(position).await
+            }
             None => Ok(()),
         }
     }
@@ -243,16 +236,7 @@ impl Capture<'_> {
                 Change::Rows(batch) => self.rows(batch, log, shapes, &mut piece, appends).await?,
                 Change::Rejected(rejects) => self.rejected(rejects, shapes, &mut piece),
                 Change::Truncate { tables, order } => self.truncate(tables, order, shapes, log, &mut piece)?,
-                Change::Ddl(Ddl::Evolved { table, order }) => {
-                    let target = shapes.of(&table).target.clone();
-                    piece.append.changes.items.push(Change::Ddl(Ddl::Evolved { table: target, order }));
-                    piece.aftermath.push(Aftermath::Evolved(table));
-                }
-                Change::Ddl(Ddl::Unsupported { table, what, order }) => {
-                    self.suspend(&table, &what, true, log, &mut piece)?;
-                    let table = shapes.rules.target(&table);
-                    piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
-                }
+                Change::Ddl(ddl) => self.reshaped(ddl, log, shapes, &mut piece)?,
             }
         }
         piece.append.changes.upto = changes.upto;
@@ -261,6 +245,42 @@ impl Capture<'_> {
         piece.append.changes.awaited = changes.awaited;
         appends.push_back(self.append(piece));
         Ok(())
+    }
+
+    /// A table changed its shape.
+    fn reshaped(&self, ddl: Ddl, log: &mut dyn Log, shapes: &mut Shapes, piece: &mut Prepared) -> Result<()> {
+        let (table, what, order) = match ddl {
+            Ddl::Unsupported { table, what, order } => (table, what, order),
+            Ddl::Evolved { table, order } => match self.unfollowed(&table, order, shapes) {
+                Some(what) => (table.name.clone(), what.into(), order),
+                None => {
+                    // Before it is in the stream, so that the two agree after a crash.
+                    self.tables.evolve(&table, order)?;
+                    info!(task = self.task, table = %table.name, version = table.version, "table has a new shape");
+                    let table = shapes.of(&table).target.clone();
+                    piece.append.changes.items.push(Change::Ddl(Ddl::Evolved { table, order }));
+                    return Ok(());
+                }
+            },
+        };
+        self.suspend(&table, &what, true, log, piece)?;
+        let table = shapes.rules.target(&table);
+        piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
+        Ok(())
+    }
+
+    /// Why a change of shape is not followed.
+    fn unfollowed(&self, table: &Arc<Table>, order: Order, shapes: &mut Shapes) -> Option<&'static str> {
+        let record = self.tables.get(&table.name)?;
+        if table.definition_id == 0 && record.is_loaded_behind(order, table) {
+            return Some("it was altered before its load was done");
+        }
+        // A rule knows columns by their names, which others may have now.
+        let before = record.evolving.last().map_or(&record.table, |shape| &shape.table);
+        let ids = |table: &Table| -> BTreeSet<i32> { table.columns.iter().map(|column| column.id).collect() };
+        let (delivered, known) = (ids(&shapes.rules.shape(before).target), ids(before));
+        let comes = |id: &i32| known.contains(id) && !delivered.contains(id);
+        ids(&shapes.of(table).target).iter().any(comes).then_some("a rule left a column out that has another name now")
     }
 
     /// A truncate of a table that is being loaded is as good as any other: what lies before the load's position is left
@@ -334,7 +354,7 @@ impl Capture<'_> {
         }
         log.remove_table(table);
         piece.suspended.insert(table.clone());
-        piece.aftermath.push(Aftermath::Suspend { table: table.clone(), why: why.to_string(), mends });
+        piece.aftermath.push(Suspension { table: table.clone(), why: why.to_string(), mends });
         Ok(())
     }
 
@@ -411,21 +431,22 @@ impl Capture<'_> {
     }
 }
 
-/// What is done once the append is durable.
-enum Aftermath {
-    Evolved(Arc<Table>),
-    Suspend { table: TableName, why: String, mends: bool },
+/// A table that is suspended once the append is durable.
+struct Suspension {
+    table: TableName,
+    why: String,
+    mends: bool,
 }
 
 /// What an append gave, and what is to be done now that it is durable.
-type Appended = (Option<Durable<Position>>, Vec<Aftermath>);
+type Appended = (Option<Durable<Position>>, Vec<Suspension>);
 type Appends<'a> = FuturesOrdered<BoxFuture<'a, Result<Appended>>>;
 
 /// An append in the making.
 #[derive(Default)]
 struct Prepared {
     append: Append,
-    aftermath: Vec<Aftermath>,
+    aftermath: Vec<Suspension>,
     /// Tables that this pull suspended: their later rows in it are left out.
     suspended: BTreeSet<TableName>,
     bytes: usize,

@@ -155,6 +155,11 @@ impl FullLoad {
         let wanted = segments_wanted(record.table.estimated_bytes, self.parallel);
         let previous = record.load.as_ref().map(|load| &load.plan);
         let load: Arc<dyn TableLoad> = Arc::from(snapshot.open(&name, wanted, previous).await.map_err(unreadable)?);
+        // The capture has taken the table up with other columns, and may have read rows with them.
+        if self.exact && load.table().definition_id == 0 && load.table().columns != record.table.columns {
+            let doing = format!("loading {name}: its columns changed before its load");
+            return Err(Error::new(Kind::SnapshotStale, doing));
+        }
         let finished = self.begin(&record, &*load, snapshot.position()).await?;
         if self.exact {
             // The load holds the table as it is: whoever alters it comes later, and so does what the log shows of that.

@@ -98,6 +98,7 @@ mod tests {
             rule: String::new(),
             stale: false,
             read_to: millrace_core::Position::default(),
+            evolving: vec![],
             load: None,
             error: None,
             mends: false,

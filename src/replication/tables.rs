@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use millrace_core::{Column, Position, Result, Table, TableName};
+use millrace_core::{Column, Order, Position, Result, Table, TableName};
 
 use super::rules::Rules;
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         Put, StateStore,
         keys::{
             checkpoint::{self, Checkpoint, Flow},
-            table::{self, TableRecord, TableState},
+            table::{self, Evolving, TableRecord, TableState},
         },
         read, read_all,
     },
@@ -98,6 +98,33 @@ impl Tables {
         Ok(true)
     }
 
+    /// A table has another shape from there on, which goes into the stream now.
+    pub fn evolve(&self, table: &Table, order: Order) -> Result<()> {
+        let shape = Evolving { order, table: table.clone() };
+        self.update(&table.name, vec![], |record| record.evolving.push(shape))
+    }
+
+    /// Everything before the position is durable, and with it the shapes that tables have from there on.
+    pub fn settle(&self, position: Position) -> Result<()> {
+        let is_settled =
+            |record: &&TableRecord| record.evolving.first().is_some_and(|s| position.covers(s.order.commit));
+        let settled: Vec<TableName> =
+            self.lock().values().filter(is_settled).map(|record| record.table.name.clone()).collect();
+        settled.iter().try_for_each(|name| self.update(name, vec![], |record| record.settle(position)))
+    }
+
+    /// The stream ends at the position: shapes behind it come again.
+    pub fn resume(&self, position: Position) -> Result<()> {
+        self.settle(position)?;
+        let left: Vec<TableName> = self
+            .all()
+            .into_iter()
+            .filter(|record| !record.evolving.is_empty())
+            .map(|record| record.table.name)
+            .collect();
+        left.iter().try_for_each(|name| self.update(name, vec![], |record| record.evolving.clear()))
+    }
+
     /// Suspends a table that is delivered: it must be reloaded. Gives false if it is in another state, such as being
     /// reloaded already. `mends`: a reload puts it right.
     pub fn suspend(&self, table: &TableName, why: &str, mends: bool) -> Result<bool> {
@@ -131,6 +158,7 @@ impl Tables {
     pub fn renew(&self, table: &TableName, shape: &Table) -> Result<()> {
         self.update(table, vec![], |record| {
             record.table = shape.clone();
+            record.evolving.clear();
             if std::mem::take(&mut record.stale)
                 && let Some(load) = &mut record.load
             {
@@ -265,6 +293,7 @@ impl Tables {
             rule: self.rules.text(&shape.name),
             stale: false,
             read_to: Position::default(),
+            evolving: vec![],
             load,
             error: None,
             mends: false,

@@ -4,7 +4,7 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
-use millrace_core::{Column, Table};
+use millrace_core::{Column, ColumnType, Table};
 
 use super::ddl::{Statement, Token, UNREAD, clauses};
 use crate::types::SqlType;
@@ -18,6 +18,10 @@ pub enum Step {
         name: String,
         /// What the rows have that are there.
         older: Older,
+        /// The type, as the catalog writes it where its words are the same.
+        declared: String,
+        /// The character set that is said.
+        charset: Option<String>,
         /// It is said not to be null.
         must_be: bool,
         /// Where it stands.
@@ -54,6 +58,13 @@ pub enum Step {
         /// Where it stands now, if that is said.
         place: Option<Place>,
     },
+}
+
+impl Step {
+    /// Whether it depends on what is there.
+    pub fn is_conditional(&self) -> bool {
+        matches!(self, Self::Add { unless_there: true, .. } | Self::Drop { if_there: true, .. })
+    }
 }
 
 /// Where a new column stands.
@@ -169,7 +180,8 @@ fn definition(tokens: &[Token]) -> Option<Definition> {
     let mut rest = Statement { tokens, schema: "" };
     let name = name(&mut rest)?;
     let Some(Token::Word(ty)) = rest.tokens.first() else { return None };
-    let mut declared = Some(ty.to_ascii_lowercase());
+    let mut is_said = false;
+    let mut declared = Some(word_of(ty));
     rest.skip();
     if let Some(Token::Sign('(')) = rest.tokens.first() {
         let arguments = rest.tokens;
@@ -205,14 +217,29 @@ fn definition(tokens: &[Token]) -> Option<Definition> {
             rest.skip();
         } else if rest.take_any(&["varying", "precision"]) {
             found.declared = None;
-        } else if !rest.take_any(&["null", "signed", "visible", "invisible", "compressed"]) {
+        } else if rest.take("null") {
+            is_said = true;
+        } else if !rest.take_any(&["signed", "visible", "invisible", "compressed"]) {
             return None;
         }
     }
-    Some(found)
+    // Where nothing is said, a setting of the server tells whether it may be null.
+    let is_moment = ty.eq_ignore_ascii_case("timestamp") && !is_said && !found.must_be;
+    (!is_moment).then_some(found)
 }
 
 const UNSIGNED: &str = " unsigned";
+
+/// A type's name, as the catalog has it.
+fn word_of(ty: &str) -> String {
+    let ty = ty.to_ascii_lowercase();
+    match ty.as_str() {
+        "bool" | "boolean" => "tinyint".into(),
+        "integer" => "int".into(),
+        "dec" | "numeric" | "fixed" => "decimal".into(),
+        _ => ty,
+    }
+}
 
 /// What stands between parentheses, as the catalog writes it.
 fn written(tokens: &[Token]) -> Option<String> {
@@ -232,16 +259,14 @@ fn written(tokens: &[Token]) -> Option<String> {
 }
 
 fn add(tokens: &[Token], unless_there: bool) -> Option<Step> {
-    let Definition { name, default, must_be, place, declared, .. } = definition(tokens)?;
-    if declared.is_some_and(|ty| ty == "serial") {
-        return None;
-    }
+    let Definition { name, default, must_be, place, declared, charset } = definition(tokens)?;
+    let declared = declared.filter(|ty| ty != "serial")?;
     let older = match default {
         Some(Some(Older::Null)) | None if must_be => Older::Nothing,
         Some(older) => older?,
         None => Older::Null,
     };
-    Some(Step::Add { name, older, must_be, place: place.unwrap_or(Place::Last), unless_there })
+    Some(Step::Add { name, older, declared, charset, must_be, place: place.unwrap_or(Place::Last), unless_there })
 }
 
 /// A constant, or `None` for an expression.
@@ -303,18 +328,20 @@ pub fn follow(table: &Table, steps: &[Step], now: &Table, default_charset: &str)
             Step::Add { name, .. } if place_of(&columns, name).is_some() => {
                 return Err(format!("column {name:?} was added, and was there"));
             }
-            Step::Add { name, older, must_be, place, .. } => {
+            Step::Add { name, older, declared, charset, must_be, place, .. } => {
                 let Some(found) = place_of(&now.columns, name).and_then(|place| now.columns.get(place)) else {
                     return Err(format!("column {name:?} was added and has changed again since"));
                 };
+                if !is_declared(found, declared, charset.as_deref().unwrap_or(default_charset)) {
+                    return Err(format!("column {name:?} was added as {declared}, and is another one by now"));
+                }
                 last_id += 1;
                 let (name, older_rows) = (name.clone(), older_rows(found, older)?);
                 let column = Column { id: last_id, name, nullable: !must_be, older_rows, ..found.clone() };
                 let at = match place {
                     Place::Last => columns.len(),
                     Place::First => 0,
-                    // It may stand behind one that is not captured.
-                    Place::After(before) => place_of(&columns, before).map_or(columns.len(), |before| before + 1),
+                    Place::After(before) => behind(&columns, before)?,
                 };
                 columns.insert(at, column);
             }
@@ -341,7 +368,7 @@ pub fn follow(table: &Table, steps: &[Step], now: &Table, default_charset: &str)
                 let at = match place {
                     None | Some(Place::Last) => at,
                     Some(Place::First) => 0,
-                    Some(Place::After(before)) => place_of(&columns, before).map_or(columns.len(), |before| before + 1),
+                    Some(Place::After(before)) => behind(&columns, before)?,
                 };
                 // By what is said, whatever the catalog shows by now; a key is never null.
                 let nullable = !must_be && !key_ids.contains(&old.id);
@@ -349,9 +376,6 @@ pub fn follow(table: &Table, steps: &[Step], now: &Table, default_charset: &str)
                 columns.insert(at, Column { id, name: to.clone(), nullable, older_rows, ..found.clone() });
             }
         }
-    }
-    if !is_told_by_log(table, &columns) && !columns.iter().map(shape_of).eq(now.columns.iter().map(shape_of)) {
-        return Err("its columns changed more than once".into());
     }
     let key: Option<Vec<usize>> = key_ids.iter().map(|id| columns.iter().position(|column| column.id == *id)).collect();
     let key = key.ok_or("a column of its key was dropped")?;
@@ -372,30 +396,23 @@ fn renamed(columns: &[Column], from: &str, to: &str) -> Result<usize, String> {
 /// that nothing that came and went in between is passed over; and whoever changes the table's own character set makes it
 /// load anew.
 fn keeps_values(old: &Column, declared: &str, charset: &str, now: &Column) -> bool {
-    let parts = |source_type: &str| match source_type.rsplit_once(" character set ") {
-        Some((declared, charset)) => (declared.to_string(), Some(charset.to_string())),
-        None => (source_type.to_string(), None),
-    };
     let ((before, old_charset), (shown, new_charset)) = (parts(&old.source_type), parts(&now.source_type));
-    if old_charset != new_charset || new_charset.is_some_and(|shown| shown != charset) || old.nullable && !now.nullable
-    {
+    if old_charset != new_charset || !is_declared(now, declared, charset) || old.nullable && !now.nullable {
         return false;
     }
-    let of = |text: &str| SqlType::parse(&format!("{text} character set x"));
-    let (Some(was), Some(is)) = (of(&before), of(&shown)) else { return false };
+    let of = |text: &str| SqlType::parse(&format!("{text}{CHARSET}x"));
+    let (Some(was), Some(is)) = (of(before), of(shown)) else { return false };
     match (&was, &is) {
         (SqlType::Decimal { precision, scale }, SqlType::Decimal { precision: p, scale: s }) => {
-            shown == declared && precision <= p && scale == s && (*p <= 38 || precision == p)
+            let is_alike = before.ends_with(UNSIGNED) == shown.ends_with(UNSIGNED);
+            is_alike && precision <= p && scale == s && (*p <= 38 || precision == p)
         }
         (SqlType::Enum(few), SqlType::Enum(labels)) | (SqlType::Set(few), SqlType::Set(labels)) => {
-            shown == declared && labels.starts_with(few)
+            labels.starts_with(few)
         }
-        (SqlType::Text(_), SqlType::Text(_)) => {
-            shown == declared && (before == shown || is_longer_text(&before, &shown))
-        }
-        // Their arguments may be for show (`int(11)`), and the catalog leaves out those that say nothing.
-        (SqlType::Int { .. }, _) => was == is && of(declared).is_some_and(|declared| declared == is),
-        _ => before == shown && shown == declared,
+        (SqlType::Text(_), SqlType::Text(_)) => before == shown || is_longer_text(before, shown),
+        (SqlType::Int { .. }, _) => was == is,
+        _ => before == shown,
     }
 }
 
@@ -413,17 +430,55 @@ fn is_longer_text(before: &str, now: &str) -> bool {
         || length(before, "varchar").is_some() && rank(now) >= Some(1)
 }
 
-fn shape_of(column: &Column) -> (&str, &str) {
-    (&column.name, &column.source_type)
+/// Whether the catalog shows what a statement declared, so that nothing that came since passes for it.
+fn is_declared(shown: &Column, declared: &str, charset: &str) -> bool {
+    let (shown, own) = parts(&shown.source_type);
+    own.is_none_or(|own| own == charset) && is_same_type(shown, declared)
 }
 
-/// Whether the log shows the types of all new columns with their rows, so that another one does not pass for it.
-fn is_told_by_log(table: &Table, columns: &[Column]) -> bool {
-    let is_new = |column: &&Column| table.columns.iter().all(|own| own.id != column.id);
-    columns.iter().filter(is_new).all(|column| {
-        use SqlType::{Binary, Inet4, Inet6, Uuid};
-        !matches!(SqlType::parse(&column.source_type), None | Some(Binary(_) | Inet4 | Inet6 | Uuid))
-    })
+/// A type and its character set.
+fn parts(source_type: &str) -> (&str, Option<&str>) {
+    match source_type.rsplit_once(CHARSET) {
+        Some((declared, charset)) => (declared, Some(charset)),
+        None => (source_type, None),
+    }
+}
+
+const CHARSET: &str = " character set ";
+
+/// Whole numbers may have a width, which is for show.
+fn is_same_type(shown: &str, declared: &str) -> bool {
+    let int = |text: &str| SqlType::parse(text).filter(|ty| matches!(ty, SqlType::Int { .. }));
+    shown == declared || int(shown).is_some_and(|shown| int(declared) == Some(shown))
+}
+
+/// Whether the task's rules, which know columns by their names, make of the columns that were there what they made before,
+/// and leave values of older rows as they are.
+pub fn keeps_rules(before: &Table, followed: &Table) -> Result<(), String> {
+    for column in &followed.columns {
+        let old = before.columns.iter().find(|old| old.id == column.id);
+        let is_kept = match (old.map(|old| &old.ty), &column.ty) {
+            (Some(ColumnType::Decimal { precision, scale }), ColumnType::Decimal { precision: p, scale: s }) => {
+                precision <= p && scale == s
+            }
+            (Some(old), new) => old == new,
+            (None, new) => column.older_rows.is_none() || own_type(column).is_some_and(|own| own == *new),
+        };
+        if !is_kept {
+            return Err(format!("a rule makes another type of column {:?} than before", column.name));
+        }
+    }
+    Ok(())
+}
+
+fn own_type(column: &Column) -> Option<ColumnType> {
+    SqlType::parse(&column.source_type).map(|ty| ty.column_type())
+}
+
+/// Behind this column.
+fn behind(columns: &[Column], before: &str) -> Result<usize, String> {
+    let place = columns.iter().position(|column| is_same_name(&column.name, before));
+    place.map(|place| place + 1).ok_or_else(|| format!("a column came behind {before:?}, which is not known"))
 }
 
 /// Names of columns are the same in any case.
@@ -436,9 +491,11 @@ fn older_rows(column: &Column, older: &Older) -> Result<Option<String>, String> 
     let unknown = || format!("column {:?} was added, and it is not known which value older rows have", column.name);
     let ty = SqlType::parse(&column.source_type).ok_or_else(unknown)?;
     let nothing = match older {
-        // A TIMESTAMP may not be null where nothing says that it may.
         Older::Null if column.nullable => return Ok(None),
-        Older::Null | Older::Nothing => true,
+        Older::Null => return Err(unknown()),
+        Older::Nothing => true,
+        // By settings of the server it is null, or the default of a TEXT is none.
+        Older::Text(value) if value.is_empty() => return Err(unknown()),
         Older::Number(_) | Older::Text(_) => false,
     };
     let (value, is_text) = match older {
@@ -495,10 +552,11 @@ mod tests {
 
     #[test]
     fn clauses_on_columns_are_read() {
-        let add = |name: &str, older, place| {
-            let must_be = older == Older::Nothing;
-            Step::Add { name: name.into(), older, must_be, place, unless_there: false }
+        let typed = |name: &str, declared: &str, charset: Option<&str>, older, place| {
+            let (declared, charset, must_be) = (declared.into(), charset.map(String::from), older == Older::Nothing);
+            Step::Add { name: name.into(), older, declared, charset, must_be, place, unless_there: false }
         };
+        let add = |name: &str, older, place| typed(name, "int", None, older, place);
         let modify = |from: &str, to: &str, declared: &str, charset: Option<&str>, must_be, place| {
             let (from, to, declared) = (from.into(), to.into(), declared.into());
             Step::Modify { from, to, declared, charset: charset.map(String::from), must_be, place }
@@ -506,21 +564,29 @@ mod tests {
         let number = |text: &str| Older::Number(text.into());
         for (clauses, expected) in [
             ("ADD c INT", vec![add("c", Older::Null, Place::Last)]),
-            ("ADD COLUMN `c d` varchar(3) NOT NULL FIRST", vec![add("c d", Older::Nothing, Place::First)]),
+            (
+                "ADD COLUMN `c d` varchar(3) NOT NULL FIRST",
+                vec![typed("c d", "varchar(3)", None, Older::Nothing, Place::First)],
+            ),
             (
                 "add column (a int unsigned default -5, b decimal(3,1) default 1.50)",
-                vec![add("a", number("-5"), Place::Last), add("b", number("1.50"), Place::Last)],
+                vec![
+                    typed("a", "int unsigned", None, number("-5"), Place::Last),
+                    typed("b", "decimal(3,1)", None, number("1.50"), Place::Last),
+                ],
             ),
             (
                 "ADD c VARCHAR(9) CHARACTER SET latin1 COLLATE latin1_bin DEFAULT 'it''s' COMMENT 'x' AFTER b",
-                vec![add("c", Older::Text("it's".into()), Place::After("b".into()))],
+                vec![typed("c", "varchar(9)", Some("latin1"), Older::Text("it's".into()), Place::After("b".into()))],
             ),
-            ("ADD c BOOL DEFAULT TRUE UNIQUE KEY", vec![add("c", number("1"), Place::Last)]),
+            ("ADD c BOOL DEFAULT TRUE UNIQUE KEY", vec![typed("c", "tinyint", None, number("1"), Place::Last)]),
             (
                 "ADD COLUMN IF NOT EXISTS c INT NULL DEFAULT NULL",
                 vec![Step::Add {
                     name: "c".into(),
                     older: Older::Null,
+                    declared: "int".into(),
+                    charset: None,
                     must_be: false,
                     place: Place::Last,
                     unless_there: true,
@@ -532,7 +598,7 @@ mod tests {
                 vec![modify("c", "d", "varchar(20)", Some("latin1"), true, Some(Place::First))],
             ),
             (
-                "MODIFY c Enum('a','it''s') COLLATE utf8mb4_bin, MODIFY t TIMESTAMP DEFAULT NOW() ON UPDATE CURRENT_TIMESTAMP(3)",
+                "MODIFY c Enum('a','it''s') COLLATE utf8mb4_bin, MODIFY t TIMESTAMP NULL DEFAULT NOW() ON UPDATE CURRENT_TIMESTAMP(3)",
                 vec![
                     modify("c", "c", "enum('a','it''s')", Some("utf8mb4"), false, None),
                     modify("t", "t", "timestamp", None, false, None),
@@ -555,6 +621,9 @@ mod tests {
     fn clauses_that_may_do_more_are_left_alone() {
         for clauses in [
             "ADD c SERIAL",
+            "ADD c TIMESTAMP",
+            "ADD c DOUBLE PRECISION",
+            "ADD b INT, DROP COLUMN IF EXISTS b",
             "ADD c INT AUTO_INCREMENT",
             "ADD c INT PRIMARY KEY",
             "ADD c INT KEY",
@@ -640,10 +709,14 @@ mod tests {
         // The catalog is ahead.
         assert_eq!(follow("ADD c INT", &[ID, B, number(3, "c"), number(4, "d")]), Ok((vec![1, 2, 3, 4], 4)));
         assert_eq!(follow("DROP a", &[ID, A, B]), Ok((vec![1, 3], 3)));
-        assert_eq!(follow("ADD c INT AFTER generated", &[ID, A, B, number(4, "c")]), Ok((vec![1, 2, 3, 4], 4)));
         for (clauses, now) in [
             ("ADD c INT", &[ID, A, B][..]),
-            ("ADD c BINARY(16)", &[ID, A, B, (4, "c", "binary(16)"), number(5, "d")]),
+            ("ADD c INT AFTER generated", &[ID, A, B, number(4, "c")]),
+            ("ADD c BIGINT", &[ID, A, B, number(4, "c")]),
+            ("ADD c INT NOT NULL", &[ID, A, B, (4, "c", "varchar(5) character set utf8mb4")]),
+            ("ADD c VARCHAR(9)", &[ID, A, B, (4, "c", "char(9) character set utf8mb4")]),
+            ("ADD c VARCHAR(9)", &[ID, A, B, (4, "c", "varchar(9) character set latin1")]),
+            ("ADD c FLOAT", &[ID, A, B, (4, "c", "float(7,2)")]),
             ("ADD a INT", &[ID, A, B]),
             ("DROP z", &[ID, A, B]),
             ("RENAME COLUMN a TO b, DROP b", &[ID, number(2, "b")]),
@@ -669,7 +742,8 @@ mod tests {
             ("DECIMAL(9,2) DEFAULT 1.555", "decimal(9,2)", None),
             ("DOUBLE DEFAULT 250", "double", Some(Some("250"))),
             ("DOUBLE DEFAULT 2.5", "double", None),
-            ("VARCHAR(9) DEFAULT ''", "varchar(9) character set utf8mb4", Some(Some(""))),
+            ("VARCHAR(9) DEFAULT ''", "varchar(9) character set utf8mb4", None),
+            ("VARCHAR(9) NOT NULL DEFAULT ''", "varchar(9) character set utf8mb4", None),
             ("VARCHAR(9) NOT NULL", "varchar(9) character set utf8mb4", Some(Some(""))),
             ("VARCHAR(9) DEFAULT 1.50", "varchar(9) character set utf8mb4", None),
             ("CHAR(9) DEFAULT 'x '", "char(9) character set utf8mb4", None),
@@ -681,7 +755,7 @@ mod tests {
             ("DATE NOT NULL", "date", None),
             ("DATE DEFAULT '2024-01-01'", "date", None),
             ("DATE", "date", Some(None)),
-            ("TIMESTAMP", "timestamp", None),
+            ("TIMESTAMP NULL", "timestamp", None),
             ("BLOB NOT NULL", "blob", None),
         ] {
             let now = table(&[ID, (2, "c", source_type)]);
@@ -718,6 +792,7 @@ mod tests {
             (latin("varchar(9)"), "MODIFY c VARCHAR(10)", utf8("varchar(10)"), false),
             (latin("varchar(9)"), "MODIFY c VARCHAR(10)", latin("varchar(10)"), false),
             (plain("decimal(9,2)"), "MODIFY c DECIMAL(12,3)", plain("decimal(12,3)"), false),
+            (plain("decimal(9,2)"), "MODIFY c DECIMAL(9,2) UNSIGNED", plain("decimal(9,2) unsigned"), false),
             (plain("decimal(9,2)"), "MODIFY c DECIMAL(50,2)", plain("decimal(50,2)"), false),
             (utf8("enum('a','b')"), "MODIFY c ENUM('b','a')", utf8("enum('b','a')"), false),
             (plain("int(11)"), "MODIFY c BIGINT", plain("bigint(20)"), false),

@@ -7,6 +7,7 @@ use millrace_core::{
 };
 
 use super::{
+    LogOptions,
     alter::Step,
     events::{MapColumn, RowsEvent, RowsKind, Slot, TableMap, image, parts},
 };
@@ -93,6 +94,13 @@ impl Captured {
         }
     }
 
+    /// From here on it has another shape; nothing is pending.
+    pub fn reshape(&mut self, table: Arc<Table>, options: &LogOptions) {
+        let is_partial = self.is_partial;
+        *self = Self::new(table, false, &options.values, options.value_bytes_max);
+        self.is_partial = is_partial;
+    }
+
     /// Whether the batch must be closed.
     pub fn is_full(&self) -> bool {
         self.builder.is_full()
@@ -147,6 +155,10 @@ impl Captured {
         self.is_nameless = map.columns.iter().any(|column| column.name.is_none());
         if self.is_nameless && map.columns.len() != self.table.columns.len() {
             return Err("the log has other columns, and no names for them (binlog_row_metadata is not FULL)".into());
+        }
+        // It was followed so far by the names of its columns.
+        if self.is_nameless && self.table.version > 1 {
+            return Err("the log does not name its columns any more (binlog_row_metadata is not FULL)".into());
         }
         let ours = types::of_table(&self.table).ok_or("a column has a type that is not known")?;
         let mut mapping = Mapping {
@@ -358,9 +370,10 @@ fn is_said_of(ty: &types::SqlType, shown: &MapColumn<'_>) -> bool {
     use types::SqlType::{Enum, Int, Set};
     match (ty, shown.unsigned, &shown.labels) {
         (Int { unsigned, .. }, Some(said), _) => *unsigned == said,
-        // Those beyond ASCII are in the column's character set.
+        // They are in the column's character set, which may write ASCII with zeros.
         (Enum(labels) | Set(labels), _, Some(said)) => {
-            let alike = |(own, said): (&String, &&[u8])| own.as_bytes() == *said || !own.is_ascii();
+            let alike =
+                |(own, said): (&String, &&[u8])| own.as_bytes() == *said || !own.is_ascii() || said.contains(&0);
             labels.len() == said.len() && labels.iter().zip(said).all(alike)
         }
         _ => true,

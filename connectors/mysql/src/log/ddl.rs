@@ -412,8 +412,10 @@ fn alter(statement: &mut Statement<'_>) -> Option<Vec<Effect>> {
         }
     }
     found.dedup();
-    // What is not followed is loaded anew, with the columns that it has then.
-    if !steps.is_empty() && found.is_empty() {
+    // What is not followed is loaded anew, with the columns that it has then. Servers do not agree in which order they look
+    // whether a column is there.
+    let is_plain = steps.len() == 1 || !steps.iter().any(Step::is_conditional);
+    if !steps.is_empty() && found.is_empty() && is_plain {
         found.push(Effect::Reshaped(table, steps));
     } else if !steps.is_empty() && !found.contains(&Effect::Altered(table.clone())) {
         found.insert(0, Effect::Altered(table));

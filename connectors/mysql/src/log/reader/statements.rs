@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use millrace_core::{Change, Ddl, Error, Kind, Order, Result, Table, TableName};
 
-use super::{Captured, Reader};
+use super::Reader;
 use crate::{
     log::{
         alter::{self, Step},
@@ -68,7 +68,7 @@ impl Reader {
             Effect::Truncated(name) => self.all_unsupported(&name, "a table whose name was not read was truncated"),
             Effect::Altered(name) => self.all_unsupported(&name, ALTERED),
             Effect::Reshaped(name, steps) => match &*self.concerned(&name) {
-                [own] => self.begin_reshape(own, steps),
+                [own] if is_read(&name) => self.begin_reshape(own, steps),
                 _ => self.all_unsupported(&name, ALTERED),
             },
             Effect::Replaced(name) => {
@@ -164,19 +164,27 @@ impl Reader {
     /// What the catalog said of it; nothing if it is gone, or has a column that is not known.
     pub fn reshape(&mut self, now: Option<&Table>, default_charset: &str) {
         let Some(Altered { table: name, steps, order }) = self.altered.take() else { return };
+        // It may have been taken up for a load meanwhile.
+        if !self.concerns(&name, order) {
+            return;
+        }
         let Some(captured) = self.tables.get_mut(&name) else { return };
-        let followed = match now {
-            Some(now) => alter::follow(&captured.table, &steps, now, default_charset),
-            None => Err("its columns were altered, and have changed again since".into()),
+        let followed = match (captured.unfollowed(&steps), now) {
+            (Some(why), _) => Err(why.into()),
+            (None, Some(now)) => alter::follow(&captured.table, &steps, now, default_charset),
+            (None, None) => Err("its columns were altered, and have changed again since".into()),
         };
+        let followed = followed.and_then(|mut table| {
+            types::retype(&self.options.values, &mut table);
+            alter::keeps_rules(&captured.table, &table).map(|()| table)
+        });
         match followed {
             Err(why) => self.suspend(&name, why, order),
-            Ok(mut table) => {
-                types::retype(&self.options.values, &mut table);
+            Ok(table) => {
                 captured.close(&mut self.items);
                 let table = Arc::new(table);
                 tracing::info!(table = %name, version = table.version, "a table was altered");
-                *captured = Captured::new(table.clone(), false, &self.options.values, self.options.value_bytes_max);
+                captured.reshape(table.clone(), &self.options);
                 self.items.push(Change::Ddl(Ddl::Evolved { table, order }));
             }
         }

@@ -39,7 +39,7 @@
 //!   stream   catalog          Kinesis: log, shards, retention   Glue: databases, tables, versions, manifests
 //!   state config telemetry registry
 //!   connectors/*              one crate each, with the same files
-//!   connectors/core           the floor
+//!   connectors/core           the floor; conformance/: what every source must keep, as tests
 //! ```
 //!
 //! # Invariants
@@ -63,6 +63,8 @@
 //! 12. A value that its column cannot hold stands exactly as the source prints it beside a null, in the column's companion,
 //!     or follows the policy that the config names; it is never lost, and never changed unasked.
 //! 13. A column is its identity, not its name: files carry it as `field_id`, and readers find columns by it.
+//!     A shape that a table is given goes into its record before it goes into the stream, and counts from the mark that is
+//!     behind it on; so the two agree whatever is killed when (`state/keys/table.rs`).
 //! 14. A failed write or fsync of our own disk ends the process; a full disk stops appends, and nothing is acknowledged.
 //! 15. Rows of a transaction that has not committed never enter the stream. A source that sends them ahead keeps them in
 //!     files beside the segments (`streams/<task>/spill`), counted in the stream's disk bound, never fsynced, and worth
@@ -88,6 +90,10 @@
 //!   role can write such a message, so nothing else is believed of it. Without it, columns are told apart by their numbers
 //!   in the catalog, and rewritten rows by the storage and the definition of the table; where a catalog that is ahead of
 //!   the log cannot tell, the table is loaded anew.
+//! - MySQL has no numbers for columns. A statement in its log says which column is which, and what a new one is declared as;
+//!   the catalog, which may be ahead, is believed only where it shows exactly that (`connectors/mysql/src/log/alter.rs`).
+//! - The shared tests of sources are a crate of their own (`connectors/core/conformance`), not a feature of the floor: with a
+//!   feature everything would be built twice, for the tests and for the binary.
 //! - pgoutput is read in text, COPY in binary: text is what the server prints, so every type we do not know passes
 //!   exactly, and binary was measured not to be cheaper for the walsender.
 //! - A batch's columns carry the exact texts of values that do not fit them (`millrace_core::Columns::push_exact`): whatever

@@ -361,9 +361,6 @@ impl Session {
             return Err(Error::new(Kind::Config, finding.summary).fix(fix));
         }
         let mark = self.stream.last_mark();
-        if let Some(mark) = &mark {
-            self.tables.settle(mark.source)?;
-        }
         let captures = wiring.config.mode.captures();
         if captures && mark.is_some() && self.task.record()?.remake_log {
             self.remake_log(&found).await?;

@@ -192,6 +192,9 @@ impl Tables {
     /// Compares what the source has now with the records. New tables wait for their load, or are delivered from `mark` on
     /// where nothing is loaded. Called with the delivery's gate held. Gives what changed, for the events.
     pub fn reconcile(&self, found: &[Table], mark: Option<&Mark>, loads: bool) -> Result<Vec<String>> {
+        if let Some(mark) = mark {
+            self.settle(mark.source)?;
+        }
         let mut events = vec![];
         let mut records = self.lock();
         let mut puts = vec![];

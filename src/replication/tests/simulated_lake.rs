@@ -141,7 +141,10 @@ impl ObjectWriter for SimulatedWriter {
     fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         let text = |name: &str| batch.column_by_name(name).unwrap().as_string::<i32>();
         let number = |name: &str| batch.column_by_name(name).unwrap().as_primitive::<Int64Type>();
-        let (op, order, id, value) = (text("Op"), text("change_order"), number("id"), number("value"));
+        // It is renamed again and again.
+        let schema = batch.schema();
+        let value = schema.fields().iter().map(|field| field.name()).find(|name| name.starts_with("value")).unwrap();
+        let (op, order, id, value) = (text("Op"), text("change_order"), number("id"), number(value));
         self.object.rows.extend((0..batch.num_rows()).map(|row| {
             let (commit, ordinal) = order.value(row).split_at(32);
             LakeRow {

@@ -2,7 +2,7 @@
 //! confirmed and refuses to go back, snapshots with an exact position. What goes wrong is told to it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
 };
@@ -38,6 +38,8 @@ pub enum What {
     Truncate,
     /// Every row has another value, and the log tells only that.
     Rewrite,
+    /// The column of values gets another name.
+    Rename,
 }
 
 impl Write {
@@ -47,6 +49,7 @@ impl Write {
             What::Row(_) => drop(rows.insert(self.id, self.value)),
             What::Truncate => rows.clear(),
             What::Rewrite => rows.values_mut().for_each(|value| *value += REWRITTEN),
+            What::Rename => {}
         }
     }
 }
@@ -81,9 +84,14 @@ impl Content {
     pub fn commit(&mut self, writes: Vec<Write>) {
         for write in &writes {
             write.apply(&mut self.rows[write.table]);
-            if write.what == What::Rewrite {
-                let table = Arc::make_mut(&mut self.tables[write.table]);
-                (table.storage_id, table.definition_id) = (table.storage_id + 1, table.definition_id + 1);
+            let table = Arc::make_mut(&mut self.tables[write.table]);
+            match write.what {
+                What::Rewrite => {
+                    table.storage_id += 1;
+                    table.definition_id += u64::from(table.definition_id > 0);
+                }
+                What::Rename => *table = in_version(table, table.version + 1),
+                What::Row(_) | What::Truncate => {}
             }
         }
         self.log.push(writes);
@@ -127,7 +135,14 @@ pub struct SimulatedSource {
     fuse: Arc<Fuse>,
 }
 
-/// A table of `id` and `value`. A large one is loaded in several segments.
+/// The table in another shape.
+fn in_version(table: &Table, version: u32) -> Table {
+    let mut shaped = Table { version, ..table.clone() };
+    shaped.columns[1].name = format!("value{version}");
+    shaped
+}
+
+/// A table of `id` and `value`. A large one is loaded in several segments; its columns have no marks, as MySQL's have none.
 pub fn table(name: &str, is_keyed: bool) -> Arc<Table> {
     let column = |id, name: &str| Column {
         id,
@@ -141,11 +156,11 @@ pub fn table(name: &str, is_keyed: bool) -> Arc<Table> {
         name: TableName::new("public", name),
         source_id: 1,
         version: 1,
-        columns: vec![column(1, "id"), column(2, "value")],
+        columns: vec![column(1, "id"), column(2, "value1")],
         key: if is_keyed { vec![0] } else { vec![] },
         capture: Capture::All,
         storage_id: 1,
-        definition_id: 1,
+        definition_id: u64::from(!is_keyed),
         columns_ever: 2,
         estimated_rows: 10,
         estimated_bytes: if is_keyed { 700 << 20 } else { 0 },
@@ -242,7 +257,7 @@ impl Source for SimulatedSource {
             content.wrong.push(format!("{from} is asked for, and everything before {confirmed} was confirmed"));
             return Err(Error::new(Kind::LogLost, "opening the simulated log: that was confirmed and is forgotten"));
         }
-        let captured = tables.iter().map(|table| table.name.clone()).collect();
+        let captured = tables.iter().map(|table| (table.name.clone(), table.version)).collect();
         Ok(Box::new(SimulatedLog { source: self.clone(), session, at: from.0, sent: 0, captured }))
     }
 
@@ -288,14 +303,19 @@ struct SimulatedLog {
     /// The transaction that is sent next, and how many of its changes were sent.
     at: u128,
     sent: usize,
-    captured: BTreeSet<TableName>,
+    /// The shapes that are read.
+    captured: BTreeMap<TableName, u32>,
 }
 
 impl SimulatedLog {
     /// Some whole transactions, or a part of a large one. Nothing is taken before everything is at hand.
     fn take(&mut self) -> Changes {
         let content = self.source.lock();
-        let mut builders: Vec<BatchBuilder> = content.tables.iter().cloned().map(BatchBuilder::new).collect();
+        let shaped = |table: &Arc<Table>, captured: &BTreeMap<TableName, u32>| {
+            Arc::new(in_version(table, captured.get(&table.name).copied().unwrap_or(table.version)))
+        };
+        let builder = |table: &Arc<Table>| BatchBuilder::new(shaped(table, &self.captured));
+        let mut builders: Vec<BatchBuilder> = content.tables.iter().map(builder).collect();
         let end = content.head().min(self.at + 1 + u128::from(self.source.fuse.below(4)));
         let mut items = vec![];
         let mut newest_commit_us = None;
@@ -306,7 +326,7 @@ impl SimulatedLog {
             let until = if splits { self.sent + 1 } else { writes.len() };
             for (index, write) in writes.iter().enumerate().take(until).skip(self.sent) {
                 let name = content.tables[write.table].name.clone();
-                if !self.captured.contains(&name) {
+                if !self.captured.contains_key(&name) {
                     continue;
                 }
                 let order = Order { commit: self.at, ordinal: index as u32 + 1 };
@@ -314,6 +334,12 @@ impl SimulatedLog {
                     items.extend(builders.iter_mut().filter_map(BatchBuilder::take).map(Change::Rows));
                     items.push(match write.what {
                         What::Truncate => Change::Truncate { tables: vec![name], order },
+                        What::Rename => {
+                            self.captured.entry(name).and_modify(|version| *version += 1);
+                            let table = shaped(&content.tables[write.table], &self.captured);
+                            builders[write.table] = BatchBuilder::new(table.clone());
+                            Change::Ddl(Ddl::Evolved { table, order })
+                        }
                         _ => Change::Ddl(Ddl::Unsupported { table: name, what: "it was rewritten".into(), order }),
                     });
                     continue;
@@ -366,7 +392,11 @@ impl Log for SimulatedLog {
     }
 
     fn add_table(&mut self, table: Arc<Table>, _: Option<Position>) {
-        self.captured.insert(table.name.clone());
+        self.captured.insert(table.name.clone(), table.version);
+    }
+
+    fn settle_table(&mut self, table: Arc<Table>) {
+        self.captured.insert(table.name.clone(), table.version);
     }
 
     fn remove_table(&mut self, table: &TableName) {

@@ -199,7 +199,7 @@ TRAPS = [
         "events, incidents",
         "Rows are made whole by their key, what is compressed is unpacked, XA counts where it is committed; what cannot be read "
         "exactly is refused",
-        "not covered: an incident, an encrypted log of MySQL",
+        "not covered: a real incident (no server can be made to have one), an encrypted log of MySQL",
     ),
     Trap(
         "30",

@@ -559,3 +559,33 @@ fn refused(what: &str) -> Error {
         "see the runbook of MySQL and MariaDB for what is not read, then load everything anew: millrace reload TASK",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of an event with this number and these flags.
+    fn taken(kind: u8, flags: u16) -> Result<Taken> {
+        let place = Place { file: 1, offset: 4, begun: 1 };
+        let start = (Start::Place(place), Lineage::new("s"));
+        let mut reader = Reader::new(&[], start, false, false, LogOptions::default());
+        let header = EventHeader { timestamp: 1, kind, server_id: 1, size: 0, next: 40, flags };
+        reader.event(&header.event(&[0; 8]), &Charsets::default())
+    }
+
+    // trap: 29
+    #[test]
+    fn what_must_not_be_passed_over_ends_the_log() {
+        let lost = |kind, flags, words: &str| {
+            let error = taken(kind, flags).unwrap_err();
+            assert_eq!(error.kind, Kind::LogLost, "{error}");
+            assert!(error.to_string().contains(words) && error.fix.contains("reload"), "{error}");
+        };
+        lost(26, 0, "the server notes an incident: changes are missing from its log");
+        lost(17, 0, "LOAD DATA as a statement");
+        lost(222, 0, "a kind that is not known (222)");
+        for (kind, flags) in [(222, FLAG_IGNORABLE), (kind::STOP, 0), (kind::HEARTBEAT, 0), (kind::ROWS_QUERY, 0)] {
+            assert_eq!(taken(kind, flags).unwrap(), Taken::Done, "{kind}");
+        }
+    }
+}

@@ -314,8 +314,8 @@ fn literal(rest: &mut Statement<'_>) -> Option<Older> {
 }
 
 /// The table in the shape that the steps give it, or why they cannot be followed. The catalog, which may be ahead of the log,
-/// tells the types of new columns; one that was another at first is noticed by what the log tells of its rows, and by the
-/// statement that made it what it is. `default_charset` is that of the table, now.
+/// has to show every new column as it was declared. `default_charset` is that of the table, now: whoever changes it makes the
+/// table load anew.
 pub fn follow(table: &Table, steps: &[Step], now: &Table, default_charset: &str) -> Result<Table, String> {
     let mut columns = table.columns.clone();
     let mut last_id = columns.iter().map(|column| column.id).fold(table.columns_ever, i32::max);

@@ -149,6 +149,8 @@ impl Daemon {
         let mut ready = false;
         let tasks = self.tasks.clone();
         let mut job: Option<JoinHandle<()>> = Some(tokio::spawn(async move { tasks.start().await }));
+        // A SIGHUP that came while tasks were being started or stopped: what they do may be of an older file.
+        let mut reload_waits = false;
         loop {
             tokio::select! {
                 asked = signals.next() => match (asked, &job) {
@@ -159,10 +161,15 @@ impl Daemon {
                         return Ok(());
                     }
                     (Asked::Reload, Some(job)) if !job.is_finished() => {
-                        warn!("tasks are being started or stopped; send SIGHUP again");
+                        info!("tasks are being started or stopped; the config is read again behind that");
+                        reload_waits = true;
                     }
                     (Asked::Reload, _) => job = Some(self.begin_reload()),
                 },
+                () = ended(&mut job), if reload_waits => {
+                    reload_waits = false;
+                    job = Some(self.begin_reload());
+                }
                 _ = turns.tick() => {
                     notify::alive();
                     count += 1;
@@ -253,6 +260,15 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Waits for the end of a job, if there is one.
+async fn ended(job: &mut Option<JoinHandle<()>>) {
+    if let Some(running) = job {
+        // A panic is told by its hook; the loop goes on.
+        let _ = running.await;
+    }
+    *job = None;
 }
 
 /// What a signal asks for.

@@ -1,6 +1,7 @@
 //! The real binary as a daemon, with the example connector as its source: what systemd, an operator and a scraper see.
 
 use std::{
+    cell::RefCell,
     fs,
     io::{Read, Write},
     net::TcpStream,
@@ -19,7 +20,7 @@ struct Daemon {
     port: u16,
     child: Option<Child>,
     notified: UnixDatagram,
-    heard: String,
+    heard: RefCell<String>,
 }
 
 impl Daemon {
@@ -27,8 +28,8 @@ impl Daemon {
         let folder = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let notified = UnixDatagram::bind(folder.path().join("notify")).unwrap();
-        notified.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        let daemon = Self { folder, port, child: None, notified, heard: String::new() };
+        notified.set_nonblocking(true).unwrap();
+        let daemon = Self { folder, port, child: None, notified, heard: RefCell::default() };
         daemon.configure(tasks);
         daemon
     }
@@ -69,7 +70,7 @@ impl Daemon {
         command.env("NOTIFY_SOCKET", self.path("notify")).env("WATCHDOG_USEC", "3000000").env("RUST_LOG", "info");
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         self.child = Some(child);
-        self.heard.clear();
+        self.heard.borrow_mut().clear();
     }
 
     fn signal(&self, signal: rustix::process::Signal) {
@@ -95,23 +96,30 @@ impl Daemon {
     }
 
     /// Waits until systemd would have heard a line that begins so.
-    fn hear(&mut self, line: &str) {
-        let begun = Instant::now();
-        while !self.heard.lines().any(|heard| heard.starts_with(line)) {
-            assert!(begun.elapsed() < PATIENCE, "{line} was not heard, but:\n{}\n{}", self.heard, self.log());
-            let mut bytes = [0; 4096];
-            if let Ok(count) = self.notified.recv(&mut bytes) {
-                self.heard.push_str(&String::from_utf8_lossy(&bytes[..count]));
-                self.heard.push('\n');
-            }
-        }
+    fn hear(&self, line: &str) {
+        self.wait(line, |daemon| daemon.heard.borrow().lines().any(|heard| heard.starts_with(line)));
     }
 
     fn wait(&self, what: &str, mut there: impl FnMut(&Self) -> bool) {
         let begun = Instant::now();
-        while !there(self) {
-            assert!(begun.elapsed() < PATIENCE, "{what} did not come\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(50));
+        loop {
+            self.listen();
+            if there(self) {
+                return;
+            }
+            let heard = self.heard.borrow();
+            assert!(begun.elapsed() < PATIENCE, "{what} did not come, but:\n{heard}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Takes what systemd is told; a daemon whose words nobody takes would wait for that.
+    fn listen(&self) {
+        let mut bytes = [0; 4096];
+        while let Ok(count) = self.notified.recv(&mut bytes) {
+            let mut heard = self.heard.borrow_mut();
+            heard.push_str(&String::from_utf8_lossy(&bytes[..count]));
+            heard.push('\n');
         }
     }
 
@@ -177,7 +185,7 @@ fn a_reload_changes_what_changed_and_a_broken_file_nothing() {
     let mut daemon = Daemon::new(ONE);
     daemon.start();
     daemon.hear("READY=1");
-    daemon.heard.clear();
+    daemon.heard.borrow_mut().clear();
     daemon.configure(&ONE.replace("tables", "tabels"));
     daemon.signal(rustix::process::Signal::HUP);
     daemon.hear("RELOADING=1");
@@ -197,6 +205,14 @@ fn a_reload_changes_what_changed_and_a_broken_file_nothing() {
     daemon.signal(rustix::process::Signal::HUP);
     daemon.wait("the changed task", |daemon| starts(daemon, "again") == 2);
     assert_eq!(starts(&daemon, "greet"), 1, "a task that did not change is left alone");
+
+    // One SIGHUP on the heels of another, while the task of the first still starts: the last file counts.
+    for table in ["four.g", "five.g"] {
+        daemon.configure(&two.replace("twice.g", table));
+        daemon.signal(rustix::process::Signal::HUP);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    daemon.wait("the last file", |daemon| daemon.path("lake/five/g").exists());
 
     // A task must not be forgotten: its slot would stay at the source.
     daemon.configure(ONE);

@@ -15,6 +15,8 @@ use arrow_schema::{ArrowError, DataType, Field};
 pub use crate::rows::Columns;
 use crate::{bitmap::Bitmap, types::ColumnType};
 
+mod extend;
+
 /// The values of one column; a null slot holds a default value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Values {

@@ -48,11 +48,17 @@ impl Columns {
     /// Counts the row that was pushed; every column must have got its value.
     #[inline]
     pub fn end_row(&mut self) {
-        self.rows += 1;
+        self.end_rows(1);
+    }
+
+    /// The same for several rows, which were pushed column by column.
+    #[inline]
+    pub fn end_rows(&mut self, count: usize) {
+        self.rows += count;
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows), "a column got no value");
     }
 
-    /// Takes back what was pushed of an unfinished row.
+    /// Takes back what was pushed of rows that were not ended.
     pub fn abort_row(&mut self) {
         let rows = self.rows;
         self.columns.iter_mut().for_each(|column| column.truncate(rows));

@@ -11,6 +11,8 @@ mod check;
 pub mod config;
 mod folder;
 mod footer;
+mod repeated;
+mod row_group;
 mod write;
 
 use std::path::PathBuf;

@@ -19,22 +19,23 @@ use std::{
 };
 
 use arrow_array::RecordBatch;
-use arrow_schema::{DataType, Field};
+use arrow_schema::{DataType, Field, Schema};
 use millrace_core::{
     Error, Kind, Result,
     destination::{ObjectSpec, ObjectWriter, Staged},
 };
 use parquet::{
-    arrow::ArrowWriter,
+    arrow::{ArrowWriter, arrow_writer::ArrowRowGroupWriterFactory},
     basic::{Compression as Codec, ZstdLevel},
     file::{
         metadata::KeyValue,
         properties::{EnabledStatistics, WriterProperties},
+        writer::SerializedFileWriter,
     },
     schema::types::ColumnPath,
 };
 
-use crate::config::Compression;
+use crate::{config::Compression, row_group::RowGroup};
 
 /// A column with more distinct values than fit here is written plainly: hashing every value of it is wasted.
 const DICTIONARY_BYTES_MAX: usize = 256 << 10;
@@ -111,7 +112,11 @@ pub fn stage_bytes(folder: &Path, key: &str, bytes: &[u8]) -> Result<Staged> {
 
 /// An object being written.
 pub struct ParquetObject {
-    writer: ArrowWriter<File>,
+    writer: SerializedFileWriter<File>,
+    factory: ArrowRowGroupWriterFactory,
+    schema: Arc<Schema>,
+    row_group: Option<RowGroup>,
+    row_groups: usize,
     temp: TempFile,
     key: String,
     metadata: BTreeMap<String, String>,
@@ -124,14 +129,43 @@ impl ParquetObject {
         let doing = || format!("staging {} in {}", spec.key, folder.display());
         let (temp, file) = TempFile::create(folder).map_err(|e| disk(e, doing()))?;
         let properties = properties(&spec, compression);
-        let writer = ArrowWriter::try_new(file, spec.schema, Some(properties))
-            .map_err(|e| Error::new(Kind::Internal, format!("staging {}", spec.key)).with(e))?;
-        Ok(Self { writer, temp, key: spec.key, metadata: spec.metadata, rows: 0 })
+        let opened = open(file, spec.schema.clone(), properties);
+        let (writer, factory) =
+            opened.map_err(|e| Error::new(Kind::Internal, format!("staging {}", spec.key)).with(e))?;
+        let ObjectSpec { key, schema, metadata, .. } = spec;
+        Ok(Self { writer, factory, schema, row_group: None, row_groups: 0, temp, key, metadata, rows: 0 })
+    }
+
+    fn encode(&mut self, batch: &RecordBatch) -> parquet::errors::Result<()> {
+        let row_group = match &mut self.row_group {
+            Some(row_group) => row_group,
+            none => none.insert(RowGroup::begin(&self.factory, self.row_groups, batch)?),
+        };
+        row_group.write(batch)?;
+        if row_group.rows() >= ROW_GROUP_ROWS_MAX || row_group.encoded_bytes() >= ROW_GROUP_BYTES_MAX {
+            self.end_row_group()?;
+        }
+        Ok(())
+    }
+
+    fn end_row_group(&mut self) -> parquet::errors::Result<()> {
+        let Some(row_group) = self.row_group.take() else { return Ok(()) };
+        self.row_groups += 1;
+        row_group.close(&mut self.writer)
     }
 
     fn failed(&self, error: parquet::errors::ParquetError) -> Error {
         encoding(error, format!("writing {} to {}", self.key, self.temp.path.display()))
     }
+}
+
+/// The Arrow writer knows how a schema is mapped and noted in the file; what writes row groups is [`RowGroup`].
+fn open(
+    file: File,
+    schema: Arc<Schema>,
+    properties: WriterProperties,
+) -> parquet::errors::Result<(SerializedFileWriter<File>, ArrowRowGroupWriterFactory)> {
+    ArrowWriter::try_new(file, schema, Some(properties))?.into_serialized_writer()
 }
 
 fn properties(spec: &ObjectSpec, compression: Compression) -> WriterProperties {
@@ -147,8 +181,6 @@ fn properties(spec: &ObjectSpec, compression: Compression) -> WriterProperties {
         .set_data_page_size_limit(PAGE_BYTES_MAX)
         .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
         .set_write_batch_size(WRITE_BATCH_ROWS)
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
-        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES_MAX))
         .set_created_by(concat!("millrace ", env!("CARGO_PKG_VERSION")).into())
         .set_key_value_metadata(Some(metadata));
     for name in &spec.plain_columns {
@@ -164,25 +196,32 @@ fn properties(spec: &ObjectSpec, compression: Compression) -> WriterProperties {
 
 impl ObjectWriter for ParquetObject {
     fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.writer.write(batch).map_err(|e| self.failed(e))?;
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        if batch.schema_ref() != &self.schema {
+            return Err(Error::new(Kind::Internal, format!("writing {}: a batch of another schema", self.key)));
+        }
+        self.encode(batch).map_err(|e| self.failed(e))?;
         self.rows += batch.num_rows() as u64;
         Ok(())
     }
 
     fn held_bytes(&self) -> usize {
-        self.writer.memory_size()
+        self.row_group.as_ref().map_or(0, RowGroup::held_bytes)
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.writer.flush().map_err(|e| self.failed(e))
+        self.end_row_group().map_err(|e| self.failed(e))
     }
 
     fn size_so_far(&self) -> u64 {
-        (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
+        (self.writer.bytes_written() + self.row_group.as_ref().map_or(0, RowGroup::encoded_bytes)) as u64
     }
 
-    fn finish(self: Box<Self>) -> Result<Staged> {
-        let Self { mut writer, temp, key, metadata, rows } = *self;
+    fn finish(mut self: Box<Self>) -> Result<Staged> {
+        self.flush()?;
+        let Self { mut writer, temp, key, metadata, rows, .. } = *self;
         let doing = format!("finishing {key} at {}", temp.path.display());
         // The file is fsynced by whoever publishes it in a folder; one that goes to S3 need not be. Not by `into_inner`,
         // which makes a text of an I/O error: a full disk could no longer be told from a bug.
@@ -230,8 +269,18 @@ mod tests {
         let batch = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
         // Takes no byte (null(4), /dev/full). What is small waits in memory until the end.
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let writer = ArrowWriter::try_new(full, batch.schema(), None).unwrap();
-        let mut object = ParquetObject { writer, temp, key: "k".into(), metadata: BTreeMap::new(), rows: 0 };
+        let (writer, factory) = open(full, batch.schema(), WriterProperties::default()).unwrap();
+        let mut object = ParquetObject {
+            writer,
+            factory,
+            schema: batch.schema(),
+            row_group: None,
+            row_groups: 0,
+            temp,
+            key: "k".into(),
+            metadata: BTreeMap::new(),
+            rows: 0,
+        };
         object.write(&batch).unwrap();
         assert_eq!(Box::new(object).finish().unwrap_err().kind, Kind::DiskFull);
     }

@@ -19,6 +19,7 @@ use crate::{
     types::{
         PgType,
         binary::{Malformed, Tuple, TupleDecoder, fields},
+        block::Block,
         copy_data::CopyData,
         render, unfit,
     },
@@ -180,6 +181,16 @@ struct TupleSink {
 }
 
 impl TupleSink {
+    /// Decodes the usual ones of the messages at the front of the bytes.
+    fn take_block(&mut self, bytes: &[u8]) -> Block {
+        let batch = &mut self.batch;
+        let rows = BATCH_ROWS_MAX.saturating_sub(batch.columns.rows() + batch.rejects.len());
+        let block =
+            self.decoder.decode_block(bytes, rows, BATCH_BYTES_MAX.saturating_sub(batch.bytes), &mut batch.columns);
+        batch.bytes += block.bytes;
+        block
+    }
+
     /// Decodes the tuple at the front of the bytes.
     #[inline]
     fn take(&mut self, bytes: &[u8]) -> Result<Tuple, Malformed> {
@@ -204,8 +215,19 @@ impl SegmentRows {
         let Self { copy, data, sink, .. } = self;
         let name = sink.table.name.clone();
         let wrong = |error: Malformed| Error::new(Kind::Protocol, format!("reading table {name}")).with(error);
+        // Rows of a block that one of them kept from being taken as a whole.
+        let mut one_by_one = 0;
         while !sink.batch.is_full() {
+            if one_by_one == 0 && data.is_between_tuples() {
+                let block = sink.take_block(copy.waiting());
+                copy.pass(block.bytes);
+                one_by_one = block.refused;
+                if block.rows > 0 {
+                    continue;
+                }
+            }
             if let Some(payload) = copy.at_hand()? {
+                one_by_one = one_by_one.saturating_sub(1);
                 data.take(payload, |bytes| sink.take(bytes)).map_err(wrong)?;
             } else if !copy.more().await? {
                 return data.finish().map_err(wrong);

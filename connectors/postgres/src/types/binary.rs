@@ -8,7 +8,7 @@
 
 use millrace_core::{ColumnVec, Columns, Unfit};
 
-use super::{PgType, Scalar, render, text::TIMESTAMP_MAX_US, unfit};
+use super::{PgType, Scalar, block::Places, render, text::TIMESTAMP_MAX_US, unfit};
 
 /// Days from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.
 pub(super) const EPOCH_DAYS: i32 = 10_957;
@@ -57,18 +57,19 @@ pub struct Malformed;
 /// Takes tuples apart.
 #[derive(Debug)]
 pub struct TupleDecoder {
-    types: Vec<PgType>,
+    pub(super) types: Vec<PgType>,
     /// What becomes of values that do not fit; of columns behind its end, the default.
     policies: Vec<Unfit>,
-    value_bytes_max: usize,
-    scratch: String,
+    pub(super) value_bytes_max: usize,
+    pub(super) scratch: String,
+    pub(super) places: Places,
 }
 
 impl TupleDecoder {
     /// For columns of these types (after their casts); a longer value than `value_bytes_max` does not fit, whatever the
     /// policies say.
     pub fn new(types: Vec<PgType>, policies: Vec<Unfit>, value_bytes_max: usize) -> Self {
-        Self { types, policies, value_bytes_max, scratch: String::new() }
+        Self { types, policies, value_bytes_max, scratch: String::new(), places: Places::default() }
     }
 
     /// The sentence for people, with the limit where that is the reason.
@@ -207,7 +208,7 @@ pub fn fields(tuple: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
 
 /// Adds one value that is not null.
 #[inline]
-fn push(column: &mut ColumnVec, ty: PgType, value: &[u8], scratch: &mut String) -> Result<(), Trouble> {
+pub(super) fn push(column: &mut ColumnVec, ty: PgType, value: &[u8], scratch: &mut String) -> Result<(), Trouble> {
     match ty {
         PgType::Scalar(scalar) => push_scalar(column, scalar, value, scratch),
         PgType::Array(item) => push_array(column, item, value, scratch),
@@ -386,7 +387,17 @@ fn power(exponent: i32) -> Option<i128> {
 
 /// The unscaled value of a numeric at the column's scale.
 #[inline]
-fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128, Trouble> {
+pub(super) fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128, Trouble> {
+    let limit = power(i32::from(precision)).ok_or(TOO_LARGE)?;
+    if let Some((value, is_negative)) = short_decimal(bytes, scale)
+        && i128::from(value) < limit
+    {
+        return Ok(if is_negative { -i128::from(value) } else { i128::from(value) });
+    }
+    any_decimal(bytes, limit, scale)
+}
+
+fn any_decimal(bytes: &[u8], limit: i128, scale: u8) -> Result<i128, Trouble> {
     let header = NumericHeader::read(bytes).ok_or(Trouble::Malformed)?;
     match header.sign {
         NumericHeader::SIGN_NAN => return Err(Trouble::Unfit("NaN is not a decimal")),
@@ -395,11 +406,7 @@ fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128, Trouble> {
         }
         _ => {}
     }
-    let value = match short_magnitude(&header, scale)? {
-        Some(value) => value,
-        None => magnitude(&header, scale)?,
-    };
-    let limit = power(i32::from(precision)).ok_or(TOO_LARGE)?;
+    let value = magnitude(&header, scale)?;
     if value >= limit {
         return Err(TOO_LARGE);
     }
@@ -408,26 +415,38 @@ fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128, Trouble> {
 
 const TOO_LARGE: Trouble = Trouble::Unfit("it has more digits than its column");
 
-/// The absolute unscaled value of a numeric of at most four groups, in 64 bits: the usual case, and the 128-bit
-/// divisions of [`magnitude`] cost as much as all the rest of it. `None` where that does not do.
+/// The absolute unscaled value of a numeric of at most four groups, and whether it is below zero: the usual case, in 64
+/// bits. The 128-bit divisions of [`magnitude`] cost as much as all the rest of it. `None` where that does not do.
 #[inline]
-fn short_magnitude(header: &NumericHeader<'_>, scale: u8) -> Result<Option<i128>, Trouble> {
-    const SMALL_POWERS: [u64; 4] = [1, 10, 100, 1_000];
-    let count = header.groups.len() / 2;
-    if count > 4 {
-        return Ok(None);
+fn short_decimal(bytes: &[u8], scale: u8) -> Option<(u64, bool)> {
+    const POWERS: [u64; 4] = [1, 10, 100, 1_000];
+    let (head, groups) = bytes.split_first_chunk::<8>()?;
+    let head = u64::from_be_bytes(*head);
+    let (count, weight, sign) = ((head >> 48) as usize, (head >> 32) as i16, (head >> 16) as u16);
+    let is_negative = sign == NumericHeader::SIGN_NEGATIVE;
+    if count > 4 || groups.len() != 2 * count || sign != 0 && !is_negative {
+        return None;
+    }
+    if count == 0 {
+        return Some((0, is_negative));
     }
     let mut value = 0_u64;
-    for group in header.groups() {
-        value = value * 10_000 + u64::from(group.ok_or(Trouble::Malformed)?);
+    for group in groups.as_chunks::<2>().0 {
+        let group = u16::from_be_bytes(*group);
+        if group >= 10_000 {
+            return None;
+        }
+        value = value * 10_000 + u64::from(group);
     }
-    // The lowest power of ten in the last group, counted from the column's last digit.
-    let exponent = 4 * (header.weight - count as i32 + 1) + i32::from(scale);
-    if exponent >= 0 {
-        return Ok(power(exponent).and_then(|power| i128::from(value).checked_mul(power)));
-    }
-    let divisor = usize::try_from(-exponent).ok().and_then(|exponent| SMALL_POWERS.get(exponent));
-    Ok(divisor.filter(|&&divisor| value.is_multiple_of(divisor)).map(|divisor| i128::from(value / divisor)))
+    // The lowest power of ten in the last group, counted from the column's last digit. Four groups are below 10^16.
+    let exponent = 4 * (i32::from(weight) - count as i32 + 1) + i32::from(scale);
+    let power = *POWERS.get(exponent.unsigned_abs() as usize)?;
+    let value = match exponent {
+        0.. => value * power,
+        _ if value.is_multiple_of(power) => value / power,
+        _ => return None,
+    };
+    Some((value, is_negative))
 }
 
 /// The absolute unscaled value of any numeric.
@@ -461,7 +480,7 @@ fn magnitude(header: &NumericHeader<'_>, scale: u8) -> Result<i128, Trouble> {
 }
 
 /// Days since 1970 from days since 2000.
-fn date(days: i32) -> Result<i32, Trouble> {
+pub(super) fn date(days: i32) -> Result<i32, Trouble> {
     if days == i32::MAX || days == i32::MIN {
         return Err(Trouble::Unfit("infinity is not a date or time"));
     }
@@ -469,7 +488,7 @@ fn date(days: i32) -> Result<i32, Trouble> {
     if days < FIRST_DAY { Err(Trouble::Unfit("a date before the year 1 is out of range")) } else { Ok(days) }
 }
 
-fn time(us: i64) -> Result<i64, Trouble> {
+pub(super) fn time(us: i64) -> Result<i64, Trouble> {
     match us {
         0..DAY_US => Ok(us),
         DAY_US => Err(Trouble::Unfit("24:00:00 is not a time below 24 hours")),
@@ -478,7 +497,7 @@ fn time(us: i64) -> Result<i64, Trouble> {
 }
 
 /// Microseconds since 1970 from microseconds since 2000.
-fn timestamp(us: i64) -> Result<i64, Trouble> {
+pub(super) fn timestamp(us: i64) -> Result<i64, Trouble> {
     if us == i64::MAX || us == i64::MIN {
         return Err(Trouble::Unfit("infinity is not a date or time"));
     }

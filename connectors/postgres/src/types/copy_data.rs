@@ -49,7 +49,7 @@ impl CopyData {
         payload: &[u8],
         mut decode: impl FnMut(&[u8]) -> Result<Tuple, Malformed>,
     ) -> Result<(), Malformed> {
-        if self.pending.is_empty() && self.phase == Phase::Tuples {
+        if self.is_between_tuples() {
             let taken = self.decode_all(payload, &mut decode)?;
             self.keep(payload.get(taken..).unwrap_or_default());
             return Ok(());
@@ -67,6 +67,12 @@ impl CopyData {
         let taken = self.decode_all(rest, &mut decode)?;
         self.keep(rest.get(taken..).unwrap_or_default());
         Ok(())
+    }
+
+    /// Whether the next message begins with a tuple.
+    #[inline]
+    pub fn is_between_tuples(&self) -> bool {
+        self.pending.is_empty() && self.phase == Phase::Tuples
     }
 
     /// Whether the data were complete, nothing missing and nothing left.

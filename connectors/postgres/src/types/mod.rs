@@ -7,6 +7,7 @@
 //! Manual: chapter 8 "Data Types", section 53.64 `pg_type`; sources: the `*_send` functions in `src/backend/utils/adt`.
 
 pub mod binary;
+pub mod block;
 pub mod copy_data;
 pub mod render;
 pub mod text;

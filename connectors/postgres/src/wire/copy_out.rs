@@ -41,6 +41,18 @@ impl<C: BorrowMut<Connection>> CopyOut<C> {
         Ok(at_hand.context(Kind::Protocol, || running(&self.doing))?.map(|(_, payload)| payload))
     }
 
+    /// The messages that have been read and not taken, as they came.
+    #[inline]
+    pub fn waiting(&mut self) -> &[u8] {
+        self.connection.borrow_mut().inbox().waiting()
+    }
+
+    /// Takes so many bytes of whole CopyData messages.
+    #[inline]
+    pub fn pass(&mut self, bytes: usize) {
+        self.connection.borrow_mut().inbox().pass(bytes);
+    }
+
     /// Reads more; `false` at the end, when the server has said that all went well. Safe to cancel.
     pub async fn more(&mut self) -> Result<bool> {
         if self.done {

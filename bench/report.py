@@ -34,12 +34,19 @@ def store(folder, results):
     path = os.path.join(folder, "results.json")
     kept = load(folder)
     own = machine()
-    results = {name: {**job, "machine": own} for name, job in results.items()}
+    results = {name_on(own, name, kept["jobs"]): {**job, "machine": own} for name, job in results.items()}
     kept["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    kept["jobs"] = {**kept.get("jobs", {}), **results}
+    kept["jobs"] = {**kept["jobs"], **results}
     with open(path, "w") as file:
         json.dump(rounded(kept), file, indent=1, sort_keys=True, ensure_ascii=False)
         file.write("\n")
+
+
+def name_on(machine, name, jobs):
+    """The job's name in results.json: what another kind of processor reached stays beside it."""
+    if jobs.get(name, {"machine": machine})["machine"]["cpu"] == machine["cpu"]:
+        return name
+    return f"{name} on {machine['cpu']}"
 
 
 def load(folder):

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use millrace_core::{Column, Order, Position, Result, Table, TableName};
@@ -26,6 +29,8 @@ pub struct Tables {
     state: Arc<dyn StateStore>,
     rules: Rules,
     records: Mutex<BTreeMap<TableName, TableRecord>>,
+    /// Whether a record may hold shapes to come; changed while the records are locked. Asked at every durable append.
+    may_evolve: AtomicBool,
 }
 
 impl Tables {
@@ -33,7 +38,7 @@ impl Tables {
     pub fn open(task: &str, state: Arc<dyn StateStore>, rules: Rules) -> Result<Self> {
         let rows: Vec<(String, TableRecord)> = read_all(&*state, &table::prefix(task))?;
         let records = rows.into_iter().map(|(_, record)| (record.table.name.clone(), record)).collect();
-        Ok(Self { task: task.into(), state, rules, records: Mutex::new(records) })
+        Ok(Self { task: task.into(), state, rules, records: Mutex::new(records), may_evolve: AtomicBool::new(true) })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<TableName, TableRecord>> {
@@ -101,16 +106,26 @@ impl Tables {
     /// A table has another shape from there on, which goes into the stream now.
     pub fn evolve(&self, table: &Table, order: Order) -> Result<()> {
         let shape = Evolving { order, table: table.clone() };
-        self.update(&table.name, vec![], |record| record.evolving.push(shape))
+        self.update(&table.name, vec![], |record| {
+            record.evolving.push(shape);
+            self.may_evolve.store(true, Ordering::Relaxed);
+        })
     }
 
     /// Everything before the position is durable, and with it the shapes that tables have from there on.
     pub fn settle(&self, position: Position) -> Result<()> {
+        if !self.may_evolve.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let is_settled =
             |record: &&TableRecord| record.evolving.first().is_some_and(|s| position.covers(s.order.commit));
         let settled: Vec<TableName> =
             self.lock().values().filter(is_settled).map(|record| record.table.name.clone()).collect();
-        settled.iter().try_for_each(|name| self.update(name, vec![], |record| record.settle(position)))
+        settled.iter().try_for_each(|name| self.update(name, vec![], |record| record.settle(position)))?;
+        let records = self.lock();
+        let evolve = records.values().any(|record| !record.evolving.is_empty());
+        self.may_evolve.store(evolve, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The stream ends at the position: shapes behind it come again.

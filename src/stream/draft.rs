@@ -1,7 +1,11 @@
 //! Turns changes into frames that lack only what the writer knows: their place, shape numbers and sequence counters.
 //! This is where the work of an append is done, on the caller's task.
 
-use std::ops::Range;
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
 
 use millrace_core::{Change, ChangeBatch, Changes, Columns, Error, Kind as ErrorKind, Reject, Result, TableName};
 
@@ -18,6 +22,8 @@ const COMPRESS_BYTES_MIN: usize = 4096;
 const SAMPLED_BYTES_MIN: usize = 128 << 10;
 const SAMPLES: usize = 8;
 const SAMPLE_BYTES: usize = 4096;
+/// So many large payloads of a table are stored as they are, unseen, behind one whose samples did not become shorter.
+const UNSEEN_PAYLOADS: u32 = 15;
 /// No payload is larger: twice the largest batch of the largest values. Keeps every length far inside 32 bits.
 const PAYLOAD_BYTES_MAX: usize = 1 << 30;
 
@@ -52,15 +58,26 @@ pub(super) struct Drafts {
 }
 
 /// How to draft.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Drafting {
-    pub(super) shards: Shards,
-    pub(super) compress: bool,
+    shards: Shards,
+    compress: bool,
+    /// Tables whose large payloads did not shrink, and how many more of theirs are not looked at.
+    unseen: Mutex<HashMap<TableName, u32>>,
 }
 
 impl Drafting {
+    pub(super) fn new(shards: Shards, compress: bool) -> Self {
+        Self { shards, compress, unseen: Mutex::default() }
+    }
+
+    /// For how many shards.
+    pub(super) fn shards(&self) -> Shards {
+        self.shards
+    }
+
     /// Drafts all frames, into `bytes` (which is cleared).
-    pub(super) fn draft(self, changes: &Changes, mut bytes: Vec<u8>) -> Result<Drafts> {
+    pub(super) fn draft(&self, changes: &Changes, mut bytes: Vec<u8>) -> Result<Drafts> {
         bytes.clear();
         let mut drafts = Drafts { bytes, ..Drafts::default() };
         for change in &changes.items {
@@ -83,7 +100,7 @@ impl Drafting {
         Ok(drafts)
     }
 
-    fn rows(self, batch: &ChangeBatch, drafts: &mut Drafts) -> Result<()> {
+    fn rows(&self, batch: &ChangeBatch, drafts: &mut Drafts) -> Result<()> {
         if batch.rows() > ROWS_MAX {
             for from in (0..batch.rows()).step_by(ROWS_MAX) {
                 self.rows(&slice(batch, from, ROWS_MAX.min(batch.rows() - from)), drafts)?;
@@ -98,7 +115,7 @@ impl Drafting {
         let payload_at = drafts.bytes.len();
         column_frame::encode(batch, &mut drafts.bytes);
         let raw_len = raw_len(drafts, payload_at)?;
-        let lz4 = self.compress_from(payload_at, &mut drafts.bytes);
+        let lz4 = self.compress_from(payload_at, Some(&batch.table.name), &mut drafts.bytes);
         drafts.raw_bytes += u64::from(raw_len);
         drafts.rows += batch.rows() as u64;
         drafts.newest_commit_us = batch.commit_time_us.last().copied().max(drafts.newest_commit_us);
@@ -112,7 +129,7 @@ impl Drafting {
     }
 
     /// Writes the column of shard numbers if the rows are in more than one shard.
-    fn put_shards(self, batch: &ChangeBatch, out: &mut Vec<u8>) -> (u8, Vec<(u32, u32)>) {
+    fn put_shards(&self, batch: &ChangeBatch, out: &mut Vec<u8>) -> (u8, Vec<(u32, u32)>) {
         if self.shards.count() == 1 {
             return (0, vec![(0, batch.rows() as u32)]);
         }
@@ -134,7 +151,7 @@ impl Drafting {
     }
 
     /// A frame per run of rejects of one table.
-    fn rejects(self, rejects: &[Reject], drafts: &mut Drafts) -> Result<()> {
+    fn rejects(&self, rejects: &[Reject], drafts: &mut Drafts) -> Result<()> {
         for run in rejects.chunk_by(|a, b| a.table == b.table) {
             let Some(first) = run.first() else { continue };
             let payload = json(run)?;
@@ -148,7 +165,7 @@ impl Drafting {
     }
 
     fn push_json(
-        self,
+        &self,
         kind: Kind,
         payload: &[u8],
         table: Option<TableName>,
@@ -158,7 +175,7 @@ impl Drafting {
         let start = drafts.bytes.len();
         drafts.bytes.extend_from_slice(payload);
         let raw_len = raw_len(drafts, start)?;
-        let lz4 = self.compress_from(start, &mut drafts.bytes);
+        let lz4 = self.compress_from(start, table.as_ref(), &mut drafts.bytes);
         let stored = start..drafts.bytes.len();
         let payload_crc = crc32c::crc32c(&drafts.bytes[stored.clone()]);
         let shape = table.map(Shape::Name);
@@ -169,9 +186,9 @@ impl Drafting {
     }
 
     /// Replaces what stands from `start` on by one LZ4 block, if that is asked for and shorter.
-    fn compress_from(self, start: usize, bytes: &mut Vec<u8>) -> bool {
+    fn compress_from(&self, start: usize, table: Option<&TableName>, bytes: &mut Vec<u8>) -> bool {
         let (raw, end) = (bytes.len() - start, bytes.len());
-        if !self.compress || raw < COMPRESS_BYTES_MIN || !seems_to_shrink(&bytes[start..]) {
+        if !self.compress || raw < COMPRESS_BYTES_MIN || !self.seems_to_shrink(table, &bytes[start..]) {
             return false;
         }
         // The block is made behind the payload, in a buffer that is kept, and takes its place.
@@ -185,14 +202,31 @@ impl Drafting {
         bytes.truncate(if shorter { start + len } else { end });
         shorter
     }
+
+    /// Whether a large payload promises to become shorter by an eighth: finding that out by the whole of what does not
+    /// costs as much as writing it, and its samples still a tenth of that. A table's payloads are alike.
+    fn seems_to_shrink(&self, table: Option<&TableName>, payload: &[u8]) -> bool {
+        if payload.len() < SAMPLED_BYTES_MIN {
+            return true;
+        }
+        let Some(table) = table else { return samples_shrink(payload) };
+        let unseen = || self.unseen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left) = unseen().get_mut(table).filter(|left| **left > 0) {
+            *left -= 1;
+            return false;
+        }
+        let shrinks = samples_shrink(payload);
+        if shrinks {
+            unseen().remove(table);
+        } else {
+            unseen().insert(table.clone(), UNSEEN_PAYLOADS);
+        }
+        shrinks
+    }
 }
 
-/// Whether samples of a large payload become shorter by an eighth: finding that out by the whole of what does not costs
-/// as much as writing it.
-fn seems_to_shrink(payload: &[u8]) -> bool {
-    if payload.len() < SAMPLED_BYTES_MIN {
-        return true;
-    }
+/// Whether samples of the payload become shorter by an eighth.
+fn samples_shrink(payload: &[u8]) -> bool {
     let mut block = [0; lz4_flex::block::get_maximum_output_size(SAMPLE_BYTES)];
     let shortened = |sample| lz4_flex::block::compress_into(sample, &mut block).unwrap_or(SAMPLE_BYTES);
     let samples = payload.chunks_exact(payload.len() / SAMPLES).filter_map(|part| part.get(..SAMPLE_BYTES));
@@ -239,5 +273,28 @@ fn slice(batch: &ChangeBatch, from: usize, count: usize) -> ChangeBatch {
         commit_time_us: batch.commit_time_us[rows].to_vec(),
         after,
         absent: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_whose_payloads_do_not_shrink_is_asked_again_after_some() {
+        let drafting = Drafting::new(Shards::new(1).unwrap(), true);
+        let (one, other) = (TableName::new("s", "one"), TableName::new("s", "other"));
+        let mut state = 1_u64;
+        let mut noise = vec![0_u8; SAMPLED_BYTES_MIN];
+        for byte in &mut noise {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *byte = (state >> 56) as u8;
+        }
+        let zeros = vec![0_u8; SAMPLED_BYTES_MIN];
+        assert!(!drafting.seems_to_shrink(Some(&one), &noise));
+        assert!(drafting.seems_to_shrink(Some(&other), &zeros), "each table has its own");
+        assert!((0..UNSEEN_PAYLOADS).all(|_| !drafting.seems_to_shrink(Some(&one), &zeros)));
+        assert!((0..3).all(|_| drafting.seems_to_shrink(Some(&one), &zeros)));
+        assert!(drafting.seems_to_shrink(Some(&one), &noise[1..]), "small ones are always tried");
     }
 }

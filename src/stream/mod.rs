@@ -238,7 +238,7 @@ impl Stream {
             let doing = format!("opening the stream in {} with {} shards", folder.display(), recovered.shards);
             return Err(Error::new(ErrorKind::Config, doing).fix(format!("a stream has 1 to {SHARDS_MAX} shards")));
         };
-        let drafting = Drafting { shards, compress: options.compress };
+        let drafting = Drafting::new(shards, options.compress);
         let shared = Shared::new(options, disk, drafting, &recovered);
         let writer = Writer::new(shared.clone(), &recovered)?;
         let (queue, jobs) = mpsc::channel(QUEUE_JOBS_MAX);

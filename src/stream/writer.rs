@@ -182,7 +182,7 @@ impl Writer {
         let _held = shared.folder.lock().unwrap_or_else(PoisonError::into_inner);
         let options = &shared.options;
         let recovered = recovery::recover(&*shared.disk, &options.folder, options.epoch)?;
-        let shards = shared.drafting.shards.count();
+        let shards = shared.drafting.shards().count();
         let recovered = recovered.unwrap_or_else(|| Recovered::new(&*shared.disk, shards));
         self.shared.segments().clone_from(&recovered.segments);
         *self = Self::new(self.shared.clone(), &recovered)?;
@@ -570,7 +570,7 @@ impl Writer {
 /// Makes the segment that begins at `base`, which carries on from `state`.
 fn begin_segment(shared: &Shared, base: u64, state: &State) -> Result<(Box<dyn DiskFile>, SegmentInfo)> {
     let header = SegmentHeader {
-        shards: shared.drafting.shards.count(),
+        shards: shared.drafting.shards().count(),
         epoch: shared.options.epoch,
         base,
         created_us: shared.now_us(),

@@ -164,11 +164,11 @@ impl Daemon {
                         info!("tasks are being started or stopped; the config is read again behind that");
                         reload_waits = true;
                     }
-                    (Asked::Reload, _) => job = Some(self.begin_reload()),
+                    (Asked::Reload, _) => job = Some(self.begin_reload(ready)),
                 },
                 () = ended(&mut job), if reload_waits => {
                     reload_waits = false;
-                    job = Some(self.begin_reload());
+                    job = Some(self.begin_reload(ready));
                 }
                 _ = turns.tick() => {
                     notify::alive();
@@ -178,7 +178,7 @@ impl Daemon {
                         continue;
                     }
                     let outcome = self.look().await;
-                    if !ready && self.first_start && outcome == Outcome::Nothing {
+                    if !ready && self.first_start && outcome == Outcome::Nothing && !reload_waits {
                         return Err(self.nothing_started().await);
                     }
                     if !ready && (outcome != Outcome::Open || !self.first_start) {
@@ -212,8 +212,8 @@ impl Daemon {
         Refused::World(vec![Told::of_daemon(finding)])
     }
 
-    /// Reads the config again; a wrong one changes nothing.
-    fn begin_reload(&self) -> JoinHandle<()> {
+    /// Reads the config again; a wrong one changes nothing. Before the daemon is ready the end of it is nobody's news.
+    fn begin_reload(&self, ready: bool) -> JoinHandle<()> {
         let (file, tasks, state) = (self.config_file.clone(), self.tasks.clone(), self.state.clone());
         notify::reloading();
         tokio::spawn(async move {
@@ -238,7 +238,9 @@ impl Daemon {
                     events::record(&*state, Event::of_daemon("configuration change", message).code("CONFIG"));
                 }
             }
-            notify::ready();
+            if ready {
+                notify::ready();
+            }
         })
     }
 

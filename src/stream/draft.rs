@@ -175,7 +175,7 @@ impl Drafting {
         let start = drafts.bytes.len();
         drafts.bytes.extend_from_slice(payload);
         let raw_len = raw_len(drafts, start)?;
-        let lz4 = self.compress_from(start, table.as_ref(), &mut drafts.bytes);
+        let lz4 = self.compress_from(start, None, &mut drafts.bytes);
         let stored = start..drafts.bytes.len();
         let payload_crc = crc32c::crc32c(&drafts.bytes[stored.clone()]);
         let shape = table.map(Shape::Name);
@@ -204,7 +204,7 @@ impl Drafting {
     }
 
     /// Whether a large payload promises to become shorter by an eighth: finding that out by the whole of what does not
-    /// costs as much as writing it, and its samples still a tenth of that. A table's payloads are alike.
+    /// costs as much as writing it, and its samples still a tenth of that. The rows of a table are alike.
     fn seems_to_shrink(&self, table: Option<&TableName>, payload: &[u8]) -> bool {
         if payload.len() < SAMPLED_BYTES_MIN {
             return true;

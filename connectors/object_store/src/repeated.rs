@@ -1,7 +1,7 @@
 //! The column chunk of a text that is the same in every row, written without looking at each row again.
 //!
-//! It is what the library writes for such a column: a dictionary of one value, and pages that are two runs each (all rows
-//! have a value, and it is the dictionary's first). The library hashes and compares the value for every row to find that
+//! It is what the library writes for such a column with a dictionary: one value in it, and pages that are two runs each (all
+//! rows have a value, and it is the dictionary's first). The library hashes and compares the value for every row to find that
 //! out, which is a fifteenth of all encoding where two of a file's columns are so. Format: parquet-format, "Encodings",
 //! run-length encoding and RLE_DICTIONARY; "Data Pages", version 1.
 
@@ -23,7 +23,7 @@ use parquet::{
     schema::types::ColumnDescPtr,
 };
 
-/// No page has more rows, as with all other columns.
+/// No page has more rows; the library looks for that every few thousand rows.
 const PAGE_ROWS_MAX: usize = DEFAULT_DATA_PAGE_ROW_COUNT_LIMIT;
 
 /// The text of all rows, if it is one and none is null.

@@ -13,6 +13,9 @@ use parquet::{
 
 use crate::repeated::{repeated_chunk, repeated_text};
 
+/// A longer text is left to the library, even if it repeats: nothing limits how many rows of it are only counted, and where
+/// they must be encoded after all they are so at once.
+const REPEATED_TEXT_BYTES_MAX: usize = 64;
 /// Rows of a repeated text that are encoded at once, where it turns out not to be one.
 const MADE_UP_ROWS: usize = 8192;
 
@@ -48,7 +51,8 @@ impl RowGroup {
         }
         let fields = batch.schema_ref().fields().iter();
         let columns = writers.into_iter().zip(fields.zip(batch.columns())).map(|(writer, (field, array))| {
-            let text = repeated_text(array).filter(|_| field.is_nullable());
+            let text = repeated_text(array);
+            let text = text.filter(|text| field.is_nullable() && text.len() <= REPEATED_TEXT_BYTES_MAX);
             Column { writer, repeated: text.map(|text| Repeated { text: text.to_string(), rows: 0 }) }
         });
         Ok(Self { columns: columns.collect(), rows: 0 })
@@ -112,7 +116,7 @@ impl Column {
     /// Encodes the rows that were only counted.
     fn make_up(&mut self, field: &Field) -> Result<()> {
         let Some(Repeated { text, rows }) = self.repeated.take() else { return Ok(()) };
-        let texts: ArrayRef = Arc::new(StringArray::from_iter_values(vec![text; rows.min(MADE_UP_ROWS)]));
+        let texts: ArrayRef = Arc::new(StringArray::new_repeated(text, rows.min(MADE_UP_ROWS)));
         for first in (0..rows).step_by(MADE_UP_ROWS) {
             encode(&mut self.writer, field, &texts.slice(0, texts.len().min(rows - first)))?;
         }
@@ -181,6 +185,7 @@ mod tests {
     #[test]
     fn repeated_texts_come_back_also_where_they_end() {
         let (x, y, none) = (Some("x"), Some("a longer text"), None);
+        let long = "l".repeat(REPEATED_TEXT_BYTES_MAX + 1);
         let same = |rows| batch(&[(x, y, rows)]);
         let row_groups = [
             vec![same(1)],
@@ -190,6 +195,7 @@ mod tests {
             vec![same(5), batch(&[(x, none, 2)]), same(3)],
             vec![batch(&[(y, x, 4)]), batch(&[(y, y, 4)])],
             vec![batch(&[(Some(""), none, 4)])],
+            vec![batch(&[(Some(&long), x, 40_000)])],
         ];
         let written = write(&row_groups);
         let reader = ParquetRecordBatchReaderBuilder::try_new(written).unwrap();

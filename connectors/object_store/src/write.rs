@@ -1,8 +1,8 @@
 //! Writes one Parquet object to a local file that no reader looks at.
 //!
 //! Of the writer's settings these matter: statistics per chunk only (page statistics and column indexes cost time on
-//! every value and readers of whole tables gain nothing), no bloom filters, and a row group is written at 1 Mi rows or
-//! 32 MiB encoded, whichever comes first, because it is held in memory until then. Texts get no statistics at all: the
+//! every value and readers of whole tables gain nothing), no bloom filters, and a row group is written with the batch that
+//! reaches 1 Mi rows or 32 MiB encoded, because it is held in memory until then. Texts get no statistics at all: the
 //! smallest and largest of a million comments or states select nothing, and finding them took a fifth of all encoding.
 //! All of TPC-H's lineitem takes 0.41 CPU seconds per million rows with snappy (`examples/encode.rs`, 2026-11-24), of
 //! which comments are 0.10 and their compression half of that.

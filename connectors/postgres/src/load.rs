@@ -19,7 +19,7 @@ use crate::{
     types::{
         PgType,
         binary::{Malformed, Tuple, TupleDecoder, fields},
-        block::Block,
+        block::{Block, MESSAGE_HEAD_BYTES},
         copy_data::CopyData,
         render, unfit,
     },
@@ -187,7 +187,7 @@ impl TupleSink {
         let rows = BATCH_ROWS_MAX.saturating_sub(batch.columns.rows() + batch.rejects.len());
         let block =
             self.decoder.decode_block(bytes, rows, BATCH_BYTES_MAX.saturating_sub(batch.bytes), &mut batch.columns);
-        batch.bytes += block.bytes;
+        batch.bytes += block.bytes - block.rows * MESSAGE_HEAD_BYTES;
         block
     }
 

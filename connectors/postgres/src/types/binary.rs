@@ -419,7 +419,6 @@ const TOO_LARGE: Trouble = Trouble::Unfit("it has more digits than its column");
 /// bits. The 128-bit divisions of [`magnitude`] cost as much as all the rest of it. `None` where that does not do.
 #[inline]
 fn short_decimal(bytes: &[u8], scale: u8) -> Option<(u64, bool)> {
-    const POWERS: [u64; 4] = [1, 10, 100, 1_000];
     let (head, groups) = bytes.split_first_chunk::<8>()?;
     let head = u64::from_be_bytes(*head);
     let (count, weight, sign) = ((head >> 48) as usize, (head >> 32) as i16, (head >> 16) as u16);
@@ -438,11 +437,11 @@ fn short_decimal(bytes: &[u8], scale: u8) -> Option<(u64, bool)> {
         }
         value = value * 10_000 + u64::from(group);
     }
-    // The lowest power of ten in the last group, counted from the column's last digit. Four groups are below 10^16.
+    // The lowest power of ten in the last group, counted from the column's last digit.
     let exponent = 4 * (i32::from(weight) - count as i32 + 1) + i32::from(scale);
-    let power = *POWERS.get(exponent.unsigned_abs() as usize)?;
+    let power = u64::try_from(power(exponent.abs())?).ok()?;
     let value = match exponent {
-        0.. => value * power,
+        0.. => value.checked_mul(power)?,
         _ if value.is_multiple_of(power) => value / power,
         _ => return None,
     };

@@ -15,8 +15,10 @@ use super::{
 
 /// Rows that are taken at once: the places of 16 columns fit a core's first cache.
 const BLOCK_ROWS: usize = 128;
-/// Tag and length of a CopyData message, and the number of fields.
-const HEAD_BYTES: usize = 7;
+/// Tag and length of a CopyData message.
+pub const MESSAGE_HEAD_BYTES: usize = 5;
+/// The same with the number of fields.
+const HEAD_BYTES: usize = MESSAGE_HEAD_BYTES + 2;
 
 /// Where a value lies among the received bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -288,5 +290,23 @@ mod tests {
             [3, 2, BLOCK_ROWS, 0]
         );
         assert_eq!(columns.rows(), 5 + BLOCK_ROWS);
+    }
+
+    #[test]
+    fn a_message_that_is_not_one_row_is_left_to_the_other_way() {
+        let mut decoder = TupleDecoder::new(vec![TYPES[1]], vec![], VALUE_BYTES_MAX);
+        let mut columns = Columns::new([&TYPES[1].column_type()]);
+        let one = message(&[Some(vec![0, 0, 0, 7])]);
+        let longer = |more: &[u8]| {
+            let mut bytes = [&one, more].concat();
+            bytes[4] += more.len() as u8;
+            bytes
+        };
+        let notice = [&[b'N'], &one[1..]].concat();
+        for odd in [longer(&one[5..]), longer(&[0]), notice, message(&[None, None])] {
+            let bytes = [&one, &odd[..], &one].concat();
+            let block = decoder.decode_block(&bytes, usize::MAX, usize::MAX, &mut columns);
+            assert_eq!(block, Block { rows: 1, bytes: one.len(), refused: 0 }, "{odd:?}");
+        }
     }
 }

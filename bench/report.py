@@ -75,7 +75,9 @@ def write(folder):
     for job in jobs.values():
         if job["machine"] not in machines:
             machines.append(job["machine"])
-    text = table(jobs, machines)
+    for job in jobs.values():
+        job["letter"] = letter(machines.index(job["machine"]))
+    text = table(jobs)
     about = "; ".join(
         f"{letter(number)}: {one['cores']} shared cores ({one['cpu']}), {one['memory_gib']} GiB, Linux {one['kernel']}"
         for number, one in enumerate(machines)
@@ -113,7 +115,7 @@ def figure(job, name):
     return text
 
 
-def table(jobs, machines):
+def table(jobs):
     """The table of all jobs."""
     head = ["job", "yardstick", "yardstick's", "Millrace's", "ratio", "CPU s per M", "peak memory", "pairs"]
     head += ["load average", "machine"]
@@ -137,8 +139,7 @@ def table(jobs, machines):
         if "core_percent" in medians:
             cpu = figure(job, "core_percent")
         pairs, busy = str(len(job["pairs"])), str(job["load_average"])
-        on = letter(machines.index(job["machine"]))
-        rows.append([job["title"], job["yardstick"], yardstick, ours, ratio, cpu, peak, pairs, busy, on])
+        rows.append([job["title"], job["yardstick"], yardstick, ours, ratio, cpu, peak, pairs, busy, job["letter"]])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -182,17 +183,17 @@ def rows_of(jobs, prefix, name="ratio", unit="", among=None):
     """The bars of the jobs whose key begins with the prefix."""
     found = []
     for key, job in jobs.items():
-        if not key.startswith(prefix) or name not in job["medians"] or (among and key not in among):
+        if not key.startswith(prefix) or name not in job["medians"] or (among and key.split(" on ")[0] not in among):
             continue
         value, bar = job["medians"][name], job["bars"].get(name)
-        found.append((job["title"], value, float(bar.split()[1]) if bar else None, f"{value:.2f}{unit}"))
+        found.append((f"{job['title']} ({job['letter']})", value, float(bar.split()[1]) if bar else None, f"{value:.2f}{unit}"))
     return found
 
 
 def plot(jobs):
     """All panels."""
     shorter = [
-        (title.replace("commit to readable in the stream, ", "") + f", {name[:3]}", value, bar, text)
+        (title.replace("commit to readable in the stream, ", f"{name[:3]}, "), value, bar, text)
         for name in ("p50_ms", "p99_ms")
         for title, value, bar, text in rows_of(jobs, "freshness-stream", name, " ms")
     ]

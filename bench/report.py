@@ -156,7 +156,7 @@ def text_at(x, y, text, size=12, anchor="start", weight="normal", colour="#24292
 
 def panel(title, rows, top, bar_name):
     """Horizontal bars: `rows` are (label, value, bar or None, text); every pair's spread is in results.json."""
-    left, width, step = 330, 430, 24
+    left, width, step = 370, 400, 24
     largest = max(max(value, bar or 0) for _, value, bar, _ in rows) * 1.1
     out = [text_at(10, top, title, 14, weight="bold")]
     for number, (label, value, bar, text) in enumerate(rows):

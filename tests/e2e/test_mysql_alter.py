@@ -125,6 +125,20 @@ def test_the_daemon_is_killed_where_a_shape_is_kept(server, database, loaded, fa
     run.compare([(database, "t")])
 
 
+@pytest.mark.trap("31")
+def test_a_left_out_column_is_given_another_name(server, database, daemon):
+    """Its older rows are not in the lake, so the table is loaded anew."""
+    server.execute(database, "create table t (id int primary key, a varchar(20), b int)")
+    server.execute(database, "insert into t (id, a, b) values (1, 'one', 1), (2, 'two', 2)")
+    run = daemon([{"from": f"{database}.t", "drop": ["a"]}], server=server).start_and_load()
+    change_around(server, database, "alter table t rename column b to c, add column b int")
+    run.compare([{"schema": database, "table": "t", "drop": ["a"]}])
+    assert SUSPENDED not in run.log(100_000)
+    change_around(server, database, "delete from t where id = 40; alter table t rename column a to z")
+    run.compare([(database, "t")])
+    assert SUSPENDED in run.log(100_000)
+
+
 def test_a_renamed_column_of_which_rows_are_looked_up(server, database, loaded):  # noqa: F811
     run = loaded()
     run.kill()

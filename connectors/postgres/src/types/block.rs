@@ -302,7 +302,7 @@ mod tests {
             bytes[4] += more.len() as u8;
             bytes
         };
-        let notice = [&[b'N'], &one[1..]].concat();
+        let notice = [b"N", &one[1..]].concat();
         for odd in [longer(&one[5..]), longer(&[0]), notice, message(&[None, None])] {
             let bytes = [&one, &odd[..], &one].concat();
             let block = decoder.decode_block(&bytes, usize::MAX, usize::MAX, &mut columns);

@@ -234,11 +234,11 @@ def test_what_was_written_to_the_replica_alone(pair):
 def test_a_load_that_saw_more_than_the_log_was_read_to(pair):
     """The other server need not have what only the load has seen."""
     primary, replica = pair
+    primary.execute("shop", "create table noise (n int)", user="root")
     done = threading.Event()
 
     def write_elsewhere():
         with primary.connect("shop", "root") as connection, connection.cursor() as cursor:
-            cursor.execute("create table noise (n int)")
             while not done.wait(0.005):
                 cursor.execute("insert into noise values (1)")
 
@@ -246,6 +246,8 @@ def test_a_load_that_saw_more_than_the_log_was_read_to(pair):
         writer = threading.Thread(target=write_elsewhere)
         writer.start()
         try:
+            # Before the load begins: it must see more than what was there when the task began.
+            wait_for(lambda: primary.execute("shop", "select count(*) from noise", user="root")[0][0] > 5, 30, "noise")
             # Behind the second of two tables: a moment later the log may have been read as far.
             run.start(crash_at="load-after-commit:2", ready=False)
             run.wait_exit(60)

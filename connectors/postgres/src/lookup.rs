@@ -40,9 +40,14 @@ pub async fn read(
     columns: &[usize],
     options: &Options,
 ) -> Result<Lookup> {
+    let missing = || Error::new(Kind::TableMissing, format!("reading rows of table {} anew", table.name));
+    // Outside of the transaction: pg_partition_tree locks the partitions until its end, and who alters the root would hold
+    // that and wait for them while we wait for the root.
+    let before = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
+    let lock = format!("LOCK TABLE {}{} IN ACCESS SHARE MODE", before.only(), quote_table(&before.table.name));
     // One transaction keeps the shape that is read here; its statements still see what is committed before each.
     connection.execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {PLANNER}")).await?;
-    let result = read_locked(connection, table, keys, columns, options).await;
+    let result = read_locked(connection, &lock, table, keys, columns, options).await;
     // After an error this may fail as well; the session is then not used again.
     let ended = connection.execute("COMMIT").await;
     let lookup = result?;
@@ -52,15 +57,14 @@ pub async fn read(
 
 async fn read_locked(
     connection: &mut Connection,
+    lock: &str,
     table: &Table,
     keys: &Columns,
     columns: &[usize],
     options: &Options,
 ) -> Result<Lookup> {
     let missing = || Error::new(Kind::TableMissing, format!("reading rows of table {} anew", table.name));
-    let before = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
-    let lock = format!("LOCK TABLE {}{} IN ACCESS SHARE MODE", before.only(), quote_table(&before.table.name));
-    connection.execute(&lock).await?;
+    connection.execute(lock).await?;
     let mut shape = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
     shape.retype(&options.values);
     let mut plan = Plan::new(table, &shape, columns)?;

@@ -39,13 +39,13 @@ impl ColumnVec {
     /// Adds texts; `false`, and nothing added, where one of them is not UTF-8.
     pub fn extend_text<'a, E>(
         &mut self,
-        values: impl ExactSizeIterator<Item = Result<&'a [u8], E>>,
+        mut values: impl ExactSizeIterator<Item = Result<&'a [u8], E>>,
     ) -> Result<bool, E> {
         debug_assert_eq!(self.ty, ColumnType::Text);
         let Values::Bytes { offsets, data } = &mut self.values else { panic!("adding texts to {:?}", self.ty) };
         let (rows, bytes) = (offsets.len(), data.len());
         offsets.reserve(values.len());
-        let added = values.into_iter().try_for_each(|value| {
+        let added = values.try_for_each(|value| {
             data.extend_from_slice(value?);
             offsets.push(i32::try_from(data.len()).expect("a batch is closed long before 2 GiB"));
             Ok(())

@@ -196,7 +196,7 @@ fn a_thousand_tables_are_quick() {
             catalog.add_files(&mut puts, &table.name, &[file("f", FileKind::Changes)], Some(at(round))).unwrap();
         }
         state.commit(&puts).unwrap();
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     }
     assert_eq!(catalog.tables("sales").unwrap().iter().map(|table| table.files).sum::<u64>(), 3000);
 }

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from proxy import Proxy
+from proxy import READ_BYTES, Proxy
 
 
 class Answering:
@@ -79,16 +79,15 @@ def receive(client, count):
     return bytes(got)
 
 
-def test_it_is_fast_without_delay_and_with_one(link):
-    """Held back, not passed on one after the other: a round trip costs no throughput."""
+def test_a_round_trip_costs_no_throughput(link):
+    """Pieces are held back side by side: one after the other, each would take half a round trip for itself."""
     _, proxy, client = link
+    proxy.round_trip = 0.2
     size = 64 << 20
-    best = min(ask(client, size)[1] for _ in range(3))
-    assert size / best > 100e6, f"{size / best / 1e6:.0f} MB/s"
-    proxy.round_trip = 0.03
     got, seconds = ask(client, size)
     assert got == pattern(size)
-    assert size / seconds > 50e6, f"{size / seconds / 1e6:.0f} MB/s with 30 ms"
+    one_by_one = size / READ_BYTES * proxy.round_trip / 2
+    assert seconds < one_by_one / 2, f"{seconds:.1f} s, and {one_by_one:.0f} s one by one"
 
 
 @pytest.mark.parametrize("round_trip", [0.001, 0.03])
@@ -97,21 +96,21 @@ def test_a_round_trip_takes_as_long_as_it_is_told(link, round_trip):
     proxy.round_trip = round_trip
     taken = sorted(ask(client, 1)[1] for _ in range(40))
     # The quickest, because a busy machine makes any of the others as slow as it likes.
-    assert round_trip <= taken[0] < round_trip + 0.003, taken
+    assert round_trip <= taken[0] < round_trip + 0.02, taken
 
 
 def test_a_narrow_link_and_small_pieces(link):
     _, proxy, client = link
     proxy.bandwidth = 1e6
     got, seconds = ask(client, 1_000_000)
-    assert got == pattern(1_000_000) and 0.8 < seconds < 8, seconds
+    assert got == pattern(1_000_000) and 0.8 < seconds, seconds
     proxy.heal()
     proxy.piece = 7
     got, _ = ask(client, 3000)
     assert got == pattern(3000)
     assert proxy.seen()["down"] == 1_003_000
     proxy.heal()
-    assert ask(client, 1 << 20)[1] < 5
+    assert ask(client, 1 << 20)[0] == pattern(1 << 20)
 
 
 def test_ends_are_passed_on_one_by_one(link):

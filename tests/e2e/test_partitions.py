@@ -187,6 +187,29 @@ def test_partitions_change_while_the_root_is_loaded(daemon, sql):
     wait_for(lambda: running.metrics().get(("millrace_unaccounted_rows",)) == 0, 10, "unaccounted = 0")
 
 
+@pytest.mark.trap("11", "16")
+def test_a_lookup_is_nobodys_deadlock(daemon, sql, server, database):
+    """Who locks a root and then its partitions, as ALTER TABLE does, meets no lookup that holds them and waits for the
+    root."""
+    sql(
+        root("p", "id int, at int, v text, big text, primary key (id, at)"),
+        "alter table p alter big set storage external",
+        f"insert into p select i, i % 200, 'v', {BIG.format('i')} from generate_series(1, 50) i",
+    )
+    running = daemon(["public.p"]).start_and_load()
+    running.kill()
+    sql("update p set v = 'changed'")
+    lookup = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' " \
+        "and query like 'LOCK TABLE%' and clock_timestamp() - query_start > '2s'::interval"
+    # By then it has looked for a deadlock (`deadlock_timeout`) and looks no more: one that comes later is ours to lose.
+    with server.connect(database) as altering:
+        altering.execute("lock table only p in access exclusive mode")
+        running.start()
+        wait_for(lambda: server.execute(database, lookup, user="postgres"), 30, "the lookup's wait for the root")
+        altering.execute("lock table p_a, p_b in access exclusive mode")
+    running.compare([("public", "p")])
+
+
 @pytest.mark.trap("16")
 def test_policies_for_partitions(daemon, sql):
     for table in ("t", "u"):

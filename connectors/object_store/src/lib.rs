@@ -8,10 +8,10 @@
 
 mod bucket;
 mod check;
+mod chunk;
 pub mod config;
 mod folder;
 mod footer;
-mod repeated;
 mod row_group;
 mod write;
 

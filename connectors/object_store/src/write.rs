@@ -4,8 +4,7 @@
 //! every value and readers of whole tables gain nothing), no bloom filters, and a row group is written with the batch that
 //! reaches 1 Mi rows or 32 MiB encoded, because it is held in memory until then. Texts get no statistics at all: the
 //! smallest and largest of a million comments or states select nothing, and finding them took a fifth of all encoding.
-//! All of TPC-H's lineitem takes 0.41 CPU seconds per million rows with snappy (`examples/encode.rs`, 2026-11-24), of
-//! which comments are 0.10 and their compression half of that.
+//! Most columns are encoded by [`crate::chunk`].
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +25,6 @@ use millrace_core::{
 };
 use parquet::{
     arrow::{ArrowWriter, arrow_writer::ArrowRowGroupWriterFactory},
-    basic::{Compression as Codec, ZstdLevel},
     file::{
         metadata::KeyValue,
         properties::{EnabledStatistics, WriterProperties},
@@ -35,16 +33,14 @@ use parquet::{
     schema::types::ColumnPath,
 };
 
-use crate::{config::Compression, row_group::RowGroup};
+use crate::{
+    chunk::{Compressor, DICTIONARY_BYTES_MAX, PAGE_BYTES_MAX},
+    config::Compression,
+    row_group::RowGroup,
+};
 
-/// A column with more distinct values than fit here is written plainly: hashing every value of it is wasted.
-const DICTIONARY_BYTES_MAX: usize = 256 << 10;
 /// Rows between two looks at a page's size.
 const WRITE_BATCH_ROWS: usize = 8192;
-
-/// Every column holds a page before and after its compression; with the usual 1 MiB that is 50 MiB per file.
-const PAGE_BYTES_MAX: usize = 256 << 10;
-
 const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
 const ROW_GROUP_BYTES_MAX: usize = 32 << 20;
 
@@ -114,6 +110,7 @@ pub fn stage_bytes(folder: &Path, key: &str, bytes: &[u8]) -> Result<Staged> {
 pub struct ParquetObject {
     writer: SerializedFileWriter<File>,
     factory: ArrowRowGroupWriterFactory,
+    compressor: Compressor,
     schema: Arc<Schema>,
     row_group: Option<RowGroup>,
     row_groups: usize,
@@ -128,20 +125,22 @@ impl ParquetObject {
     pub fn create(folder: &Path, spec: ObjectSpec, compression: Compression) -> Result<Self> {
         let doing = || format!("staging {} in {}", spec.key, folder.display());
         let (temp, file) = TempFile::create(folder).map_err(|e| disk(e, doing()))?;
-        let properties = properties(&spec, compression);
-        let opened = open(file, spec.schema.clone(), properties);
-        let (writer, factory) =
+        let opened = Compressor::new(compression).and_then(|compressor| {
+            let (writer, factory) = open(file, spec.schema.clone(), properties(&spec, &compressor))?;
+            Ok((writer, factory, compressor))
+        });
+        let (writer, factory, compressor) =
             opened.map_err(|e| Error::new(Kind::Internal, format!("staging {}", spec.key)).with(e))?;
         let ObjectSpec { key, schema, metadata, .. } = spec;
-        Ok(Self { writer, factory, schema, row_group: None, row_groups: 0, temp, key, metadata, rows: 0 })
+        Ok(Self { writer, factory, compressor, schema, row_group: None, row_groups: 0, temp, key, metadata, rows: 0 })
     }
 
     fn encode(&mut self, batch: &RecordBatch) -> parquet::errors::Result<()> {
         let row_group = match &mut self.row_group {
             Some(row_group) => row_group,
-            none => none.insert(RowGroup::begin(&self.factory, self.row_groups, batch)?),
+            none => none.insert(RowGroup::begin(&self.writer, &self.factory, self.row_groups, batch)?),
         };
-        row_group.write(batch)?;
+        row_group.write(batch, &mut self.compressor)?;
         if row_group.rows() >= ROW_GROUP_ROWS_MAX || row_group.encoded_bytes() >= ROW_GROUP_BYTES_MAX {
             self.end_row_group()?;
         }
@@ -151,7 +150,7 @@ impl ParquetObject {
     fn end_row_group(&mut self) -> parquet::errors::Result<()> {
         let Some(row_group) = self.row_group.take() else { return Ok(()) };
         self.row_groups += 1;
-        row_group.close(&mut self.writer)
+        row_group.close(&mut self.writer, &mut self.compressor)
     }
 
     fn failed(&self, error: parquet::errors::ParquetError) -> Error {
@@ -168,15 +167,10 @@ fn open(
     ArrowWriter::try_new(file, schema, Some(properties))?.into_serialized_writer()
 }
 
-fn properties(spec: &ObjectSpec, compression: Compression) -> WriterProperties {
-    let codec = match compression {
-        Compression::Zstd => Codec::ZSTD(ZstdLevel::default()),
-        Compression::Snappy => Codec::SNAPPY,
-        Compression::None => Codec::UNCOMPRESSED,
-    };
+fn properties(spec: &ObjectSpec, compressor: &Compressor) -> WriterProperties {
     let metadata = spec.metadata.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
     let mut properties = WriterProperties::builder()
-        .set_compression(codec)
+        .set_compression(compressor.name())
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_data_page_size_limit(PAGE_BYTES_MAX)
         .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
@@ -273,6 +267,7 @@ mod tests {
         let mut object = ParquetObject {
             writer,
             factory,
+            compressor: Compressor::new(Compression::None).unwrap(),
             schema: batch.schema(),
             row_group: None,
             row_groups: 0,

@@ -18,6 +18,7 @@ it; it takes one command per line and answers each when it is in force.
 
 import asyncio
 import collections
+import contextlib
 import json
 import selectors
 import signal
@@ -323,7 +324,9 @@ class End(asyncio.BufferedProtocol):
     def end(self):
         if self.is_open() and not self.is_ended:
             self.is_ended = True
-            self.transport.write_eof()
+            # Who was killed may be gone already.
+            with contextlib.suppress(OSError):
+                self.transport.write_eof()
             self.pair.ended()
 
     def read(self, wanted):

@@ -202,11 +202,13 @@ impl ObjectWriter for ParquetObject {
     }
 
     fn held_bytes(&self) -> usize {
-        self.row_group.as_ref().map_or(0, RowGroup::held_bytes)
+        self.row_group.as_ref().map_or(0, RowGroup::held_bytes) + self.compressor.held_bytes()
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.end_row_group().map_err(|e| self.failed(e))
+        self.end_row_group().map_err(|e| self.failed(e))?;
+        self.compressor.release();
+        Ok(())
     }
 
     fn size_so_far(&self) -> u64 {

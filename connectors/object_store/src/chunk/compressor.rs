@@ -6,6 +6,7 @@ use parquet::{
     errors::{ParquetError, Result},
 };
 
+use super::kept;
 use crate::config;
 
 /// See the module's doc.
@@ -68,7 +69,18 @@ impl Compressor {
         };
         let bytes = Bytes::copy_from_slice(length.map_or(&page, |length| &self.compressed[..length]));
         page.clear();
-        self.page = page;
+        self.page = kept(page);
+        self.compressed = kept(std::mem::take(&mut self.compressed));
         Ok(bytes)
+    }
+
+    /// Memory that its buffers hold, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.page.capacity() + self.compressed.capacity()
+    }
+
+    /// Lets go of its buffers.
+    pub fn release(&mut self) {
+        (self.page, self.compressed) = (vec![], vec![]);
     }
 }

@@ -7,7 +7,7 @@ use std::hash::BuildHasher;
 const EMPTY: u32 = u32::MAX;
 const SLOTS_MIN: usize = 1024;
 
-/// See the module's doc. The hashes' seed differs from process to process, so that nobody can make values that collide.
+/// See the module's doc. The hashes' seed differs from one to the next, so that no values collide in all of them.
 pub struct Dictionary {
     /// (the upper half of the hash, the value's index)
     slots: Vec<(u32, u32)>,

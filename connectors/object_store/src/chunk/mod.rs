@@ -3,9 +3,10 @@
 //!
 //! The library hashes and compares every value as bytes behind several calls, keeps a 64-bit index for each, and looks for the
 //! smallest and largest value by value: two thirds of all that encoding a loaded `lineitem` costs (`examples/encode.rs`).
-//! Here a batch is a slice that each step goes through at once. Pages are of version 1, at most [`PAGE_ROWS_MAX`] rows or
-//! [`PAGE_BYTES_MAX`] of texts each. A dictionary is given up where it does not pay: at once if most values of the first page
-//! are distinct, and for the rest of the chunk when it outgrows [`DICTIONARY_BYTES_MAX`].
+//! Here a batch is a slice that each step goes through at once. Pages are of version 1, at most [`PAGE_ROWS_MAX`] rows
+//! each; a plain one ends with the text that reaches [`PAGE_BYTES_MAX`]. A dictionary is given up where it does not pay: at
+//! once if it is more than half of the first page's values, and for the rest of the chunk when it outgrows
+//! [`DICTIONARY_BYTES_MAX`].
 //!
 //! Lists, floats (whose statistics know NaN), booleans and wide decimals are left to the library. Format: parquet-format,
 //! "Encodings" (PLAIN, RLE_DICTIONARY), "Data Pages", "Types".
@@ -45,7 +46,7 @@ use self::{
 
 /// A column with more distinct values than fit here is written plainly: looking for every value of it is wasted.
 pub const DICTIONARY_BYTES_MAX: usize = 256 << 10;
-/// Every column holds a page before and after its compression; with the usual 1 MiB that is 50 MiB per file.
+/// Every column holds a page; with the usual 1 MiB that is 25 MiB per file.
 pub const PAGE_BYTES_MAX: usize = 256 << 10;
 /// The library's, too.
 const PAGE_ROWS_MAX: usize = DEFAULT_DATA_PAGE_ROW_COUNT_LIMIT;
@@ -53,6 +54,7 @@ const PAGE_ROWS_MAX: usize = DEFAULT_DATA_PAGE_ROW_COUNT_LIMIT;
 /// A column of one row group being encoded.
 pub struct Chunk {
     column: ColumnDescPtr,
+    ty: DataType,
     values: Values,
     levels: Levels,
     pages: Pages,
@@ -91,7 +93,15 @@ impl Chunk {
             _ => return None,
         };
         let levels = Levels::new(column.max_def_level() == 1);
-        Some(Self { column: column.clone(), values, levels, pages: Pages::default(), statistics, nulls: 0 })
+        Some(Self {
+            column: column.clone(),
+            ty: ty.clone(),
+            values,
+            levels,
+            pages: Pages::default(),
+            statistics,
+            nulls: 0,
+        })
     }
 
     /// Encodes a batch of its column.
@@ -100,6 +110,9 @@ impl Chunk {
             let name = self.column.name();
             ParquetError::General(format!("column {name:?} is another one in this batch: {}", array.data_type()))
         };
+        if array.data_type() != &self.ty {
+            return Err(unlike());
+        }
         if array.null_count() > 0 && !self.levels.nullable() {
             return Err(ParquetError::General(format!("column {:?} has no room for a null", self.column.name())));
         }
@@ -169,12 +182,8 @@ impl Chunk {
     }
 
     fn end_full_page(&mut self, compressor: &mut Compressor) -> Result<()> {
-        let (page_bytes, dictionary_bytes) = match &self.values {
-            Values::Numbers(_) => (0, self.dictionary_bytes()),
-            Values::Texts(texts) => (texts.page_bytes(), self.dictionary_bytes()),
-        };
-        let outgrown = dictionary_bytes > DICTIONARY_BYTES_MAX && self.has_dictionary();
-        if outgrown || page_bytes >= PAGE_BYTES_MAX || self.levels.rows() >= PAGE_ROWS_MAX {
+        let outgrown = self.dictionary_bytes() > DICTIONARY_BYTES_MAX && self.has_dictionary();
+        if outgrown || self.page_bytes() >= PAGE_BYTES_MAX || self.levels.rows() >= PAGE_ROWS_MAX {
             self.end_page(compressor)?;
         }
         if outgrown {
@@ -220,6 +229,13 @@ impl Chunk {
         }
     }
 
+    fn page_bytes(&self) -> usize {
+        match &self.values {
+            Values::Numbers(numbers) => numbers.page_bytes(),
+            Values::Texts(texts) => texts.page_bytes(),
+        }
+    }
+
     /// Memory that it holds, in bytes.
     pub fn held_bytes(&self) -> usize {
         let values = match &self.values {
@@ -231,11 +247,7 @@ impl Chunk {
 
     /// How large it will be, about.
     pub fn encoded_bytes(&self) -> usize {
-        let values = match &self.values {
-            Values::Numbers(numbers) => numbers.page_bytes(),
-            Values::Texts(texts) => texts.page_bytes(),
-        };
-        self.pages.bytes() + values + self.dictionary_bytes()
+        self.pages.bytes() + self.page_bytes() + self.dictionary_bytes()
     }
 
     /// The chunk's bytes, and what the file must know of it; of at least one row.
@@ -251,6 +263,11 @@ impl Chunk {
         let dictionary = self.pages.have(Encoding::RLE_DICTIONARY).then_some(dictionary);
         self.pages.close(&self.column, dictionary, statistics, compressor)
     }
+}
+
+/// The buffer, for the next page; a new one if it is far larger than pages of usual values are.
+fn kept(buffer: Vec<u8>) -> Vec<u8> {
+    if buffer.capacity() > 4 * PAGE_BYTES_MAX { vec![] } else { buffer }
 }
 
 #[cfg(test)]

@@ -129,10 +129,25 @@ fn pages_end_and_dictionaries_too() {
             assert!(ours <= theirs + theirs / 20 + 4096, "{ours} bytes, and {theirs} of the library's");
         }
     }
+    // A text of many rows is not written out for each of them, however many others are distinct.
+    let long = "x".repeat(50_000);
+    let texts = (0..2000).map(|n| if n < 999 { long.clone() } else { n.to_string() });
+    let texts: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+    let texts = RecordBatch::try_from_iter([("text", texts)]).unwrap();
+    let [ours, _] = check(&[texts.slice(0, 999), texts.slice(999, 1001)], Compression::None);
+    assert!(ours < 100_000, "{ours} bytes");
     // Texts that fill a page each, or more than one, or half of one.
     for bytes in [PAGE_BYTES_MAX * 2, PAGE_BYTES_MAX - 4, PAGE_BYTES_MAX / 2] {
         check(&[batch(&(0..9).map(|n| (n != 4).then_some(n % 3)).collect::<Vec<_>>(), bytes)], Compression::Snappy);
     }
+}
+
+#[test]
+fn required_columns_have_no_levels() {
+    let rows = batch(&(0..30_000).map(|n| Some(n % 9)).collect::<Vec<_>>(), 1);
+    let required: Vec<Field> = rows.schema().fields().iter().map(|f| f.as_ref().clone().with_nullable(false)).collect();
+    let rows = RecordBatch::try_new(Arc::new(Schema::new(required)), rows.columns().to_vec()).unwrap();
+    check(&[rows.slice(0, 9), rows], Compression::None);
 }
 
 /// A sliced batch's arrays begin anywhere in their buffers.

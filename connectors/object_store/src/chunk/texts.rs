@@ -2,13 +2,15 @@
 
 use parquet::basic::Encoding;
 
-use super::{PAGE_BYTES_MAX, dictionary::Dictionary, pages::width_of, runs::write_indices};
+use super::{PAGE_BYTES_MAX, dictionary::Dictionary, kept, pages::width_of, runs::write_indices};
 
 /// The values of a chunk: of the page as indices or plainly, and the distinct ones.
 pub struct Texts {
     dictionary: Option<Dictionary>,
     distinct: Distinct,
     indices: Vec<u32>,
+    /// Bytes that what `indices` stand for takes plainly.
+    indexed_bytes: usize,
     /// Each behind its length.
     plain: Vec<u8>,
 }
@@ -22,9 +24,9 @@ struct Distinct {
 }
 
 impl Distinct {
-    fn get(&self, index: u32) -> Option<&[u8]> {
-        let (from, to) = self.places.get(index as usize)?;
-        self.page.get(*from as usize..*to as usize)
+    fn get(&self, index: u32) -> &[u8] {
+        let (from, to) = self.places[index as usize];
+        &self.page[from as usize..to as usize]
     }
 
     fn add(&mut self, text: &[u8]) {
@@ -38,7 +40,7 @@ impl Texts {
     /// None so far.
     pub fn new(dictionary: bool) -> Self {
         let dictionary = dictionary.then(Dictionary::new);
-        Self { dictionary, distinct: Distinct::default(), indices: vec![], plain: vec![] }
+        Self { dictionary, distinct: Distinct::default(), indices: vec![], indexed_bytes: 0, plain: vec![] }
     }
 
     /// Of texts that lie between these offsets, how many may still come into the page: at least one.
@@ -51,17 +53,19 @@ impl Texts {
     /// Adds the texts between these offsets.
     pub fn extend(&mut self, offsets: &[i32], bytes: &[u8]) {
         let texts = offsets.windows(2).map(|at| &bytes[at[0] as usize..at[1] as usize]);
+        let plain_bytes = (offsets[offsets.len() - 1] - offsets[0]) as usize + size_of::<u32>() * texts.len();
         let Some(dictionary) = &mut self.dictionary else {
-            self.plain.reserve((offsets[offsets.len() - 1] - offsets[0]) as usize + 4 * texts.len());
+            self.plain.reserve(plain_bytes);
             return texts.for_each(|text| put_plainly(text, &mut self.plain));
         };
         let mut index_of = |text: &[u8]| {
-            let (index, new) = dictionary.text(text, |index| self.distinct.get(index) == Some(text));
+            let (index, new) = dictionary.text(text, |index| self.distinct.get(index) == text);
             if new {
                 self.distinct.add(text);
             }
             index
         };
+        self.indexed_bytes += plain_bytes;
         match repeated(offsets, bytes) {
             Some(text) => self.indices.resize(self.indices.len() + texts.len(), index_of(text)),
             None => self.indices.extend(texts.map(index_of)),
@@ -73,10 +77,12 @@ impl Texts {
         if self.dictionary.is_some() {
             write_indices(&self.indices, width_of(self.distinct.places.len()), page);
             self.indices.clear();
+            self.indexed_bytes = 0;
             Encoding::RLE_DICTIONARY
         } else {
             page.extend_from_slice(&self.plain);
             self.plain.clear();
+            self.plain = kept(std::mem::take(&mut self.plain));
             Encoding::PLAIN
         }
     }
@@ -87,11 +93,13 @@ impl Texts {
         self.indices = vec![];
     }
 
-    /// Writes the first page plainly if a dictionary does not pay.
+    /// Writes the first page plainly if its dictionary takes more than half of that: few long texts, each many times, must
+    /// not be written out.
     pub fn give_up_if_distinct(&mut self) {
-        if self.dictionary.is_some() && self.distinct.places.len() * 2 > self.indices.len() {
+        if self.dictionary.is_some() && self.distinct.page.len() * 2 > self.indexed_bytes {
+            self.plain.reserve(self.indexed_bytes);
             for index in &self.indices {
-                put_plainly(self.distinct.get(*index).unwrap_or_default(), &mut self.plain);
+                put_plainly(self.distinct.get(*index), &mut self.plain);
             }
             self.distinct = Distinct::default();
             self.go_on_plainly();

@@ -19,7 +19,7 @@ CHANGES = """create table orders (
 SERVER = {"shared_buffers": "512MB", "max_slot_wal_keep_size": -1, "max_wal_size": "16GB", "checkpoint_timeout": "1h"}
 # How the server is reached, and the round trip in seconds.
 WAYS = {"tcp": 0.0, "unix": 0.0, "1ms": 0.001, "30ms": 0.03}
-WAY_NAMES = {"tcp": "TCP on one machine", "unix": "a Unix socket", "1ms": "a round trip of 1 ms", "30ms": "of 30 ms"}
+WAY_NAMES = {"tcp": "TCP on one machine", "unix": "a Unix socket", "1ms": "a round trip of 1 ms", "30ms": "a round trip of 30 ms"}
 
 
 def make_backlog(server, database, changes):

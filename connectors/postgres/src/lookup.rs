@@ -40,10 +40,9 @@ pub async fn read(
     columns: &[usize],
     options: &Options,
 ) -> Result<Lookup> {
-    let missing = || Error::new(Kind::TableMissing, format!("reading rows of table {} anew", table.name));
     // Outside of the transaction: pg_partition_tree locks the partitions until its end, and who alters the root would hold
     // that and wait for them while we wait for the root.
-    let before = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
+    let before = discover::by_oid(connection, table.source_id).await?.ok_or_else(|| missing(table))?;
     let lock = format!("LOCK TABLE {}{} IN ACCESS SHARE MODE", before.only(), quote_table(&before.table.name));
     // One transaction keeps the shape that is read here; its statements still see what is committed before each.
     connection.execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {PLANNER}")).await?;
@@ -63,9 +62,8 @@ async fn read_locked(
     columns: &[usize],
     options: &Options,
 ) -> Result<Lookup> {
-    let missing = || Error::new(Kind::TableMissing, format!("reading rows of table {} anew", table.name));
     connection.execute(lock).await?;
-    let mut shape = discover::by_oid(connection, table.source_id).await?.ok_or_else(missing)?;
+    let mut shape = discover::by_oid(connection, table.source_id).await?.ok_or_else(|| missing(table))?;
     shape.retype(&options.values);
     let mut plan = Plan::new(table, &shape, columns)?;
     let policies = unfit::policies(&options.values, table);
@@ -76,6 +74,10 @@ async fn read_locked(
         plan.read(connection, keys, start..end, options.value_bytes_max, &mut lookup).await?;
     }
     Ok(lookup)
+}
+
+fn missing(table: &Table) -> Error {
+    Error::new(Kind::TableMissing, format!("reading rows of table {} anew", table.name))
 }
 
 /// How the rows are read.

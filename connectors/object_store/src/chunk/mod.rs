@@ -1,9 +1,9 @@
 //! The column chunk of values that are numbers or texts for Parquet: what the library writes for such a column, with a
-//! dictionary or plainly, for a quarter of its CPU time.
+//! dictionary or plainly, for less than half of its CPU time.
 //!
 //! The library hashes and compares every value as bytes behind several calls, keeps a 64-bit index for each, and looks for the
-//! smallest and largest value by value: two thirds of all that encoding a loaded `lineitem` costs (`connectors/object_store/examples/encode.rs`).
-//! Here a batch is a slice that each step goes through at once. Pages are of version 1, at most [`PAGE_ROWS_MAX`] rows
+//! smallest and largest value by value: two thirds of all that encoding a loaded `lineitem` costs
+//! (`connectors/object_store/examples/encode.rs`). Here a batch is a slice that each step goes through at once. Pages are of version 1, at most [`PAGE_ROWS_MAX`] rows
 //! each; a plain one ends with the text that reaches [`PAGE_BYTES_MAX`]. A dictionary is given up where it does not pay: at
 //! once if it is more than half of the first page's values, and for the rest of the chunk when it outgrows
 //! [`DICTIONARY_BYTES_MAX`].

@@ -102,7 +102,7 @@
 //!   and by open ones that the source sends ahead when nothing delivered is left to take. An eighth of the bound is always
 //!   the log's, because only commits free what open transactions hold (`stream/spill.rs`).
 //! - Numbers and texts are encoded into Parquet's column chunks by code of ours (`connectors/object_store/src/chunk`), which
-//!   takes half of the library's CPU time for a load; the schema, all other types, statistics' format and the footer are the
+//!   takes 0.6 of the library's CPU time; the schema, all other types, statistics' format and the footer are the
 //!   library's, and a property test holds that what it reads back, and its statistics, are the same.
 //! - The size of a delivery's buffer counts bytes before compression, over all tables of the task; a round takes all
 //!   tables to the same mark, so readers that cut there see whole transactions without being asked.

@@ -199,9 +199,11 @@ def test_a_lookup_is_nobodys_deadlock(daemon, sql, server, database):
     running = daemon(["public.p"]).start_and_load()
     running.kill()
     sql("update p set v = 'changed'")
-    lookup = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' " \
+    # By then it has looked for a deadlock (`deadlock_timeout`) and looks no more: a later one would end the other session.
+    lookup = (
+        "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' "
         "and query like 'LOCK TABLE%' and clock_timestamp() - query_start > '2s'::interval"
-    # By then it has looked for a deadlock (`deadlock_timeout`) and looks no more: one that comes later is ours to lose.
+    )
     with server.connect(database) as altering:
         altering.execute("lock table only p in access exclusive mode")
         running.start()

@@ -1,12 +1,11 @@
 //! The column chunk of values that are numbers or texts for Parquet: what the library writes for such a column, with a
-//! dictionary or plainly, for less than half of its CPU time.
+//! dictionary or plainly, for 0.6 of its CPU time (`connectors/object_store/examples/encode.rs`).
 //!
 //! The library hashes and compares every value as bytes behind several calls, keeps a 64-bit index for each, and looks for the
-//! smallest and largest value by value: two thirds of all that encoding a loaded `lineitem` costs
-//! (`connectors/object_store/examples/encode.rs`). Here a batch is a slice that each step goes through at once. Pages are of version 1, at most [`PAGE_ROWS_MAX`] rows
-//! each; a plain one ends with the text that reaches [`PAGE_BYTES_MAX`]. A dictionary is given up where it does not pay: at
-//! once if it is more than half of the first page's values, and for the rest of the chunk when it outgrows
-//! [`DICTIONARY_BYTES_MAX`].
+//! smallest and largest value by value. Here a batch is a slice that each step goes through at once. Pages are of version 1, at
+//! most [`PAGE_ROWS_MAX`] rows each; a plain one ends with the text that reaches [`PAGE_BYTES_MAX`]. A dictionary is given up
+//! where it does not pay: at once if it is more than half of the first page's values, and for the rest of the chunk when it
+//! outgrows [`DICTIONARY_BYTES_MAX`].
 //!
 //! Lists, floats (whose statistics know NaN), booleans and wide decimals are left to the library. Format: parquet-format,
 //! "Encodings" (PLAIN, RLE_DICTIONARY), "Data Pages", "Types".
@@ -106,12 +105,8 @@ impl Chunk {
 
     /// Encodes a batch of its column.
     pub fn write(&mut self, array: &dyn Array, compressor: &mut Compressor) -> Result<()> {
-        let unlike = || {
-            let name = self.column.name();
-            ParquetError::General(format!("column {name:?} is another one in this batch: {}", array.data_type()))
-        };
         if array.data_type() != &self.ty {
-            return Err(unlike());
+            return Err(self.unlike(array));
         }
         if array.null_count() > 0 && !self.levels.nullable() {
             return Err(ParquetError::General(format!("column {:?} has no room for a null", self.column.name())));
@@ -129,7 +124,7 @@ impl Chunk {
                 DataType::Timestamp(TimeUnit::Microsecond, _) => {
                     self.write_numbers::<TimestampMicrosecondType>(array, compressor)
                 }
-                _ => Err(unlike()),
+                _ => Err(self.unlike(array)),
             },
             Values::Texts(_) => {
                 let (offsets, bytes) = match array.data_type() {
@@ -137,11 +132,16 @@ impl Chunk {
                     DataType::Binary => {
                         (array.as_binary::<i32>().value_offsets(), array.as_binary::<i32>().value_data())
                     }
-                    _ => return Err(unlike()),
+                    _ => return Err(self.unlike(array)),
                 };
                 self.write_texts(array, offsets, bytes, compressor)
             }
         }
+    }
+
+    fn unlike(&self, array: &dyn Array) -> ParquetError {
+        let name = self.column.name();
+        ParquetError::General(format!("column {name:?} is another one in this batch: {}", array.data_type()))
     }
 
     fn write_numbers<T: ArrowPrimitiveType<Native: Whole>>(
@@ -153,7 +153,7 @@ impl Chunk {
         let mut from = 0;
         while from < array.len() {
             let count = (array.len() - from).min(PAGE_ROWS_MAX - self.levels.rows());
-            let Values::Numbers(numbers) = &mut self.values else { break };
+            let Values::Numbers(numbers) = &mut self.values else { return Err(self.unlike(array)) };
             self.nulls += self.levels.extend(array, from, count, |from, to| numbers.extend(&values[from..to]));
             from += count;
             self.end_full_page(compressor)?;
@@ -170,7 +170,7 @@ impl Chunk {
     ) -> Result<()> {
         let mut from = 0;
         while from < array.len() {
-            let Values::Texts(texts) = &mut self.values else { break };
+            let Values::Texts(texts) = &mut self.values else { return Err(self.unlike(array)) };
             let count = (array.len() - from).min(PAGE_ROWS_MAX - self.levels.rows());
             let count = texts.room(&offsets[from..=from + count]);
             let extend = |from: usize, to: usize| texts.extend(&offsets[from..=to], bytes);

@@ -108,8 +108,9 @@ kills: setup mysql-server release ## 200 random kills (MILLRACE_KILLS) under loa
 	$(RELEASE) $(PYTHON) tests/faults/kills_mysql.py mysql $(if $(RECORD),--json docs/kills-mysql.json)
 
 .PHONY: soak
-soak: setup release ## MINUTES of transfers under random faults, everything watched; RECORD=1 writes docs/soak.md
-	MINUTES=$(or $(MINUTES),120) $(RELEASE) $(PYTHON) tests/faults/soak.py $(if $(RECORD),--record)
+soak: setup release ## MINUTES of transfers under random faults, everything watched (SOURCE=mariadb); RECORD=1 writes docs/soak.md
+	MINUTES=$(or $(MINUTES),120) $(RELEASE) $(PYTHON) tests/faults/soak.py \
+		$(if $(SOURCE),--source $(SOURCE)) $(if $(RECORD),--record)
 
 .PHONY: idle
 idle: setup release ## what an idle daemon with one task costs, and how soon it streams

@@ -129,9 +129,9 @@ def literal(text):
 
 
 def position(text):
-    """A position of the catalog as a number: PostgreSQL's `X/Y`."""
-    high, low = text.split("/")
-    return (int(high, 16) << 32) + int(low, 16)
+    """A position of the catalog as a number: `X/Y` as PostgreSQL writes it, or hexadecimal digits where it is larger."""
+    high, _, low = text.rpartition("/")
+    return (int(high or "0", 16) << 32) + int(low, 16)
 
 
 def data_files(files):

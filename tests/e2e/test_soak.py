@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import SEED
-from servers import MotoS3, Postgres, Proxy
+from servers import MotoS3, Proxy
 
 sys.path.append(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "faults"))
 
@@ -125,9 +125,10 @@ def test_a_soak_that_saw_too_little_is_noticed():
     assert ["3 times 'freeze'" in said[0], "0 times 'kill'" in said[1], len(said)] == [True, True, 2]
 
 
-def test_half_a_minute_of_soak(tmp_path):
-    with Postgres() as server, MotoS3() as s3, Proxy(server.port) as source, Proxy(s3.port) as target:
-        soak = soaking.Soak(server, s3, source, target, SEED, str(tmp_path))
+@pytest.mark.parametrize("kind", [soaking.PostgresSource, soaking.SOURCES["mariadb"]], ids=lambda kind: kind.NAME)
+def test_half_a_minute_of_soak(tmp_path, kind):
+    with kind.open() as server, MotoS3() as s3, Proxy(server.port) as source, Proxy(s3.port) as target:
+        soak = soaking.Soak(kind, server, s3, source, target, SEED, str(tmp_path))
         try:
             soak.run(0.5)
         finally:

@@ -20,8 +20,6 @@ from compare import position  # noqa: E402
 from workload import ACCOUNTS, CENTS, TABLES, Shop  # noqa: E402
 
 BANK_TABLES = TABLES + [("shop", "vault", None)]
-# What both tables of accounts hold together, at every moment.
-TOTAL = 2 * ACCOUNTS * CENTS
 
 
 class VaultShop(Shop):
@@ -107,16 +105,18 @@ class TableView:
 
 class Reader:
     """Reads both tables again and again. `catalog` runs `millrace catalog …` and gives its JSON, `fetch` gives the bytes
-    of an object by its path."""
+    of an object by its path. Each table has as many accounts, and each of them held as many cents at first."""
 
-    def __init__(self, catalog, fetch):
-        self.catalog, self.fetch = catalog, fetch
+    def __init__(self, catalog, fetch, schema="shop", accounts=ACCOUNTS, cents=CENTS):
+        self.catalog, self.fetch, self.schema = catalog, fetch, schema
+        # What both tables hold together, at every moment.
+        self.accounts, self.total = accounts, 2 * accounts * cents
         self.views = [TableView("account"), TableView("vault")]
         self.looks = self.sums = self.files = self.rows = 0
 
     def tables(self):
-        """The catalog's tables of the shop by name."""
-        return {table["name"]: table for table in self.catalog("tables", "shop")}
+        """The catalog's tables by name."""
+        return {table["name"]: table for table in self.catalog("tables", self.schema)}
 
     def look(self):
         """Reads what is new and gives what is wrong, as a list of sentences."""
@@ -132,7 +132,7 @@ class Reader:
                 wrong.append(f"{view.table}: complete_through went back from {view.through:X} to {through:X}")
             new = [
                 file
-                for file in self.catalog("files", f"shop.{view.table}")
+                for file in self.catalog("files", f"{self.schema}.{view.table}")
                 if "letter" not in str(file.get("kind")) and file["path"] not in view.files
             ]
             for file in new:
@@ -153,9 +153,9 @@ class Reader:
         if at > max(view.loaded_at for view in self.views):
             (one, accounts), (two, vaults) = (view.cut(at) for view in self.views)
             self.sums += 1
-            if one + two != TOTAL or accounts != ACCOUNTS or vaults != ACCOUNTS:
+            if (one + two, accounts, vaults) != (self.total, self.accounts, self.accounts):
                 wrong.append(
-                    f"at {at:X} the accounts hold {one} + {two} instead of {TOTAL} ({accounts}, {vaults} rows)"
+                    f"at {at:X} the accounts hold {one} + {two} instead of {self.total} ({accounts}, {vaults} rows)"
                 )
         return wrong
 

@@ -100,10 +100,10 @@ class PostgresWork:
         return {"stream": stream, "catalog": time.monotonic() - killed}
 
 
-def complete(daemon, marked):
-    """Whether the catalog has everything of the shop's ledger up to a position of PostgreSQL."""
+def complete(daemon, marked, schema="shop"):
+    """Whether the catalog has everything of the ledger up to a position."""
     try:
-        tables = json.loads(daemon.run("catalog", "tables", "shop", "--json"))
+        tables = json.loads(daemon.run("catalog", "tables", schema, "--json"))
     except Failed:
         return False
     return any(table["name"] == "ledger" and position(table["complete_through"]) >= marked for table in tables)

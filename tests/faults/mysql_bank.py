@@ -1,7 +1,9 @@
-"""The bank of verify.py in MariaDB or MySQL: the same transfers, ledger and checks, by pymysql."""
+"""The bank of verify.py in MariaDB or MySQL: the same transfers, ledger and checks, by pymysql; and the one that a soak
+keeps busy, with vaults beside the accounts."""
 
 import pymysql
 import verify
+from workload import noise
 
 
 class Session:
@@ -52,3 +54,46 @@ class MysqlBank(verify.Bank):
                 f"insert into letter select 1000000000 + {first} + seq, "
                 f"repeat(sha2(seq + {first}, 256), {bytes_each // 64}) from {self.server.numbers(count)}",
             )
+
+
+class MysqlVaultBank(MysqlBank):
+    """With the table `vault` beside `account`; transfers go across both, and the sum of both stays. Columns may be added
+    meanwhile."""
+
+    def create(self):
+        super().create()
+        self.server.execute(
+            self.database,
+            "create table vault (id int primary key, cents bigint not null, owner varchar(40))",
+            f"insert into vault select seq, {verify.CENTS}, concat('vault ', seq) "
+            f"from {self.server.numbers(verify.ACCOUNTS)}",
+        )
+
+    def transaction(self, connection, rng, number, seq):
+        for _ in range(rng.randint(1, 3)):
+            self._transfer(connection, rng)
+        drawn, letter = rng.random(), number * 10**7 + seq
+        if drawn < 0.4:
+            body = noise(rng, *self.letter_bytes)
+            connection.execute("insert into letter (id, body) values (%s, %s)", (letter, body))
+        elif drawn < 0.5:
+            connection.execute("update letter set body = concat(body, '.') where id = %s", (-rng.randint(1, 200),))
+        elif drawn < 0.55:
+            # Another key, of which nobody else thinks.
+            connection.execute("update letter set id = id + 5000000 where id = %s", (letter - rng.randint(1, 50),))
+        elif drawn < 0.6:
+            connection.execute("delete from letter where id = %s", (letter - rng.randint(50, 500),))
+        elif drawn < 0.8:
+            connection.execute("insert into visit (writer, seq) values (%s, %s)", (number, seq))
+        return "transfers"
+
+    def _transfer(self, connection, rng):
+        """From an account to a vault; at times it is taken back."""
+        account, vault = rng.randint(1, verify.ACCOUNTS), rng.randint(1, verify.ACCOUNTS)
+        cents = rng.randint(-900, 900)
+        connection.execute("savepoint one")
+        connection.execute(
+            "update account set cents = cents - %s, version = version + 1 where id = %s", (cents, account)
+        )
+        connection.execute("update vault set cents = cents + %s where id = %s", (cents, vault))
+        connection.execute("rollback to savepoint one" if rng.random() < 0.1 else "release savepoint one")

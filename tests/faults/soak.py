@@ -5,10 +5,11 @@ unaccounted for; there is one slot; memory, the stream on disk and the log that 
 end source and lake are identical row by row. In the first half the daemon is killed and ended as well; in the
 second half its process lives on through all other faults, so that its memory can be judged.
 
-    soak.py [--minutes 120] [--seed S] [--out FOLDER]
+    soak.py [--source postgresql|mariadb|mysql] [--minutes 120] [--seed S] [--out FOLDER]
 
 The binary is that of MILLRACE_BIN. What was seen so far is written each minute (record.json in the folder), so a soak
 that is stopped early (SIGTERM) counts for as long as it was; docs/soak.md is written at the end with --record.
+What differs between sources is in soak_sources.py.
 """
 
 import argparse
@@ -26,44 +27,42 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import bank  # noqa: E402
 import kills  # noqa: E402
-import psycopg  # noqa: E402
 import soak_page  # noqa: E402
 import soak_record  # noqa: E402
 from compare import Difference  # noqa: E402
 from daemon import CHECKOUT, Daemon, Failed  # noqa: E402
-from servers import MotoS3, Postgres, Proxy, temporary_folder, wait_for  # noqa: E402
-from workload import PATTERNS  # noqa: E402
+from servers import MotoS3, Proxy, temporary_folder, wait_for  # noqa: E402
+from soak_sources import SOURCES, PostgresSource  # noqa: E402
 
 SAMPLE_EVERY, LOOK_EVERY, COUNT_EVERY = 10, 5, 2
 RECOVERY_MAX = 180
 OPTIONS = {"stream": {"retention": "60s", "disk-bound": "512MiB"}, "on-change": {"discover": "10s"}}
 # What is met while the daemon or the server is away.
-AWAY = (psycopg.Error, Failed, OSError, TimeoutError, subprocess.SubprocessError)
-RELOADABLE = ["account", "vault", "orders", "document", "product", "page_view", "customer", "order_line"]
+AWAY = (Failed, OSError, TimeoutError, subprocess.SubprocessError)
 
 
 class Soak:
-    """One server, one target, one daemon, the workload, and the threads that watch."""
+    """One server, one target, one daemon, the workload, and the threads that watch. `kind` is one of `SOURCES`, and the
+    server one that it opened."""
 
-    def __init__(self, server, s3, source_proxy, target_proxy, seed, out):
+    def __init__(self, kind, server, s3, source_proxy, target_proxy, seed, out):
         self.server, self.s3, self.source, self.target, self.out = server, s3, source_proxy, target_proxy, out
         self.seed, self.rng = seed, random.Random(f"{seed}/faults")
         self.stopping, self.quiet = threading.Event(), threading.Event()
         self.faults, self.samples, self.problems, self.added = [], [], [], []
         self.unaccounted = {"looks": 0, "not zero": 0}
         self.drains, self.wrong_looks, self.build = [], 0, kills.build()
-        server.create_database("shop")
-        server.execute("shop", "alter database shop set logical_decoding_work_mem = '64kB'", user="postgres")
-        self.bank = bank.VaultShop(server, "shop", seed, scale=120)
-        self.bank.create()
+        self.away, self.kinds = AWAY + kind.AWAY, FAULTS | {name: at_source(do) for name, do in kind.FAULTS.items()}
+        self.database = kind(server, seed)
+        self.bank = self.database.bank
         self.daemon = Daemon(
             server,
-            "shop",
-            PATTERNS,
+            kind.SCHEMA,
+            kind.PATTERNS,
             target={
                 "type": "s3",
                 "bucket": s3.bucket,
-                "prefix": "shop/",
+                "prefix": "soak/",
                 "endpoint": f"http://127.0.0.1:{target_proxy.port}",
                 "access-key-id": s3.KEY,
                 "secret-access-key": {"env": "MILLRACE_S3_SECRET"},
@@ -74,7 +73,7 @@ class Soak:
             buffer={"interval": "5s"},
             environment={"MILLRACE_S3_SECRET": s3.SECRET},
         )
-        self.reader = bank.Reader(bank.catalog_of(self.daemon), self.fetch)
+        self.reader = bank.Reader(bank.catalog_of(self.daemon), self.fetch, kind.SCHEMA, **kind.ACCOUNTS)
         self.client = s3.client()
 
     def fetch(self, path):
@@ -102,7 +101,7 @@ class Soak:
                     continue
                 try:
                     what()
-                except AWAY:
+                except self.away:
                     pass  # the daemon or the server is away, as faults want it
                 except Exception as error:  # noqa: BLE001: a finding
                     self.problem(f"{what.__name__}: {type(error).__name__}: {error}")
@@ -137,19 +136,10 @@ class Soak:
         metrics = self.daemon.metrics()
         found["stream"] = metrics.get(("millrace_stream_bytes",))
         try:
-            slots = self.server.execute(
-                "shop",
-                "select count(*), max(pg_current_wal_lsn() - restart_lsn), "
-                "max(pg_current_wal_lsn() - confirmed_flush_lsn) from pg_replication_slots "
-                "where slot_name like 'millrace_%' and not temporary",
-            )[0]
-            found["slots"], found["retained"], found["unconfirmed"] = (
-                int(slots[0]),
-                int(slots[1] or 0),
-                int(slots[2] or 0),
-            )
-            if found["slots"] != 1:
-                self.problem(f"{found['slots']} slots")
+            held, wrong = self.database.held()
+            found |= held
+            for text in wrong:
+                self.problem(text)
         finally:
             self.samples.append(found)
             with open(f"{self.out}/samples.jsonl", "a") as file:
@@ -164,28 +154,15 @@ class Soak:
     def recover(self, kind, began, ended, until=None):
         """Commits a row and waits until it is durable in the stream and complete in the catalog; notes the seconds
         since the fault ended."""
-        self.bank.mark()
-        marked = int(self.server.execute("shop", "select pg_current_wal_insert_lsn() - '0/0'::pg_lsn")[0][0])
         fault = {"kind": kind, "minute": round(self.minutes(), 2), "lasted": round(ended - began, 2)}
-        with self.server.connect("shop", autocommit=True) as connection:
-            query = (
-                "select confirmed_flush_lsn - '0/0'::pg_lsn from pg_replication_slots where slot_name like 'millrace_%'"
-            )
-
-            def durable():
-                row = connection.execute(query).fetchone()
-                return row and row[0] is not None and row[0] >= marked
-
-            fault["stream"] = self.since(ended, durable, 0.05, f"{kind}: durable")
-        fault["catalog"] = self.since(ended, lambda: self.complete(marked), 0.25, f"{kind}: in the catalog")
+        with self.database.marked() as (durable, complete):
+            if durable:
+                fault["stream"] = self.since(ended, durable, 0.05, f"{kind}: durable")
+            fault["catalog"] = self.since(ended, lambda: complete(self.daemon), 0.25, f"{kind}: in the catalog")
         if until:
             fault["done"] = self.since(ended, until, 0.5, f"{kind}: done")
         self.faults.append(fault)
         say(f"{self.minutes():6.1f} min {kind}: {json.dumps({k: v for k, v in fault.items() if k != 'kind'})}")
-
-    def complete(self, marked):
-        """Whether the catalog is complete through this position."""
-        return kills.complete(self.daemon, marked)
 
     def since(self, ended, condition, every, what):
         """Waits, and gives the seconds since `ended`."""
@@ -205,7 +182,7 @@ class Soak:
     def next_fault(self, kind):
         """Does one, and waits for what follows."""
         began = time.monotonic()
-        until = FAULTS[kind](self)
+        until = self.kinds[kind](self)
         # A kill's recovery counts from the kill, the restart included.
         ended = began if kind in ("kill", "kill in start") else time.monotonic()
         self.recover(kind, began, ended, until)
@@ -259,11 +236,6 @@ class Soak:
         time.sleep(self.rng.uniform(0, 5))
         self.server.start()
 
-    def end_backends(self):
-        self.server.execute(
-            "postgres", "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'cdc'", user="postgres"
-        )
-
     def reload_config(self):
         """SIGHUP with a broken config, which changes nothing, then with another retention."""
         good = self.daemon.config_text
@@ -276,39 +248,30 @@ class Soak:
 
     def add_table(self):
         name = f"extra_{len(self.added)}"
-        self.server.execute(
-            "shop",
-            f"create table shop.{name} (id int primary key, v text)",
-            f"insert into shop.{name} select i, 'v' || i from generate_series(1, 500) i",
-            f"update shop.{name} set v = 'w' where id % 3 = 0",
-        )
-        self.added.append(("shop", name, None))
-        return lambda: self.daemon.states_or_none().get(("shop", name)) == "Table completed"
+        self.database.add_table(name)
+        self.added.append((self.database.SCHEMA, name))
+        return lambda: self.is_loaded(name)
 
     def add_column(self):
-        table, column = self.rng.choice(["customer", "orders", "page_view", "vault"]), f"c{self.rng.getrandbits(40):x}"
+        table, column = self.rng.choice(self.database.WIDENED), f"c{self.rng.getrandbits(40):x}"
         default = self.rng.choice(["", " default 7"])
-        self.server.execute("shop", f"alter table shop.{table} add column {column} int{default}")
+        schema = self.database.SCHEMA
+        self.server.execute(schema, f"alter table {schema}.{table} add column {column} int{default}")
 
     def large_transaction(self):
-        first, rows = 10**9 + self.rng.getrandbits(40), 10_000
-        with self.server.connect("shop") as connection:
-            connection.execute(
-                "insert into shop.orders (id, customer_id, status) select i, 1, 'bulk' from generate_series(%s, %s) i",
-                (first, first + rows - 1),
-            )
-            connection.execute("savepoint a")
-            connection.execute("update shop.orders set paid = true where id between %s and %s", (first, first + rows))
-            connection.execute("rollback to savepoint a")
-            connection.execute("delete from shop.orders where id between %s and %s", (first + 50, first + rows))
+        self.database.large_transaction(10**9 + self.rng.getrandbits(40), 10_000)
 
     def reload_table(self):
-        table = self.rng.choice(RELOADABLE)
+        table = self.rng.choice(self.database.RELOADABLE)
         # It may be refused while the one before is under way.
-        done = self.daemon.command("reload", "shop", f"shop.{table}")
+        done = self.daemon.command("reload", self.daemon.task, f"{self.database.SCHEMA}.{table}")
         if done.returncode != 0:
             say(f"reload of {table}: {done.stdout}{done.stderr}".strip())
-        return lambda: self.daemon.states_or_none().get(("shop", table)) == "Table completed"
+        return lambda: self.is_loaded(table)
+
+    def is_loaded(self, table):
+        """Whether it is, as the daemon says."""
+        return self.daemon.states_or_none().get((self.database.SCHEMA, table)) == "Table completed"
 
     # -- the whole
 
@@ -316,7 +279,7 @@ class Soak:
         """Faults for so many minutes, then the comparison."""
         self.began = time.monotonic()
         self.daemon.start_and_load(seconds=120)
-        self.bank.sensor_open.set()
+        self.database.load_is_over()
         self.bank.start(writers=2, pause=0.08)
         for what, every in (
             (self.look, LOOK_EVERY),
@@ -331,12 +294,12 @@ class Soak:
                 bag, late = [], True
                 say("from now on the daemon's process lives on")
             if not bag:
-                bag = [kind for kind in FAULTS if not (late and kind in RESTARTS)]
+                bag = [kind for kind in self.kinds if not (late and kind in RESTARTS)]
                 bag += [] if late else ["kill"] * 4 + ["terminate"]
                 self.rng.shuffle(bag)
             try:
                 self.next_fault(bag.pop())
-            except AWAY as error:
+            except self.away as error:
                 self.problem(f"{type(error).__name__}: {error}")
                 if self.daemon.ended():
                     self.daemon.start(ready=False)
@@ -357,7 +320,7 @@ class Soak:
         self.compared = []
         try:
             self.daemon.wait_states(seconds=120)
-            self.compared = self.daemon.compare(bank.BANK_TABLES + self.added, seconds=240)
+            self.compared = self.daemon.compare(self.database.TABLES + self.added, seconds=240)
             wait_for(lambda: self.daemon.metrics().get(("millrace_unaccounted_rows",)) == 0, 20, "unaccounted = 0")
         except (Difference, TimeoutError, AssertionError, Failed) as error:
             self.problem(str(error)[:20_000])
@@ -368,7 +331,7 @@ class Soak:
         for wrong in soak_record.judge(self.samples):
             self.problem(wrong)
         self.stopping.set()
-        for wrong in soak_record.blind(self.write(), FAULTS, RESTARTS):
+        for wrong in soak_record.blind(self.write(), self.kinds, RESTARTS):
             self.problem(wrong)
         self.write()
 
@@ -376,7 +339,7 @@ class Soak:
         """(writer, seq) of every ledger row in the lake."""
         import pyarrow.parquet
 
-        for file in self.daemon.lake.files("shop", "ledger"):
+        for file in self.daemon.lake.files(self.database.SCHEMA, "ledger"):
             table = pyarrow.parquet.read_table(self.daemon.lake.local(file["path"]), columns=["writer", "seq"])
             yield from zip(table["writer"].to_pylist(), table["seq"].to_pylist())
 
@@ -393,9 +356,9 @@ FAULTS = {
     "target cut": lambda soak: soak.through(soak.target, "cut", 30),
     "target hangs": lambda soak: soak.through(soak.target, "hang", 30),
     "target slow": lambda soak: soak.through(soak.target, "slow", 15),
-    "server restarted": lambda soak: soak.restart_server(signal.SIGINT),
-    "server crashed": lambda soak: soak.restart_server(signal.SIGQUIT),
-    "backends ended": Soak.end_backends,
+    "server restarted": lambda soak: soak.restart_server(soak.database.RESTARTED),
+    "server crashed": lambda soak: soak.restart_server(soak.database.CRASHED),
+    "sessions ended": lambda soak: soak.database.end_sessions(),
     "config reloaded": Soak.reload_config,
     "table added": Soak.add_table,
     "column added": Soak.add_column,
@@ -403,6 +366,11 @@ FAULTS = {
     "table reloaded": Soak.reload_table,
 }
 RESTARTS = {"kill", "kill in start", "terminate", "terminate while the target hangs"}
+
+
+def at_source(do):
+    """A fault of the soak from one of its source."""
+    return lambda soak: do(soak.database)
 
 
 def folder_bytes(folder):
@@ -424,15 +392,17 @@ def say(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=float(os.environ.get("MINUTES") or 120))
+    parser.add_argument("--source", choices=SOURCES, default=os.environ.get("SOURCE") or PostgresSource.NAME.lower())
     parser.add_argument("--seed", type=int, default=int(os.environ.get("MILLRACE_TEST_SEED") or time.time_ns() % 10**9))
     parser.add_argument("--out", help="where the record goes (default: a new folder)")
     parser.add_argument("--record", action="store_true", help="write docs/soak.md, docs/soak.svg and docs/soak.json")
     arguments = parser.parse_args()
     out = arguments.out or temporary_folder("millrace-soak-")
     os.makedirs(out, exist_ok=True)
-    say(f"seed {arguments.seed}, {arguments.minutes:.0f} minutes, record in {out}")
-    with Postgres() as server, MotoS3() as s3, Proxy(server.port) as source, Proxy(s3.port) as target:
-        soak = Soak(server, s3, source, target, arguments.seed, out)
+    kind = SOURCES[arguments.source]
+    say(f"{kind.NAME}, seed {arguments.seed}, {arguments.minutes:.0f} minutes, record in {out}")
+    with kind.open() as server, MotoS3() as s3, Proxy(server.port) as source, Proxy(s3.port) as target:
+        soak = Soak(kind, server, s3, source, target, arguments.seed, out)
         signal.signal(signal.SIGTERM, lambda *_: soak.stopping.set())
         try:
             soak.run(arguments.minutes)

@@ -9,24 +9,44 @@ import os
 import statistics
 import sys
 
+from soak_record import PLACES
+
+
+# Sources that a soak may have beside the first, whose record is docs/soak.json.
+OTHERS = ("MariaDB", "MySQL")
+
+
+def name_of(source):
+    """Of the files of a source's soak."""
+    return f"soak-{source.lower()}" if source in OTHERS else "soak"
+
 
 def publish(record, samples, folder):
-    """docs/soak.json, docs/soak.svg, docs/soak.md."""
+    """The soak's JSON and plot, and docs/soak.md."""
     with open(record) as file:
         found = json.load(file)
     with open(samples) as file:
         series = [json.loads(line) for line in file]
-    with open(f"{folder}/soak.json", "w") as file:
+    name = name_of(found["source"])
+    with open(f"{folder}/{name}.json", "w") as file:
         json.dump(found, file, indent=1)
         file.write("\n")
-    with open(f"{folder}/soak.svg", "w") as file:
+    with open(f"{folder}/{name}.svg", "w") as file:
         file.write(plot(series))
     write(folder)
 
 
 def write(folder):
     """docs/soak.md from the records beside it."""
-    text = page(stored(f"{folder}/soak.json")) + kills(folder) + idle(folder)
+    lines = [
+        "# The soaks on record",
+        "",
+        "Written by `make soak RECORD=1` (tests/faults/soak.py; `SOURCE=mariadb` or `mysql` for those).",
+    ]
+    for source in ("PostgreSQL", *OTHERS):
+        if record := stored(f"{folder}/{name_of(source)}.json"):
+            lines += section(source, record)
+    text = "\n".join(lines) + "\n" + kills(folder) + idle(folder)
     with open(f"{folder}/soak.md", "w") as file:
         file.write(text)
 
@@ -40,18 +60,23 @@ def compared(record):
     return f"At the end {rows} rows in {tables} tables were compared: {found}."
 
 
-def page(record):
-    """docs/soak.md."""
+def section(source, record):
+    """A soak, as lines."""
     mib = lambda value: f"{value / 2**20:.0f} MiB"  # noqa: E731
     count = sum(kind["count"] for kind in record["faults"].values())
     quarter, peak = record["quarters"], record["peaks"]
     wrong = record["reader"].get("wrong", 0)
-    slots = f"; at most {peak['slots']} slot at a look" if "slots" in peak else ""
+    retained = ""
+    if peak["retained"]:
+        slots = f"; at most {peak['slots']} slot at a look" if "slots" in peak else ""
+        retained = f", the log that the source kept at most {mib(peak['retained'])}{slots}"
     hung = record["faults"].get("terminate while the target hangs", {"count": 0})["count"]
+    name = name_of(source)
     lines = [
-        "# The soak on record",
         "",
-        "Written by `make soak` (tests/faults/soak.py); the figures are in [soak.json](soak.json).",
+        f"## {source}",
+        "",
+        f"The figures are in [{name}.json]({name}.json).",
         "",
         f"- {record['minutes']} minutes, seed {record['seed']}{build(record)}, {record['commits']} commits, {count} faults, "
         f"{record['runs']} processes of the daemon; the last one lived for {record['long_life_minutes']} minutes "
@@ -68,27 +93,27 @@ def page(record):
         f"- Resident memory, median of the first and of the last quarter: {mib(quarter['rss'][0])} and "
         f"{mib(quarter['rss'][1])}, at most {mib(peak['peak'])}; threads {quarter['threads'][0]:.0f} and "
         f"{quarter['threads'][1]:.0f}, open files {quarter['files'][0]:.0f} and {quarter['files'][1]:.0f}.",
-        f"- The stream on disk was at most {mib(peak['stream'])}, the log that the source kept at most "
-        f"{mib(peak['retained'])}{slots}.",
+        f"- The stream on disk was at most {mib(peak['stream'])}{retained}.",
         f"- SIGTERM under load, {len(record['sigterm_seconds'])} times, {hung} of them while the target hung: at most "
         f"{max(record['sigterm_seconds'], default=0):.1f} s.",
         "- " + compared(record),
         "",
-        "![memory, stream and retained log over time](soak.svg)",
+        f"![memory and stream over time]({name}.svg)",
         "",
-        "Recovery: seconds from the end of the fault (for kills: from the kill) to the next row durable in the stream,",
-        "and to the catalog (delivery each 5 s).",
+        "Recovery: seconds from the end of the fault (for kills: from the kill) to the next row in the catalog (delivery",
+        "each 5 s), and where the source tells it, durable in the stream:",
         "",
-        "| fault | times | stream p50 | p95 | max | catalog p50 | p95 | max |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    places = [where for where in PLACES if all(where in found for found in record["faults"].values())]
+    heads = [f"{where} p50 | p95 | max" for where in places]
+    lines += [f"| fault | times | {' | '.join(heads)} |", "|---|---:|" + "---:|" * 3 * len(places)]
     for kind, found in record["faults"].items():
-        cells = [f"{found[where][what]:.2f}" for where in ("stream", "catalog") for what in ("p50", "p95", "max")]
+        cells = [f"{found[where][what]:.2f}" for where in places for what in ("p50", "p95", "max")]
         lines.append(f"| {kind} | {found['count']} | {' | '.join(cells)} |")
     if record["problems"]:
-        lines += ["", "## Problems", ""]
+        lines += ["", "Problems:", ""]
         lines += [f"- minute {problem['minute']}: {problem['what'].splitlines()[0]}" for problem in record["problems"]]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def stored(path):

@@ -13,6 +13,8 @@ WARM_UP = 0.10
 PER_MINUTE = {"commits": 400, "looks": 4, "sums": 4, "counts of unaccounted rows": 10, "samples": 2}
 # Minutes in which each kind of fault comes once at least; those that end the daemon come in the first half only.
 MINUTES_PER_FAULT = 30
+# Where the first row behind a fault is looked for; not every source tells what is durable in the stream.
+PLACES = ("stream", "catalog")
 
 
 def quantiles(values):
@@ -86,17 +88,15 @@ def write(soak, path):
     life = long_life(samples)
     record = {
         "build": soak.build,
+        "source": soak.database.NAME,
         "seed": soak.seed,
         "minutes": round(getattr(soak, "lasted", soak.minutes()), 1),
         "finished": hasattr(soak, "compared"),
         "commits": soak.bank.commits(),
         "commits_by_kind": dict(soak.bank.done),
         "faults": {
-            kind: {
-                "count": len(found),
-                "stream": quantiles([fault["stream"] for fault in found]),
-                "catalog": quantiles([fault["catalog"] for fault in found]),
-            }
+            kind: {"count": len(found)}
+            | {where: quantiles([fault[where] for fault in found]) for where in PLACES if where in found[0]}
             for kind, found in sorted(by_kind.items())
         },
         "reader": {key: getattr(soak.reader, key) for key in ("looks", "sums", "files", "rows")}

@@ -11,6 +11,8 @@ docs/performance.svg.
 
 import argparse
 import os
+import signal
+import sys
 
 import drain
 import freshness
@@ -48,6 +50,8 @@ def main():
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--folder", default=HERE)
     options = parser.parse_args()
+    # Servers, daemons and networks of ours end with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if not options.report:
         for job in options.only:
             report.store(options.folder, JOBS[job].bench(options))

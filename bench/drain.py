@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 
+from line import Line
 from measure import delivered, heads, process_cpu, result, say, server_cpu, wait_quickly
 
 from daemon import Daemon
@@ -16,7 +17,7 @@ from servers import Postgres, client_program, stop_process, wait_for
 CHANGES = """create table orders (
   id bigint primary key, customer bigint, status text, total numeric(12,2), placed timestamptz, ship_on date,
   priority int, clerk text, comment text)"""
-SERVER = {"shared_buffers": "512MB", "max_slot_wal_keep_size": -1, "max_wal_size": "16GB", "checkpoint_timeout": "1h"}
+SERVER = {"listen_addresses": "*", "shared_buffers": "512MB", "max_slot_wal_keep_size": -1, "max_wal_size": "16GB", "checkpoint_timeout": "1h"}
 # How the server is reached, and the round trip in seconds.
 WAYS = {"tcp": 0.0, "unix": 0.0, "1ms": 0.001, "30ms": 0.03}
 WAY_NAMES = {"tcp": "TCP on one machine", "unix": "a Unix socket", "1ms": "a round trip of 1 ms", "30ms": "a round trip of 30 ms"}
@@ -50,10 +51,11 @@ def copy_slot(server, database, name):
     )
 
 
-def time_recvlogical(server, database, publication, end, host, port):
+def time_recvlogical(server, database, publication, end, host, under):
     """(wall, CPU) of pg_recvlogical until `sent_lsn` passes `end`."""
     copy_slot(server, database, "yardstick")
-    command = [client_program("pg_recvlogical"), "-h", host, "-p", str(port), "-U", "postgres", "-d", database]
+    command = [*under, client_program("pg_recvlogical"), "-h", host, "-p", str(server.port), "-U", "postgres"]
+    command += ["-d", database]
     command += ["--slot", "yardstick", "--start", "-o", "proto_version=1", "-o", f"publication_names={publication}"]
     passed = "select sent_lsn >= %s::pg_lsn from pg_stat_replication where application_name = 'pg_recvlogical'"
     with server.connect(database, "postgres", autocommit=True) as watcher:
@@ -83,7 +85,7 @@ def time_decoding(server, database, publication, end):
     return time.monotonic() - began
 
 
-def time_drain(server, daemon, database, fresh, changes, base, into_stream):
+def time_drain(server, daemon, database, fresh, changes, base, under, into_stream):
     """(wall, CPU, peak) of the daemon over the backlog: until the catalog lists it, or (`into_stream`, with a state in
     which the task is paused) until the durable stream holds it."""
     shutil.rmtree(daemon.state)
@@ -91,7 +93,7 @@ def time_drain(server, daemon, database, fresh, changes, base, into_stream):
     shutil.rmtree(daemon.lake_folder, ignore_errors=True)
     copy_slot(server, database, f"millrace_{daemon.task}")
     began = time.monotonic()
-    daemon.start(ready=False)
+    daemon.start(ready=False, under=under)
     if into_stream:
         head = next(head for _, head in heads(daemon) if head["captured"] >= base + changes)
         wall, cpu, peak = time.monotonic() - began, daemon.cpu_seconds(), daemon.peak_rss()
@@ -112,6 +114,9 @@ class Backlog:
     def __init__(self, stack, changes):
         self.changes = changes
         self.server = stack.enter_context(Postgres(settings=SERVER))
+        with open(f"{self.server.data}/pg_hba.conf", "a") as hba:
+            hba.writelines(f"host {database} all {Line.far}/32 trust\n" for database in ("all", "replication"))
+        self.server.execute("postgres", "select pg_reload_conf()", user="postgres")
         self.database = self.server.create_database("drain")
         self.server.execute(self.database, CHANGES)
         self.daemon = stack.enter_context(
@@ -139,22 +144,21 @@ class Backlog:
         shutil.copytree(self.daemon.state, kept, ignore=shutil.ignore_patterns("control.sock", "reserve", "lock"))
         return kept
 
-    def reach(self, host, port):
-        """Has the daemon reach the server there."""
-        self.daemon.write_config(
-            re.sub(r'"host": "[^"]*", "port": \d+', f'"host": "{host}", "port": {port}', self.config)
-        )
+    def reach(self, host):
+        """Has the daemon reach the server there, in the clear as the yardstick does."""
+        there = f'"host": "{host}", "tls": {{"mode": "disable"}}'
+        self.daemon.write_config(re.sub(r'"host": "[^"]*"', there, self.config))
 
-    def pair(self, host, port):
+    def pair(self, host, under):
         """pg_recvlogical, then the daemon twice, then the server alone."""
-        limit, limit_cpu = time_recvlogical(self.server, self.database, "millrace_drain", self.end, host, port)
+        limit, limit_cpu = time_recvlogical(self.server, self.database, "millrace_drain", self.end, host, under)
         before = server_cpu(self.server)
         wall, cpu, peak = time_drain(
-            self.server, self.daemon, self.database, self.fresh, self.changes, self.base, into_stream=False
+            self.server, self.daemon, self.database, self.fresh, self.changes, self.base, under, into_stream=False
         )
         spent = server_cpu(self.server) - before
         alone, alone_cpu, alone_peak = time_drain(
-            self.server, self.daemon, self.database, self.paused, self.changes, self.base, into_stream=True
+            self.server, self.daemon, self.database, self.paused, self.changes, self.base, under, into_stream=True
         )
         floor = time_decoding(self.server, self.database, "millrace_drain", self.end)
         millions = self.changes / 1e6
@@ -185,17 +189,14 @@ class Backlog:
 
 @contextlib.contextmanager
 def way_to(server, way):
-    """(host, port) of the server."""
+    """(host, command that others run under) to reach the server that way."""
     if way == "unix":
-        yield server.folder, server.port
+        yield server.folder, []
     elif WAYS[way] == 0:
-        yield "127.0.0.1", server.port
+        yield "127.0.0.1", []
     else:
-        from proxy import Proxy
-
-        with Proxy(server.port) as proxy:
-            proxy.round_trip = WAYS[way]
-            yield "127.0.0.1", proxy.port
+        with Line(WAYS[way]) as line:
+            yield line.near, line.under
 
 
 def told(half):
@@ -205,11 +206,11 @@ def told(half):
 
 def bench_way(backlog, way, pairs):
     """The pairs of one way to the server."""
-    with way_to(backlog.server, way) as (host, port):
-        backlog.reach(host, port)
+    with way_to(backlog.server, way) as (host, under):
+        backlog.reach(host)
         found = []
         for number in range(pairs):
-            found.append(backlog.pair(host, port))
+            found.append(backlog.pair(host, under))
             parquet, stream = found[-1]
             say(
                 f"drain {number + 1}/{pairs}, {backlog.server.major} over {way}: pg_recvlogical "

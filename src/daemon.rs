@@ -226,7 +226,8 @@ impl Daemon {
             match taken {
                 Ok(lines) => {
                     info!(changes = ?lines, "config is taken");
-                    let message = format!("config is taken: {}", lines.join("; "));
+                    let told = if lines.is_empty() { "nothing of it changed".into() } else { lines.join("; ") };
+                    let message = format!("config is taken: {told}");
                     events::record(&*state, Event::of_daemon("configuration change", message));
                 }
                 Err(told) => {

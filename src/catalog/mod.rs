@@ -242,7 +242,7 @@ impl Catalog {
         let since_us = now_us();
         for (number, file) in &left {
             puts.push(Put::delete(format!("{}{number}", keys::files(&name, before.generation))));
-            let record = garbage::Garbage { key: file.key.clone(), since_us };
+            let record = garbage::Garbage { key: file.key.clone(), path: Some(file.path.clone()), since_us };
             puts.push(Put::set(garbage::key(task, since_us, &file.key), &record));
         }
         let Progress { complete_through, complete_through_log, dead_letters, .. } = before;

@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, sync::Arc};
 
-use millrace_core::Finding;
+use millrace_core::{Finding, Severity};
 use serde_json::json;
 
 use super::{Context, Failure, Outcome, block_on, output};
@@ -10,7 +10,11 @@ use crate::{
     config::Config,
     daemon::tasks::{Shared, vanished, wire},
     replication::{self, neighbours::Owners},
-    state::memory::MemoryState,
+    state::{
+        keys::task::{self, TaskRecord},
+        memory::MemoryState,
+        read,
+    },
     telemetry::{metrics::Metrics, report::Told},
 };
 
@@ -24,12 +28,14 @@ pub fn check(context: &Context) -> Outcome {
         }
     }
     let mut told: Vec<Told> = config.warnings.iter().map(|warning| Told::of_config(&config.file, warning)).collect();
-    let shared = match context.state_if_any(&config) {
+    let state = context.state_if_any(&config);
+    let knows_tasks = state.is_ok();
+    let shared = match state {
         // Who owns which table in the catalog stands in the state; a check only looks.
         Ok(Some(state)) => Shared { state: Arc::new(state), ..throwaway() },
         _ => throwaway(),
     };
-    told.extend(block_on(check_world(&config, &shared))?);
+    told.extend(block_on(check_world(&config, &shared, knows_tasks))?);
     let errors = told.iter().filter(|told| told.is_error()).count();
     let warnings = told.len() - errors;
     output::print(context, &json!({ "errors": errors, "warnings": warnings, "findings": told }), || {
@@ -50,11 +56,17 @@ pub(super) fn throwaway() -> Shared {
 
 /// The findings of all tasks, which are checked at the same time; then those between tasks that are both new, of which
 /// the state knows nothing yet.
-async fn check_world(config: &Config, shared: &Shared) -> Vec<Told> {
+async fn check_world(config: &Config, shared: &Shared, knows_tasks: bool) -> Vec<Told> {
     let checks = config.tasks.values().filter(|task| !task.removed).map(async |task| {
         let (findings, tables) = match wire(config, task, shared) {
             Ok(wiring) => {
-                let findings = replication::check(&wiring).await;
+                let mut findings = replication::check(&wiring).await;
+                let is_new = knows_tasks
+                    && read::<TaskRecord>(&*shared.state, &task::key(&task.name)).is_ok_and(|r| r.is_none());
+                if is_new && task.mode.captures() && !findings.iter().any(|found| found.severity == Severity::Error) {
+                    let other = replication::find_no_other_log(&task.name, &*wiring.source).await;
+                    findings.extend(other.err().map(|error| Finding::from(&error).at(&task.source)));
+                }
                 (findings, wiring.source.tables(&task.selection()).await.unwrap_or_default())
             }
             Err(error) => (vec![Finding::from(&error)], vec![]),

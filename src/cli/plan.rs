@@ -1,6 +1,6 @@
 //! `millrace plan`: what the config would create, load, reload and drop, and which table is captured how.
 
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{collections::BTreeMap, process::ExitCode, sync::Arc};
 
 use millrace_core::{Capture, Severity, Table, TableName};
 use serde::Serialize;
@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::{Context, Failure, Outcome, block_on, check::throwaway, output};
 use crate::{
     config::{Config, TaskConfig, units::show_bytes},
-    daemon::tasks::wire,
+    daemon::tasks::{vanished, wire},
     registry,
-    replication::rules::Rules,
+    replication::{moved, rules::Rules, tables::recaptured_as},
     state::{
         StateStore,
         keys::table::{self, TableRecord, TableState},
@@ -48,31 +48,36 @@ struct TablePlan {
 
 pub fn plan(context: &Context) -> Outcome {
     let config = context.config()?;
-    let state = context.state_if_any(&config)?;
+    let state = context.state_if_any(&config)?.map(|state| Arc::new(state) as Arc<dyn StateStore>);
     let tasks = config.tasks.values().filter(|task| !task.removed);
-    let plans = block_on(futures::future::join_all(tasks.map(|task| {
-        let state = state.as_ref().map(|state| state as &dyn StateStore);
-        plan_task(&config, task, state)
-    })))?;
-    let (mut plans_made, mut unreachable) = (vec![], vec![]);
+    let plans = block_on(futures::future::join_all(tasks.map(|task| plan_task(&config, task, state.as_ref()))))?;
+    let mut told_of_all = match &state {
+        Some(state) => vanished(&config, &**state)?,
+        None => vec![],
+    };
+    let mut plans_made = vec![];
     for plan in plans {
         match plan {
             Ok(plan) => plans_made.push(plan),
-            Err(failure) => unreachable.extend(failure.told),
+            Err(failure) => told_of_all.extend(failure.told),
         }
     }
     let removed: Vec<&String> = config.tasks.values().filter(|task| task.removed).map(|task| &task.name).collect();
     let wrong = plans_made.iter().flat_map(|plan| &plan.findings).any(Told::is_error);
-    let value = serde_json::json!({ "tasks": plans_made, "removes": removed, "findings": unreachable });
+    let value = serde_json::json!({ "tasks": plans_made, "removes": removed, "findings": told_of_all });
     output::print(context, &value, || {
         let removed = removed.iter().map(|name| format!("task {name}: deleted, at its source too\n"));
-        let told = unreachable.iter().map(|told| format!("{told}\n"));
+        let told = told_of_all.iter().map(|told| format!("{told}\n"));
         plans_made.iter().map(text).chain(removed).chain(told).collect::<Vec<_>>().join("\n")
     });
-    Ok(if unreachable.is_empty() && !wrong { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    Ok(if told_of_all.is_empty() && !wrong { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
-async fn plan_task(config: &Config, task: &TaskConfig, state: Option<&dyn StateStore>) -> Result<TaskPlan, Failure> {
+async fn plan_task(
+    config: &Config,
+    task: &TaskConfig,
+    state: Option<&Arc<dyn StateStore>>,
+) -> Result<TaskPlan, Failure> {
     let told = |error: millrace_core::Error, endpoint: &str| {
         let finding = millrace_core::Finding::from(&error).at(endpoint);
         Failure::world(vec![Told::of_task(config, &task.name, &finding)])
@@ -81,7 +86,7 @@ async fn plan_task(config: &Config, task: &TaskConfig, state: Option<&dyn StateS
     let found = wiring.source.tables(&task.selection()).await.map_err(|error| told(error, &task.source))?;
     let there = wiring.source.retained().await.map_err(|error| told(error, &task.source))?;
     let records: Vec<(String, TableRecord)> = match state {
-        Some(state) => read_all(state, &table::prefix(&task.name))?,
+        Some(state) => read_all(&**state, &table::prefix(&task.name))?,
         None => vec![],
     };
     let records: BTreeMap<TableName, TableRecord> =
@@ -104,7 +109,10 @@ async fn plan_task(config: &Config, task: &TaskConfig, state: Option<&dyn StateS
             tables.push(TablePlan { action, ..plan_table(task, &rules, &record.table, Some(record), None) });
         }
     }
-    let findings = rules.check(&found);
+    let mut findings = rules.check(&found);
+    if let Some(state) = state {
+        findings.extend(moved::find(task, state, &*wiring.destination)?.map(|finding| finding.at(&task.target)));
+    }
     Ok(TaskPlan {
         task: task.name.clone(),
         mode: task.mode.as_str(),
@@ -155,6 +163,9 @@ fn action(task: &TaskConfig, rules: &Rules, shape: &Table, record: Option<&Table
         TableState::BeforeLoad => "load",
         TableState::FullLoad | TableState::Reloading => "go on loading",
         TableState::Error => "stay suspended; millrace reload",
+        TableState::Completed if recaptured_as(&record.table, shape).is_some() => {
+            "reload (other changes can be captured)"
+        }
         TableState::Completed => "go on",
     }
 }
@@ -170,7 +181,11 @@ fn text(plan: &TaskPlan) -> String {
             table.target.clone(),
             table.action.to_string(),
             table.capture.to_string(),
-            if table.key.is_empty() { "none: append-only".into() } else { table.key.join(", ") },
+            match (table.key.is_empty(), table.capture) {
+                (false, _) => table.key.join(", "),
+                (true, "all changes") => "none: whole rows".into(),
+                (true, _) => "none: append-only".into(),
+            },
             format!("~{}", output::number(table.estimated_rows)),
             show_bytes(table.estimated_bytes),
         ]

@@ -86,12 +86,27 @@ pub fn vanished(config: &Config, state: &dyn StateStore) -> Result<Vec<Told>> {
     let told = gone.map(|(name, record)| {
         let file = config.file.display().to_string();
         let finding = Finding::error("CFG-TASK-VANISHED", format!("task {name} is not in the config any more"))
-            .detail(format!("it has state here, and a slot at its source {} may keep that one's log", record.source))
+            .detail(match record.source.as_str() {
+                "" => "it has state here, and what it made at its source may keep that one's log".to_string(),
+                source => format!("it has state here, and a slot at its source {source} may keep that one's log"),
+            })
             .fix("put it back with `removed: true`: it is deleted at its source and here")
             .fix(format!("or put it back, run `millrace delete {name}`, and then take it out"));
         Told { file: Some(file), ..Told::of_daemon(finding) }
     });
     Ok(told.collect())
+}
+
+/// Tasks whose target is another place than where their files are.
+fn moved(config: &Config, shared: &Shared) -> Result<Vec<Told>> {
+    let mut told = vec![];
+    for (name, task) in config.tasks.iter().filter(|(_, task)| !task.removed) {
+        // What cannot be wired is told when it starts.
+        let Ok(wiring) = wire(config, task, shared) else { continue };
+        let found = replication::moved::find(task, &shared.state, &*wiring.destination)?;
+        told.extend(found.map(|finding| Told::of_task(config, name, &finding.at(&task.target))));
+    }
+    Ok(told)
 }
 
 impl Tasks {
@@ -182,10 +197,11 @@ impl Tasks {
     /// alone. Gives one line per task that something happened to; when the config cannot be taken, nothing happens.
     pub async fn reload(&self, new: Config) -> std::result::Result<Vec<String>, Vec<Told>> {
         let mut inner = self.inner.lock().await;
-        let gone = vanished(&new, &*self.shared.state);
-        let gone = gone.map_err(|error| vec![Told::of_daemon(Finding::from(&error))])?;
-        if !gone.is_empty() {
-            return Err(gone);
+        for refused in [vanished(&new, &*self.shared.state), moved(&new, &self.shared)] {
+            let refused = refused.map_err(|error| vec![Told::of_daemon(Finding::from(&error))])?;
+            if !refused.is_empty() {
+                return Err(refused);
+            }
         }
         let mut lines = vec![];
         let old = inner.config.clone();
@@ -257,8 +273,10 @@ impl Tasks {
         let inner = self.inner.lock().await;
         let known: Vec<&str> = inner.running.keys().map(String::as_str).collect();
         let unknown = || {
-            Error::new(Kind::Config, format!("asking task {task}: no such task runs"))
-                .fix(format!("tasks are: {}", known.join(", ")))
+            Error::new(Kind::Config, format!("asking task {task}: no such task runs")).fix(match known.as_slice() {
+                [] => "none runs; what the config has starts with the next SIGHUP, or a restart".into(),
+                known => format!("tasks are: {}", known.join(", ")),
+            })
         };
         inner.running.get(task).cloned().ok_or_else(unknown)
     }

@@ -4,9 +4,12 @@
 //! stream and in the lake. When its log is made anew the number goes up, so that positions never go back and "newest"
 //! keeps its meaning. As long as there is one history, as it mostly is, nothing is changed on the way.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU16, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -64,6 +67,10 @@ impl Source for History {
 
     async fn unpublished(&self, tables: &[Arc<Table>]) -> Result<Vec<TableName>> {
         self.source.unpublished(tables).await
+    }
+
+    async fn publication_ids(&self, tables: &[Arc<Table>]) -> Result<BTreeMap<TableName, u64>> {
+        self.source.publication_ids(tables).await
     }
 
     async fn create_log(&self) -> Result<Resume> {

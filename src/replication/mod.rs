@@ -9,6 +9,7 @@ pub mod follow;
 pub mod full_load;
 mod guardian;
 mod history;
+pub mod moved;
 pub mod neighbours;
 mod parts;
 mod reload;
@@ -35,6 +36,8 @@ use crate::{
     stream::{Stream, StreamOptions},
     telemetry::metrics::Metrics,
 };
+pub use session::new_log::find_no_other_log;
+
 use follow::{Follower, Open};
 use neighbours::Owners;
 use rules::Rules;
@@ -163,6 +166,10 @@ pub async fn check(wiring: &Wiring) -> Vec<Finding> {
     let mut findings: Vec<Finding> = source.into_iter().map(|finding| finding.at(&config.source)).collect();
     let reachable = !findings.iter().any(|finding| finding.severity == Severity::Error);
     findings.extend(target.into_iter().map(|finding| finding.at(&config.target)));
+    match moved::find(config, &wiring.state, &*wiring.destination) {
+        Ok(moved) => findings.extend(moved.map(|finding| finding.at(&config.target))),
+        Err(error) => findings.push(Finding::from(&error)),
+    }
     if reachable {
         match wiring.source.tables(&scope.selection).await {
             Ok(tables) => {

@@ -97,6 +97,7 @@ mod tests {
             table: table(name),
             rule: String::new(),
             stale: false,
+            published: None,
             read_to: millrace_core::Position::default(),
             evolving: vec![],
             load: None,

@@ -37,6 +37,10 @@ pub(super) fn mark(tables: &Tables, task: &str, only: Option<&TableName>) -> Res
         if only.is_some_and(|only| only != name) || record.state == TableState::Cancelled {
             continue;
         }
+        if record.state == TableState::Missing {
+            lines.push(format!("table {name} is not at the source; it is loaded when it is there again"));
+            continue;
+        }
         if matches!(record.state, TableState::FullLoad | TableState::BeforeLoad | TableState::Reloading) {
             lines.push(format!("table {name} is being loaded already"));
             continue;

@@ -2,7 +2,7 @@
 //! Delivery goes on while the source is down; capture goes on while the target is down or tables load.
 
 mod mending;
-mod new_log;
+pub(super) mod new_log;
 mod unpublished;
 
 use std::{
@@ -28,6 +28,7 @@ use super::{
     capture::{Ask, Capture, Progress},
     check, follow,
     full_load::FullLoad,
+    moved,
     neighbours::Owners,
     parts, reload,
     rules::Rules,
@@ -67,7 +68,10 @@ const END_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the loops until one of them cannot go on, everything is loaded, or somebody asks for their end.
 pub(super) async fn run(task: &Task, requests: &mut mpsc::Receiver<Request>) -> Result<Ended> {
-    task.update(|record| record.state = TaskState::Starting)?;
+    task.update(|record| {
+        record.state = TaskState::Starting;
+        record.source.clone_from(&task.wiring.config.source);
+    })?;
     let Some((session, asked)) = Session::open(task).await? else { return Ok(Ended::Unfit) };
     session.run(asked, requests).await
 }
@@ -97,6 +101,10 @@ impl Session {
     /// (`None` if they do not); later a target that is down does not keep the capture from going on.
     async fn open(task: &Task) -> Result<Option<(Self, mpsc::UnboundedReceiver<Ask>)>> {
         let (wiring, name) = (&task.wiring, task.name().to_string());
+        if let Some(finding) = moved::find(&wiring.config, &wiring.state, &*wiring.destination)? {
+            task.update(|record| record.errors = vec![finding.at(&wiring.config.target)])?;
+            return Ok(None);
+        }
         let options = StreamOptions {
             folder: task.stream_folder(),
             shards: wiring.config.stream.shards,
@@ -384,7 +392,7 @@ impl Session {
         }
         self.reconcile(&found).await?;
         if captures {
-            wiring.source.prepare(&self.tables.captured()).await?;
+            self.publish(&found).await?;
             self.task.update(|record| {
                 record.slot_intent = false;
                 record.remake_log = false;
@@ -393,9 +401,11 @@ impl Session {
         Ok(())
     }
 
-    /// Brings the records in line with what the source has now.
-    async fn reconcile(&self, found: &[Table]) -> Result<()> {
+    /// Brings the records in line with what the source has now; gives whether anything changed.
+    async fn reconcile(&self, found: &[Table]) -> Result<bool> {
         let wiring = &self.task.wiring;
+        let captures = wiring.config.mode.captures();
+        let recaptured = captures && self.any_recaptured(found) && self.publish(found).await?;
         // The records are the claim to a table of the catalog: between looking and writing nobody else may do so.
         let claiming = CLAIMING.lock().await;
         let taken = Owners::of_state(&*wiring.state)?.add(&wiring.config, found).into_iter().next();
@@ -405,15 +415,16 @@ impl Session {
         let gate = self.delivery.gate().await;
         let mark = self.stream.last_mark();
         let loads = wiring.config.mode.loads();
-        let mut changed = self.tables.reconcile(found, mark.as_ref(), loads)?;
+        let mut changed = self.tables.reconcile(found, mark.as_ref(), loads, recaptured)?;
         let policies = (&wiring.config.on_change, loads);
         changed.extend(parts::follow(&self.tables, self.task.name(), found, policies, |table| self.may_mend(table))?);
         drop((gate, claiming));
+        let any = !changed.is_empty();
         for message in changed {
             info!(task = self.task.name(), "{message}");
             events::record(&*wiring.state, events::Event::of_task("configuration change", self.task.name(), message));
         }
-        Ok(())
+        Ok(any)
     }
 
     async fn capture_loop(&self, asked: &mut mpsc::UnboundedReceiver<Ask>, cancel: &CancellationToken) -> Result<()> {
@@ -488,7 +499,7 @@ impl Session {
                         self.task.update(|record| record.errors.retain(|error| *error != told))?;
                     }
                 }
-                Err(error) if matches!(error.kind.action(), Action::StopTask | Action::Exit) => return Err(error),
+                Err(error) if !self.load_waits(&error) => return Err(error),
                 Err(error) => {
                     // Capture goes on meanwhile, so this does not make the task fail.
                     warn!(task = self.task.name(), error = %error, "full load is tried again");
@@ -509,6 +520,13 @@ impl Session {
         }
     }
 
+    /// Whether a load that failed is tried again, while everything else goes on. What only the tables' owner may publish
+    /// concerns those that wait for it.
+    fn load_waits(&self, error: &Error) -> bool {
+        let for_owner = error.kind == Kind::Permission && self.task.wiring.config.mode.captures();
+        for_owner || !matches!(error.kind.action(), Action::StopTask | Action::Exit)
+    }
+
     /// Looks at the waiting tables anew, has their changes published and captured, and only then takes the snapshot.
     async fn load_waiting(&self) -> Result<()> {
         let wiring = &self.task.wiring;
@@ -527,6 +545,8 @@ impl Session {
         let mut taken_up = BTreeSet::new();
         if wiring.config.mode.captures() {
             wiring.source.prepare(&self.tables.captured()).await?;
+            self.tell_published(None)?;
+            self.tables.note_published(&wiring.source.publication_ids(&self.tables.captured()).await?)?;
             for record in self.tables.to_load() {
                 let (answer, answered) = oneshot::channel();
                 let ended = || Error::new(Kind::Connection, "waiting for the capture to take up a table");

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use millrace_core::{Column, Order, Position, Result, Table, TableName};
+use millrace_core::{Capture, Column, Order, Position, Result, Table, TableName};
 
 use super::rules::Rules;
 use crate::{
@@ -168,6 +168,21 @@ impl Tables {
         self.update(table, vec![], |record| record.stale = true)
     }
 
+    /// The entries of the tables among what the source publishes are these now.
+    pub fn note_published(&self, ids: &BTreeMap<TableName, u64>) -> Result<()> {
+        for (table, id) in ids {
+            self.update_if(
+                table,
+                vec![],
+                |record| record.published != Some(*id),
+                |record| {
+                    record.published = Some(*id);
+                },
+            )?;
+        }
+        Ok(())
+    }
+
     /// A new snapshot will be taken, and the capture has taken the table up for it: the load begins anew if it was
     /// outdated.
     pub fn renew(&self, table: &TableName, shape: &Table) -> Result<()> {
@@ -205,8 +220,15 @@ impl Tables {
     }
 
     /// Compares what the source has now with the records. New tables wait for their load, or are delivered from `mark` on
-    /// where nothing is loaded. Called with the delivery's gate held. Gives what changed, for the events.
-    pub fn reconcile(&self, found: &[Table], mark: Option<&Mark>, loads: bool) -> Result<Vec<String>> {
+    /// where nothing is loaded. `recaptured`: what can be captured now of each is published. Called with the delivery's gate
+    /// held. Gives what changed, for the events.
+    pub fn reconcile(
+        &self,
+        found: &[Table],
+        mark: Option<&Mark>,
+        loads: bool,
+        recaptured: bool,
+    ) -> Result<Vec<String>> {
         if let Some(mark) = mark {
             self.settle(mark.source)?;
         }
@@ -237,7 +259,10 @@ impl Tables {
             }
             let Some(known) = known else { continue };
             let why = match known.table.source_id == shape.source_id {
-                true => known.table.rewritten_as(shape),
+                true => known
+                    .table
+                    .rewritten_as(shape)
+                    .or_else(|| recaptured_as(&known.table, shape).filter(|_| recaptured)),
                 false => Some("the table was dropped and made again at the source".into()),
             };
             if let Some(why) = why.as_deref().filter(|_| known.state == TableState::Completed) {
@@ -310,6 +335,7 @@ impl Tables {
             target,
             rule: self.rules.text(&shape.name),
             stale: false,
+            published: None,
             read_to: Position::default(),
             evolving: vec![],
             load,
@@ -326,6 +352,7 @@ impl Tables {
     fn errored(&self, record: &TableRecord, state: TableState, why: &str) -> TableRecord {
         let error = match state {
             TableState::Cancelled => None,
+            TableState::Missing => Some(format!("{why}; take it out of the config, or let it be there again")),
             _ => Some(format!("{why}; reload it: millrace reload {} {}", self.task, record.table.name)),
         };
         TableRecord { state, error, mends: false, ..record.clone() }
@@ -351,6 +378,16 @@ fn is_retyped(known: &Table, found: &Table) -> bool {
         known.is_none_or(|known| known.source_type != column.source_type || known.ty == column.ty)
     };
     known.source_id == found.source_id && !found.columns.iter().all(same)
+}
+
+/// Whether other changes of the table can be captured than before. Those that could not be are in no log.
+pub fn recaptured_as(known: &Table, found: &Table) -> Option<String> {
+    let now = match (known.capture, found.capture) {
+        (Capture::InsertsOnly, Capture::All) => "can be captured now, which they could not before",
+        (Capture::All, Capture::InsertsOnly) => "cannot be captured any more",
+        _ => return None,
+    };
+    Some(format!("its updates and deletes {now}"))
 }
 
 fn is_captured(state: TableState) -> bool {

@@ -185,7 +185,10 @@ class Daemon:
 
     def _status(self, name):
         with open(f"/proc/{self.process.pid}/status") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
+            found = [int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":")]
+        if not found:
+            raise Failed("the process has just ended")
+        return found[0]
 
     def cpu_seconds(self):
         """User and system time of the process so far."""

@@ -3,6 +3,7 @@
 //! A source is built for one task: the names of what it makes at the source (slot, publications) derive from the task's.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -112,6 +113,12 @@ pub trait Source: Send + Sync {
     /// in no log that we read. New tables are among them.
     async fn unpublished(&self, _tables: &[Arc<Table>]) -> Result<Vec<TableName>> {
         Ok(vec![])
+    }
+
+    /// For those of these tables that are published: a number that is another one once the table was taken out and put back,
+    /// or published in another way, by whomever. Empty where a source publishes nothing.
+    async fn publication_ids(&self, _tables: &[Arc<Table>]) -> Result<BTreeMap<TableName, u64>> {
+        Ok(BTreeMap::new())
     }
 
     /// Makes the permanent place in the source's log (a slot) and gives where it starts. One that is there already is

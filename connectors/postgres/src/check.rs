@@ -325,7 +325,10 @@ impl Check<'_> {
                 .detail("They are made at the primary, and come to the standby from there.")
                 .fix("let the owner of the tables, or a superuser, run at the primary:"),
             false => {
-                let summary = format!("the role {} may not make the publications that are missing", self.role);
+                let summary = format!(
+                    "the role {} may not make or alter the publications, and they are not as the tables need them",
+                    self.role
+                );
                 Finding::error("PG-PUBLICATION", summary)
                     .detail("It needs CREATE on the database, and must own the tables and the publications.")
                     .fix("let the owner of the tables, or a superuser, run:")

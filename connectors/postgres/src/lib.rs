@@ -30,6 +30,7 @@ pub mod waiting;
 pub mod wire;
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32},
@@ -164,6 +165,14 @@ impl Source for PostgresSource {
         let unpublished = publication::unpublished(&mut connection, &self.shared.names, tables).await?;
         self.shared.give_back(connection);
         Ok(unpublished)
+    }
+
+    async fn publication_ids(&self, tables: &[Arc<Table>]) -> Result<BTreeMap<TableName, u64>> {
+        let mut connection = self.shared.catalog().await?;
+        let mut ids = publication::ids(&mut connection, &self.shared.names).await?;
+        self.shared.give_back(connection);
+        ids.retain(|name, _| tables.iter().any(|table| table.name == *name));
+        Ok(ids)
     }
 
     async fn create_log(&self) -> Result<Resume> {

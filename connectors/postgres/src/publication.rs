@@ -5,7 +5,10 @@
 //! A partitioned table that is in one of them sends the changes of its partitions in its own name, of those that will be
 //! attached too (`publish_via_partition_root`); a partition that is in one by itself sends its own.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use millrace_core::{Capture, Error, Kind, Result, Table, TableName};
 
@@ -215,6 +218,25 @@ pub async fn unpublished(connection: &mut Connection, names: &Names, tables: &[A
         Capture::InsertsOnly => inserts.contains(&table.name),
     };
     Ok(tables.iter().filter(|table| !is_published(table)).map(|table| table.name.clone()).collect())
+}
+
+/// The tables of both, each with the OID of its entry there: ALTER PUBLICATION keeps the entries of tables that stay as they
+/// are, and makes a new one for a table that comes (back), or gets another row filter or column list.
+pub async fn ids(connection: &mut Connection, names: &Names) -> Result<BTreeMap<TableName, u64>> {
+    let rows = connection
+        .query(&format!(
+            "SELECT n.nspname, c.relname, min(r.oid::bigint) FROM pg_publication p \
+             JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname IN ({}, {}) GROUP BY 1, 2",
+            quote_literal(&names.publication),
+            quote_literal(&names.publication_inserts),
+        ))
+        .await?;
+    let id_of = |row: &Vec<Option<String>>| {
+        let row = CatalogRow(row);
+        Ok((TableName::new(row.word(0)?, row.word(1)?), row.number(2)?))
+    };
+    rows.iter().map(id_of).collect()
 }
 
 /// Drops both; gives the statements that the role may not run.

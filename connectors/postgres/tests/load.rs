@@ -509,3 +509,26 @@ async fn tables_that_are_not_wholly_published_are_found() {
         assert_eq!(source.unpublished(&tables).await.unwrap(), [], "{change}");
     }
 }
+
+#[tokio::test]
+async fn a_table_that_was_taken_out_and_put_back_is_told_from_one_that_stayed() {
+    let Some(server) = TestServer::start(&[]) else { return };
+    let mut session = server.session().await;
+    session.execute("create table a (id int primary key); create table b (id int primary key)").await.unwrap();
+    let source = source(&server, "ids");
+    let tables = source.tables(&selection(&["public.*"])).await.unwrap();
+    let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
+    source.prepare(&tables[..1]).await.unwrap();
+    let first = source.publication_ids(&tables).await.unwrap();
+    assert_eq!(first.keys().map(|table| table.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    // A table that comes changes nothing for those that are there.
+    source.prepare(&tables).await.unwrap();
+    let both = source.publication_ids(&tables).await.unwrap();
+    let of = |ids: &BTreeMap<TableName, u64>, name| ids[&TableName::new("public", name)];
+    assert_eq!((both.len(), of(&both, "a")), (2, of(&first, "a")));
+    let back = "alter publication millrace_ids drop table a; alter publication millrace_ids add table only a";
+    session.execute(back).await.unwrap();
+    let then = source.publication_ids(&tables).await.unwrap();
+    assert_ne!(of(&then, "a"), of(&both, "a"));
+    assert_eq!(of(&then, "b"), of(&both, "b"));
+}

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use millrace_core::{Error, Kind, Result, TableName};
+use millrace_core::{Error, Kind, Result, Severity, TableName};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{LOOK_EVERY, Session};
+use super::{LOOK_EVERY, Session, check, unpublished};
 use crate::{replication::reload, telemetry::events};
 
 /// Between two reloads of the same table that nobody asked for; doubles with each, up to 64 times as long.
@@ -42,7 +42,26 @@ impl Session {
             // Nothing else will publish them again.
             wiring.source.prepare(&self.tables.captured()).await?;
         }
-        self.reconcile(&found).await
+        if mode.captures() && self.waits_for_owner()? {
+            self.publish(&found).await?;
+        }
+        if self.reconcile(&found).await? {
+            self.warn_anew().await?;
+        }
+        Ok(())
+    }
+
+    /// The tables are others than when the task was last checked: what it warns of is told of those that are there now.
+    async fn warn_anew(&self) -> Result<()> {
+        let findings = check(&self.task.wiring).await;
+        if findings.iter().any(|finding| finding.severity == Severity::Error) {
+            // That shows where it hurts, and a source that could not be asked says nothing about the others.
+            return Ok(());
+        }
+        self.task.update(|record| {
+            record.errors.retain(|told| told.severity == Severity::Error || unpublished::is_for_owner(told));
+            record.errors.extend(findings);
+        })
     }
 
     /// Loads tables anew of which the log showed a change that it does not tell: at once, and ever later if that happens

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_core::{Error, Kind, Result, Table};
+use millrace_core::{Error, Kind, Result, Table, source::Source};
 use tracing::warn;
 
 use super::{LOOK_EVERY, Session};
@@ -27,15 +27,7 @@ impl Session {
         if self.task.record()?.slot_intent {
             return Ok(());
         }
-        let Some(found) = self.task.wiring.source.retained().await? else { return Ok(()) };
-        let doing = format!("making the slot of task {}, which is new here", self.task.name());
-        let fix = format!(
-            "give the task another name: its slot is named after it\n\
-             or, if it was this task's and its state is gone for good, and the task may load everything anew: {}",
-            found.release
-        );
-        let whose = format!("the source has one of that name already ({})", found.status);
-        Err(Error::new(Kind::SourceSetup, doing).with(whose).fix(fix))
+        find_no_other_log(self.task.name(), &*self.task.wiring.source).await
     }
 
     /// The place in the source's log is lost. Every table is marked for its reload before the new place stands in the
@@ -68,4 +60,17 @@ impl Session {
         events::record(&*wiring.state, events::Event::of_task("state change", self.task.name(), message));
         Ok(())
     }
+}
+
+/// Refuses what the source has under the name of a task that is new here.
+pub async fn find_no_other_log(task: &str, source: &dyn Source) -> Result<()> {
+    let Some(found) = source.retained().await? else { return Ok(()) };
+    let doing = format!("making the slot of task {task}, which is new here");
+    let fix = format!(
+        "give the task another name: its slot is named after it\n\
+         or, if it was this task's and its state is gone for good, and the task may load everything anew: {}",
+        found.release
+    );
+    let whose = format!("the source has one of that name already ({})", found.status);
+    Err(Error::new(Kind::SourceSetup, doing).with(whose).fix(fix))
 }

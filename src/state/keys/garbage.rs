@@ -18,6 +18,9 @@ pub fn prefix(task: &str) -> String {
 pub struct Garbage {
     /// Its key below the target's prefix.
     pub key: String,
+    /// Where it lies, as its manifest said; `None` for one that never was in a manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// When it left its manifest (microseconds since 1970-01-01 UTC).
     pub since_us: i64,
 }

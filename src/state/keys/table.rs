@@ -71,6 +71,10 @@ pub struct TableRecord {
     /// The log showed something of the table that is not applied while it waited for its load or was being loaded: a load
     /// whose snapshot was taken before that cannot be completed.
     pub stale: bool,
+    /// Its entry among what the source publishes, as it was when its changes began to be captured; see
+    /// [`millrace_core::source::Source::publication_ids`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<u64>,
     /// Up to where the rows of the last complete load may show changes.
     #[serde(default)]
     pub read_to: Position,
@@ -186,6 +190,7 @@ mod tests {
             target: TableName::new("shop", "t"),
             rule: String::new(),
             stale: false,
+            published: None,
             read_to: Position(read_to),
             evolving: evolving.collect(),
             load: None,

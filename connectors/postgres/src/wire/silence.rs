@@ -58,7 +58,11 @@ impl Silence {
         };
         self.vain += 1;
         if self.vain < LOOKS {
-            tracing::info!(process_id, why, "nothing comes from the server");
+            tracing::info!(
+                process_id,
+                why,
+                "nothing comes from the server; it is asked again before the session is given up"
+            );
             return Ok(());
         }
         Err(Error::new(Kind::Connection, "waiting for the server")
@@ -105,7 +109,7 @@ async fn ask(config: &PostgresConfig, process_id: u32, in_vain: &[&str]) -> Resu
     Ok(match row.text(1) {
         None => Some("the server process is gone".into()),
         Some(event) if in_vain.contains(&event) => {
-            Some("the server waits for us: what it sends does not arrive, and nobody was told".into())
+            Some("it waits for us to read: what it sends may have been lost on the way".into())
         }
         Some(_) => None,
     })

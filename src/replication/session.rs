@@ -1,6 +1,7 @@
 //! What a task does while it runs: three loops over one stream, each with its own retries, so that none stops another.
 //! Delivery goes on while the source is down; capture goes on while the target is down or tables load.
 
+mod loading;
 mod mending;
 pub(super) mod new_log;
 mod unpublished;
@@ -41,7 +42,7 @@ use crate::{
     delivery::{Delivery, DeliveryOptions},
     state::keys::{
         progress::{self, LoadProgress},
-        table::{LoadRecord, TableRecord},
+        table::TableRecord,
         task::TaskState,
     },
     state::{Put, StateStore},
@@ -463,103 +464,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    /// Loads what waits, and then what comes to wait. True when nothing is captured and everything is loaded.
-    async fn load_loop(&self, cancel: &CancellationToken) -> Result<bool> {
-        let (mut backoff, mut told) = (Backoff::new(), None);
-        loop {
-            if self.tables.to_load().is_empty() {
-                if !self.task.wiring.config.mode.captures() {
-                    return Ok(true);
-                }
-                tokio::select! {
-                    biased;
-                    () = cancel.cancelled() => return Ok(false),
-                    () = self.wake.notified() => {}
-                    () = self.time_to_look() => {
-                        if let Err(error) = self.discover().await {
-                            self.task.end_if_storage(&error);
-                            warn!(task = self.task.name(), error = %error, "looking for new tables failed");
-                        }
-                    }
-                }
-                continue;
-            }
-            let loaded = tokio::select! {
-                biased;
-                () = cancel.cancelled() => return Ok(false),
-                loaded = self.load_waiting() => loaded,
-            };
-            match loaded {
-                Ok(()) => {
-                    backoff = Backoff::new();
-                    self.store_progress()?;
-                    if let Some(told) = told.take() {
-                        self.task.update(|record| record.errors.retain(|error| *error != told))?;
-                    }
-                }
-                Err(error) if !self.load_waits(&error) => return Err(error),
-                Err(error) => {
-                    // Capture goes on meanwhile, so this does not make the task fail.
-                    warn!(task = self.task.name(), error = %error, "full load is tried again");
-                    self.task.wiring.metrics.count_error(self.task.name(), error.kind.code());
-                    let finding = Finding { severity: Severity::Warning, ..Finding::from(&error) };
-                    let before = told.replace(finding.clone());
-                    self.task.update(|record| {
-                        record.errors.retain(|error| Some(error) != before.as_ref());
-                        record.errors.push(finding);
-                    })?;
-                    tokio::select! {
-                        biased;
-                        () = cancel.cancelled() => return Ok(false),
-                        () = tokio::time::sleep(backoff.next()) => {}
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether a load that failed is tried again, while everything else goes on. What only the tables' owner may publish
-    /// concerns those that wait for it.
-    fn load_waits(&self, error: &Error) -> bool {
-        let for_owner = error.kind == Kind::Permission && self.task.wiring.config.mode.captures();
-        for_owner || !matches!(error.kind.action(), Action::StopTask | Action::Exit)
-    }
-
-    /// Looks at the waiting tables anew, has their changes published and captured, and only then takes the snapshot.
-    async fn load_waiting(&self) -> Result<()> {
-        let wiring = &self.task.wiring;
-        self.verify_source().await?;
-        let found = wiring.source.tables(&wiring.config.selection()).await?;
-        if wiring.config.mode.captures() {
-            self.reload_unpublished(&found).await?;
-        }
-        self.reconcile(&found).await?;
-        for record in self.tables.to_load() {
-            if let Some(shape) = found.iter().find(|shape| shape.name == record.table.name) {
-                self.tables.renew(&shape.name, shape)?;
-            }
-        }
-        // A table that comes to wait from here on is not loaded yet: its changes may not be captured.
-        let mut taken_up = BTreeSet::new();
-        if wiring.config.mode.captures() {
-            wiring.source.prepare(&self.tables.captured()).await?;
-            self.tell_published(None)?;
-            self.tables.note_published(&wiring.source.publication_ids(&self.tables.captured()).await?)?;
-            for record in self.tables.to_load() {
-                let (answer, answered) = oneshot::channel();
-                let ended = || Error::new(Kind::Connection, "waiting for the capture to take up a table");
-                let name = record.table.name.clone();
-                let since = record.load.as_ref().and_then(LoadRecord::kept_since);
-                self.asks.send(Ask::AddTable(Arc::new(record.table), since, answer)).map_err(|_| ended())?;
-                answered.await.map_err(|_| ended())?;
-                taken_up.insert(name);
-            }
-        } else {
-            taken_up = self.tables.to_load().into_iter().map(|record| record.table.name).collect();
-        }
-        self.load.run(&taken_up).await
     }
 
     /// Brings the status, the metrics and what follows from the delivery up to date.

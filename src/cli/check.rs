@@ -65,7 +65,9 @@ async fn check_world(config: &Config, shared: &Shared, knows_tasks: bool) -> Vec
                     && read::<TaskRecord>(&*shared.state, &task::key(&task.name)).is_ok_and(|r| r.is_none());
                 if is_new && task.mode.captures() && !findings.iter().any(|found| found.severity == Severity::Error) {
                     let other = replication::find_no_other_log(&task.name, &*wiring.source).await;
-                    findings.extend(other.err().map(|error| Finding::from(&error).at(&task.source)));
+                    // A warning, because another machine's state may know it well.
+                    let warning = |error| Finding { severity: Severity::Warning, ..Finding::from(&error) };
+                    findings.extend(other.err().map(|error| warning(error).at(&task.source)));
                 }
                 (findings, wiring.source.tables(&task.selection()).await.unwrap_or_default())
             }

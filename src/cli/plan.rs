@@ -163,7 +163,7 @@ fn action(task: &TaskConfig, rules: &Rules, shape: &Table, record: Option<&Table
         TableState::BeforeLoad => "load",
         TableState::FullLoad | TableState::Reloading => "go on loading",
         TableState::Error => "stay suspended; millrace reload",
-        TableState::Completed if recaptured_as(&record.table, shape).is_some() => {
+        TableState::Completed if loads && task.mode.captures() && recaptured_as(&record.table, shape).is_some() => {
             "reload (other changes can be captured)"
         }
         TableState::Completed => "go on",

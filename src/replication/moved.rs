@@ -10,10 +10,11 @@ use crate::{
     state::{
         StateStore,
         keys::{
+            checkpoint::{self, Checkpoint},
             segment::{self, SegmentRecord},
             table::{self, TableRecord, TableState},
         },
-        read_all,
+        read, read_all,
     },
 };
 
@@ -43,7 +44,11 @@ fn elsewhere(
     destination: &dyn Destination,
     record: &TableRecord,
 ) -> Result<Option<String>> {
-    let listed = Catalog::new(state.clone()).table(&CatalogName::of(&record.target))?;
+    // Of a table that nothing was delivered of the catalog may list what an earlier task left.
+    let delivered = !matches!(record.state, TableState::BeforeLoad | TableState::FullLoad)
+        && read::<Checkpoint>(&**state, &checkpoint::key(&config.name, &record.target))?
+            .is_some_and(|delivery| delivery.counts.accounted() > 0 || delivery.counts.loaded > 0);
+    let listed = Catalog::new(state.clone()).table(&CatalogName::of(&record.target))?.filter(|_| delivered);
     let here = destination.location(&layout::folder(&record.target));
     if let Some(table) = listed.filter(|table| table.files > 0 && table.location != here) {
         return Ok(Some(table.location));

@@ -2,7 +2,7 @@
 //! parts are compared with those of the load at each look at the source, and the table is loaded anew, or what the config
 //! says.
 
-use millrace_core::{Part, PartChanges, Result, Table, TableName};
+use millrace_core::{Capture, Part, PartChanges, Result, Table, TableName};
 use tracing::warn;
 
 use super::{reload, tables::Tables};
@@ -11,13 +11,13 @@ use crate::{
     state::keys::table::TableState,
 };
 
-/// Acts on what became of the tables' parts. `may_reload` says whether a table may be loaded anew already. Called with the
+/// Acts on what became of the tables' parts; `recaptured` as for [`Tables::reconcile`]. `may_reload` says whether a table may be loaded anew already. Called with the
 /// delivery's gate held. Gives what changed, for the events.
 pub(super) fn follow(
     tables: &Tables,
     task: &str,
     found: &[Table],
-    (on_change, loads): (&OnChange, bool),
+    (on_change, loads, recaptured): (&OnChange, bool, bool),
     mut may_reload: impl FnMut(&TableName) -> bool,
 ) -> Result<Vec<String>> {
     let mut events = vec![];
@@ -25,6 +25,8 @@ pub(super) fn follow(
         let Some(now) = &shape.parts else { continue };
         let record = tables.get(&shape.name).filter(|record| record.state == TableState::Completed);
         let Some(record) = record else { continue };
+        // Until it is published in another way it is captured as it was.
+        let capture = if recaptured { shape.capture } else { record.table.capture };
         let before = record.table.parts.as_deref().unwrap_or_default();
         let changes = PartChanges::between(before, now);
         let emptied = changes.gone && is_emptied(before, now);
@@ -34,12 +36,12 @@ pub(super) fn follow(
             (false, true) if emptied => "all its partitions were truncated or rewritten",
             (false, true) => "a partition was detached, dropped, truncated or rewritten by itself",
             (true, true) => "partitions were attached with rows, and others detached, dropped, truncated or rewritten",
-            (false, false) if record.table.capture == shape.capture => "",
+            (false, false) if record.table.capture == capture => "",
             (false, false) => "what its partitions send of old rows is not what it was",
         };
         let name = &shape.name;
         match policy {
-            _ if what.is_empty() => note(tables, shape, before)?,
+            _ if what.is_empty() => note(tables, shape, capture, before)?,
             PartChange::Reload if loads => {
                 if may_reload(name) {
                     reload::mark(tables, task, Some(name))?;
@@ -52,7 +54,7 @@ pub(super) fn follow(
             }
             PartChange::Reload | PartChange::Ignore => {
                 warn!(task, table = %name, what, "rows came or went that no change tells of, and are passed over");
-                note(tables, shape, before)?;
+                note(tables, shape, capture, before)?;
                 events.push(format!("table {name} differs from its source from now on: {what}"));
             }
         }
@@ -79,15 +81,15 @@ fn policy(changes: PartChanges, emptied: bool, on_change: &OnChange) -> PartChan
 }
 
 /// From now on these are its parts, and this is what they send of old rows.
-fn note(tables: &Tables, shape: &Table, before: &[Part]) -> Result<()> {
+fn note(tables: &Tables, shape: &Table, capture: Capture, before: &[Part]) -> Result<()> {
     let now = shape.parts.as_deref().unwrap_or_default();
     let marks = |parts: &[Part]| -> Vec<_> { parts.iter().map(|p| (p.id, p.storage_id, p.attached_by)).collect() };
-    let same_capture = tables.get(&shape.name).is_some_and(|record| record.table.capture == shape.capture);
+    let same_capture = tables.get(&shape.name).is_some_and(|record| record.table.capture == capture);
     if marks(before) == marks(now) && same_capture {
         return Ok(());
     }
     tables.update(&shape.name, vec![], |record| {
         record.table.parts = Some(now.to_vec());
-        record.table.capture = shape.capture;
+        record.table.capture = capture;
     })
 }

@@ -69,6 +69,8 @@ fn begin(tables: &Tables, task: &str, record: &TableRecord) -> Result<()> {
         }
         record.error = None;
         record.mends = false;
+        // It is published anew for its load, if it is not.
+        record.published = None;
         if let Some(load) = &mut record.load {
             load.forget_segments();
         }

@@ -391,9 +391,15 @@ impl Session {
         if captures {
             self.reload_unpublished(&found).await?;
         }
-        self.reconcile(&found).await?;
+        if self.reconcile(&found).await? && mark.is_some() {
+            self.warn_anew().await?;
+        }
         if captures {
             self.publish(&found).await?;
+            if !wiring.config.mode.loads() {
+                // What was missed is told; it is not told again at the next start.
+                self.tables.note_published(&wiring.source.publication_ids(&self.tables.captured()).await?)?;
+            }
             self.task.update(|record| {
                 record.slot_intent = false;
                 record.remake_log = false;
@@ -417,7 +423,7 @@ impl Session {
         let mark = self.stream.last_mark();
         let loads = wiring.config.mode.loads();
         let mut changed = self.tables.reconcile(found, mark.as_ref(), loads, recaptured)?;
-        let policies = (&wiring.config.on_change, loads);
+        let policies = (&wiring.config.on_change, loads, recaptured);
         changed.extend(parts::follow(&self.tables, self.task.name(), found, policies, |table| self.may_mend(table))?);
         drop((gate, claiming));
         let any = !changed.is_empty();

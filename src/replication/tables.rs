@@ -16,6 +16,7 @@ use crate::{
         Put, StateStore,
         keys::{
             checkpoint::{self, Checkpoint, Flow},
+            delivery::{self, Scanned},
             table::{self, Evolving, TableRecord, TableState},
         },
         read, read_all,
@@ -219,6 +220,17 @@ impl Tables {
         read(&*self.state, &checkpoint::key(&self.task, target))
     }
 
+    /// A table that waits and of which nothing is captured yet needs nothing of the stream up to here. Called with the
+    /// delivery's gate held.
+    pub fn let_go(&self, table: &TableName) -> Result<()> {
+        let Some(record) = self.get(table) else { return Ok(()) };
+        let scanned: Scanned = read(&*self.state, &delivery::key(&self.task))?.unwrap_or_default();
+        let waits = |at: &Checkpoint| at.flow == Flow::Waiting && at.held == 0 && at.through < scanned.at;
+        let Some(mut waiting) = self.checkpoint(&record.target)?.filter(waits) else { return Ok(()) };
+        waiting.through = scanned.at;
+        self.state.commit(&[Put::set(checkpoint::key(&self.task, &record.target), &waiting)])
+    }
+
     /// Compares what the source has now with the records. New tables wait for their load, or are delivered from `mark` on
     /// where nothing is loaded. `recaptured`: what can be captured now of each is published. Called with the delivery's gate
     /// held. Gives what changed, for the events.
@@ -265,6 +277,18 @@ impl Tables {
                     .or_else(|| recaptured_as(&known.table, shape).filter(|_| recaptured)),
                 false => Some("the table was dropped and made again at the source".into()),
             };
+            if !loads && recaptured && known.state == TableState::Completed && known.table.source_id == shape.source_id
+            {
+                // Nothing is ever loaded: what was not captured is missing, and from here on it is captured.
+                if let Some(what) = recaptured_as(&known.table, shape) {
+                    let table = Table { capture: shape.capture, key: shape.key.clone(), ..known.table.clone() };
+                    let record = TableRecord { table, ..known.clone() };
+                    events.push(format!("table {}: {what}", shape.name));
+                    puts.push(Put::set(table::key(&self.task, &shape.name), &record));
+                    records.insert(shape.name.clone(), record);
+                    continue;
+                }
+            }
             if let Some(why) = why.as_deref().filter(|_| known.state == TableState::Completed) {
                 let record = TableRecord { mends: true, ..self.errored(known, TableState::Error, why) };
                 events.push(format!("table {}: {why}", shape.name));

@@ -169,9 +169,8 @@ impl Source for PostgresSource {
 
     async fn publication_ids(&self, tables: &[Arc<Table>]) -> Result<BTreeMap<TableName, u64>> {
         let mut connection = self.shared.catalog().await?;
-        let mut ids = publication::ids(&mut connection, &self.shared.names).await?;
+        let ids = publication::ids(&mut connection, &self.shared.names, tables).await?;
         self.shared.give_back(connection);
-        ids.retain(|name, _| tables.iter().any(|table| table.name == *name));
         Ok(ids)
     }
 

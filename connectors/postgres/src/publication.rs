@@ -220,23 +220,33 @@ pub async fn unpublished(connection: &mut Connection, names: &Names, tables: &[A
     Ok(tables.iter().filter(|table| !is_published(table)).map(|table| table.name.clone()).collect())
 }
 
-/// The tables of both, each with the OID of its entry there: ALTER PUBLICATION keeps the entries of tables that stay as they
-/// are, and makes a new one for a table that comes (back), or gets another row filter or column list.
-pub async fn ids(connection: &mut Connection, names: &Names) -> Result<BTreeMap<TableName, u64>> {
+/// For each of these tables that is in the publication that its changes need, the OID of its entry there: ALTER PUBLICATION
+/// keeps the entries of tables that stay as they are, and makes a new one for a table that comes (back), or gets another
+/// row filter or column list.
+pub async fn ids(
+    connection: &mut Connection,
+    names: &Names,
+    tables: &[Arc<Table>],
+) -> Result<BTreeMap<TableName, u64>> {
     let rows = connection
         .query(&format!(
-            "SELECT n.nspname, c.relname, min(r.oid::bigint) FROM pg_publication p \
+            "SELECT n.nspname, c.relname, p.pubname = {}, r.oid FROM pg_publication p \
              JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid \
-             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname IN ({}, {}) GROUP BY 1, 2",
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname IN ({0}, {})",
             quote_literal(&names.publication),
             quote_literal(&names.publication_inserts),
         ))
         .await?;
-    let id_of = |row: &Vec<Option<String>>| {
+    let mut ids = BTreeMap::new();
+    for row in &rows {
         let row = CatalogRow(row);
-        Ok((TableName::new(row.word(0)?, row.word(1)?), row.number(2)?))
-    };
-    rows.iter().map(id_of).collect()
+        let name = TableName::new(row.word(0)?, row.word(1)?);
+        let needed = if row.text(2) == Some("t") { Capture::All } else { Capture::InsertsOnly };
+        if tables.iter().any(|table| table.name == name && table.capture == needed) {
+            ids.insert(name, row.number(3)?);
+        }
+    }
+    Ok(ids)
 }
 
 /// Drops both; gives the statements that the role may not run.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use millrace_core::{Error, Finding, Kind, Result, Severity, error::Action};
+use millrace_core::{Error, Finding, Kind, Result, Severity, Table, error::Action};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -10,7 +10,7 @@ use tracing::warn;
 use super::Session;
 use crate::{
     replication::{capture::Ask, task::Backoff},
-    state::keys::table::LoadRecord,
+    state::keys::table::{LoadRecord, TableRecord},
 };
 
 impl Session {
@@ -85,18 +85,26 @@ impl Session {
             self.reload_unpublished(&found).await?;
         }
         self.reconcile(&found).await?;
-        for record in self.tables.to_load() {
-            if let Some(shape) = found.iter().find(|shape| shape.name == record.table.name) {
-                self.tables.renew(&shape.name, shape)?;
-            }
-        }
+        self.renew_waiting(&found)?;
         // A table that comes to wait from here on is not loaded yet: its changes may not be captured.
         let mut taken_up = BTreeSet::new();
+        let (mut for_owner, mut unpublished) = (None, BTreeSet::new());
         if wiring.config.mode.captures() {
-            wiring.source.prepare(&self.tables.captured()).await?;
-            self.tell_published(None)?;
-            self.tables.note_published(&wiring.source.publication_ids(&self.tables.captured()).await?)?;
+            match wiring.source.prepare(&self.tables.captured()).await {
+                Ok(()) => self.tell_published(None)?,
+                Err(error) if error.kind == Kind::Permission => {
+                    unpublished.extend(wiring.source.unpublished(&self.tables.captured()).await?);
+                    for_owner = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+            // What somebody took out since the first look is back by now, and nothing else tells of it.
+            self.reload_unpublished(&found).await?;
+            self.renew_waiting(&found)?;
             for record in self.tables.to_load() {
+                if unpublished.contains(&record.table.name) {
+                    continue;
+                }
                 let (answer, answered) = oneshot::channel();
                 let ended = || Error::new(Kind::Connection, "waiting for the capture to take up a table");
                 let name = record.table.name.clone();
@@ -108,6 +116,21 @@ impl Session {
         } else {
             taken_up = self.tables.to_load().into_iter().map(|record| record.table.name).collect();
         }
-        self.load.run(&taken_up).await
+        self.load.run(&taken_up).await?;
+        match for_owner {
+            Some(error) => {
+                let _gate = self.delivery.gate().await;
+                unpublished.iter().try_for_each(|table| self.tables.let_go(table))?;
+                Err(error)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What waits for its load is loaded as the source has it now.
+    fn renew_waiting(&self, found: &[Table]) -> Result<()> {
+        let shape_of = |record: &TableRecord| found.iter().find(|shape| shape.name == record.table.name);
+        let waiting = self.tables.to_load();
+        waiting.iter().filter_map(shape_of).try_for_each(|shape| self.tables.renew(&shape.name, shape))
     }
 }

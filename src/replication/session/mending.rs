@@ -42,17 +42,19 @@ impl Session {
             // Nothing else will publish them again.
             wiring.source.prepare(&self.tables.captured()).await?;
         }
-        if mode.captures() && self.waits_for_owner()? {
-            self.publish(&found).await?;
-        }
         if self.reconcile(&found).await? {
             self.warn_anew().await?;
+        }
+        if mode.captures() {
+            // Of a table that is suspended for the loss of its key the application's own updates fail until they are not
+            // published any more.
+            self.publish(&found).await?;
         }
         Ok(())
     }
 
     /// The tables are others than when the task was last checked: what it warns of is told of those that are there now.
-    async fn warn_anew(&self) -> Result<()> {
+    pub(super) async fn warn_anew(&self) -> Result<()> {
         let findings = check(&self.task.wiring).await;
         if findings.iter().any(|finding| finding.severity == Severity::Error) {
             // That shows where it hurts, and a source that could not be asked says nothing about the others.

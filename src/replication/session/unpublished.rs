@@ -78,7 +78,6 @@ impl Session {
         if unpublished.iter().any(|name| is_complete(&name)) {
             return Err(error);
         }
-        warn!(task = self.task.name(), error = %error, "the publications stay as they are");
         self.tell_published(Some(&error))?;
         Ok(false)
     }
@@ -89,14 +88,15 @@ impl Session {
         captured.iter().any(|table| as_found(table, found).capture != table.capture)
     }
 
-    /// Whether the task says that something is to be run by the tables' owner.
-    pub(super) fn waits_for_owner(&self) -> Result<bool> {
-        Ok(self.task.record()?.errors.iter().any(is_for_owner))
-    }
-
     /// What the task's record says of the publications.
     pub(super) fn tell_published(&self, error: Option<&Error>) -> Result<()> {
         let finding = error.map(|error| Finding { severity: Severity::Warning, ..Finding::from(error) });
+        let record = self.task.record()?;
+        if let (Some(error), Some(finding)) = (error, &finding)
+            && !record.errors.contains(finding)
+        {
+            warn!(task = self.task.name(), error = %error, "the publications stay as they are");
+        }
         self.task.update(|record| {
             record.errors.retain(|told| !is_for_owner(told));
             record.errors.extend(finding);

@@ -269,30 +269,12 @@ impl Tables {
                 records.insert(shape.name.clone(), record);
                 continue;
             }
-            let Some(known) = known else { continue };
-            let why = match known.table.source_id == shape.source_id {
-                true => known
-                    .table
-                    .rewritten_as(shape)
-                    .or_else(|| recaptured_as(&known.table, shape).filter(|_| recaptured)),
-                false => Some("the table was dropped and made again at the source".into()),
-            };
-            if !loads && recaptured && known.state == TableState::Completed && known.table.source_id == shape.source_id
-            {
-                // Nothing is ever loaded: what was not captured is missing, and from here on it is captured.
-                if let Some(what) = recaptured_as(&known.table, shape) {
-                    let table = Table { capture: shape.capture, key: shape.key.clone(), ..known.table.clone() };
-                    let record = TableRecord { table, ..known.clone() };
-                    events.push(format!("table {}: {what}", shape.name));
-                    puts.push(Put::set(table::key(&self.task, &shape.name), &record));
-                    records.insert(shape.name.clone(), record);
-                    continue;
-                }
-            }
-            if let Some(why) = why.as_deref().filter(|_| known.state == TableState::Completed) {
-                let record = TableRecord { mends: true, ..self.errored(known, TableState::Error, why) };
+            let other = known.and_then(|known| self.otherwise(known, shape, loads, recaptured));
+            if let Some((record, why)) = other {
                 events.push(format!("table {}: {why}", shape.name));
-                self.suspend_delivery(&record.target, why, &mut puts)?;
+                if record.state == TableState::Error {
+                    self.suspend_delivery(&record.target, &why, &mut puts)?;
+                }
                 puts.push(Put::set(table::key(&self.task, &shape.name), &record));
                 records.insert(shape.name.clone(), record);
             }
@@ -319,6 +301,31 @@ impl Tables {
             self.state.commit(&puts)?;
         }
         Ok(events)
+    }
+
+    /// What becomes of a complete table that the source has otherwise than its record, and why.
+    fn otherwise(
+        &self,
+        known: &TableRecord,
+        shape: &Table,
+        loads: bool,
+        recaptured: bool,
+    ) -> Option<(TableRecord, String)> {
+        if known.state != TableState::Completed {
+            return None;
+        }
+        let rewritten = match known.table.source_id == shape.source_id {
+            true => known.table.rewritten_as(shape),
+            false => Some("the table was dropped and made again at the source".into()),
+        };
+        let captured = recaptured_as(&known.table, shape).filter(|_| recaptured);
+        if let (None, Some(what), false) = (&rewritten, &captured, loads) {
+            // Nothing is ever loaded: what was not captured is missing, and from here on it is captured.
+            let table = Table { capture: shape.capture, key: shape.key.clone(), ..known.table.clone() };
+            return Some((TableRecord { table, ..known.clone() }, what.clone()));
+        }
+        let why = rewritten.or(captured)?;
+        Some((TableRecord { mends: true, ..self.errored(known, TableState::Error, &why) }, why))
     }
 
     /// Nothing waits for it in the stream any more.

@@ -163,7 +163,7 @@ impl Tasks {
         match done {
             Ok(lines) => {
                 info!(task = name, lines = ?lines, "removed task is deleted");
-                events::record(&*self.shared.state, Event::of_task("deletion", &name, lines.join("; ")));
+                events::record(&*self.shared.state, Event::of_task("deletion", &name, sentence(&lines)));
             }
             Err(error) => {
                 error!(task = name, error = %error, "deleting the removed task failed; it is tried at the next start");
@@ -251,13 +251,13 @@ impl Tasks {
         };
         drop(held);
         let category = if matches!(request, Request::Delete { .. }) { "deletion" } else { "state change" };
-        events::record(&*self.shared.state, Event::of_task(category, task, lines.join("; ")));
+        events::record(&*self.shared.state, Event::of_task(category, task, sentence(&lines)));
         if !matches!(request, Request::Delete { .. }) {
             return Ok(lines);
         }
         shut_down(&slot, false).await;
         self.inner.lock().await.running.remove(task);
-        let advice = format!("take task {task} out of the config now: at the next start it would begin anew");
+        let advice = format!("take task {task} out of the config now: at the next SIGHUP or start it would begin anew");
         Ok(lines.into_iter().chain([advice]).collect())
     }
 
@@ -299,6 +299,16 @@ impl Tasks {
 }
 
 /// Ends one task, once no command is under way in it.
+/// An operator's lines as one for the events. Some lines are statements, and some tell what follows.
+fn sentence(lines: &[String]) -> String {
+    let mut told = String::new();
+    for line in lines {
+        told.push_str(if told.is_empty() { "" } else if told.ends_with([':', ';']) { " " } else { "; " });
+        told.push_str(line);
+    }
+    told
+}
+
 async fn shut_down(slot: &Slot, drain: bool) {
     if let Some(handle) = slot.write().await.take() {
         handle.shut_down(drain).await;

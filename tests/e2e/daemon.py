@@ -328,12 +328,13 @@ class Daemon:
 
     def compare(self, tables, seconds=60, **options):
         """Compares tables, given as (schema, table) or (schema, table, audit) or dicts of `compare_table`'s arguments.
-        Delivery lags behind capture, so it is repeated until nothing differs or the time is over."""
+        Delivery lags behind capture, so it is repeated until nothing differs, or it did so in a look that began when the
+        time was over: one look at many files may take longer than that."""
         deadline = time.monotonic() + seconds
         todo = [self._arguments(table) for table in tables]
         done = []
         while True:
-            waiting = []
+            waiting, is_last = [], time.monotonic() > deadline
             for arguments in todo:
                 with self.server.connect(self.database, self.server.ADMIN) as connection:
                     try:
@@ -343,7 +344,7 @@ class Daemon:
                 (waiting if result.problems else done).append((arguments, result))
             if not waiting:
                 return sorted((result for _, result in done), key=lambda result: result.table)
-            if time.monotonic() > deadline:
+            if is_last:
                 text = self.log() if self.runs else ""
                 raise compare.Difference(
                     "source and lake differ:\n"

@@ -303,7 +303,13 @@ impl Tasks {
 fn sentence(lines: &[String]) -> String {
     let mut told = String::new();
     for line in lines {
-        told.push_str(if told.is_empty() { "" } else if told.ends_with([':', ';']) { " " } else { "; " });
+        told.push_str(if told.is_empty() {
+            ""
+        } else if told.ends_with([':', ';']) {
+            " "
+        } else {
+            "; "
+        });
         told.push_str(line);
     }
     told

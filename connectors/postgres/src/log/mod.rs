@@ -188,7 +188,7 @@ impl PostgresLog {
         tracing::info!(slot = names.slot, position = %from, "the log is open");
         Ok(Self {
             config: config.clone(),
-            pace: Pace::new(stream.reader.is_unix(), Instant::now()),
+            pace: Pace::new(stream.reader.line(), Instant::now()),
             reader: stream.reader,
             status: StatusSender::spawn(stream.writer, start, interval),
             decoder,

@@ -5,10 +5,16 @@
 //! to its queue. So a quiet source is read at once, and a backlog in bursts, with a sleep in between that grows with the
 //! rate (measured on loopback with PostgreSQL 15).
 //!
+//! Over a network every read is at once: behind each window that a burst empties the next bytes need a round trip, and the
+//! kernel puts small sends together anyway while acknowledgements are under way (measured on a line of 1 ms: 200,000
+//! changes/s, and 140,000 in bursts).
+//!
 //! A Unix socket holds 278 small messages at most, so there the sleep is a fixed fraction of a millisecond: it saves the
 //! server a wake-up per change, and the reader two system calls.
 
 use std::time::{Duration, Instant};
+
+use crate::wire::Line;
 
 /// tokio's timer has no finer grain.
 pub(super) const SLEEP_MIN: Duration = Duration::from_millis(1);
@@ -38,7 +44,7 @@ const SLOW_BURSTS_MAX: u32 = 16;
 /// The state between reads.
 #[derive(Debug)]
 pub struct Pace {
-    is_unix: bool,
+    line: Line,
     /// Between bursts, while there is a backlog.
     sleep: Option<Duration>,
     /// Live: when the window began. In bursts: when the socket was last found empty.
@@ -52,8 +58,8 @@ pub struct Pace {
 
 impl Pace {
     /// Begins live.
-    pub fn new(is_unix: bool, now: Instant) -> Self {
-        Self { is_unix, sleep: None, since: now, reads: 0, bytes: 0, slow: 0, drained: false }
+    pub fn new(line: Line, now: Instant) -> Self {
+        Self { line, sleep: None, since: now, reads: 0, bytes: 0, slow: 0, drained: false }
     }
 
     /// So much was read at once.
@@ -67,14 +73,14 @@ impl Pace {
             (self.since, self.reads) = (now, 0);
         }
         self.reads += 1;
-        if self.reads >= READS_MAX || count >= LARGE_READ {
+        if self.line != Line::Network && (self.reads >= READS_MAX || count >= LARGE_READ) {
             (self.sleep, self.since, self.bytes, self.slow) = (Some(self.bounds().0), now, 0, 0);
         }
     }
 
     /// The shortest and the longest sleep.
     fn bounds(&self) -> (Duration, Duration) {
-        if self.is_unix { (SLEEP_UNIX, SLEEP_UNIX) } else { (SLEEP_MIN, SLEEP_MAX) }
+        if self.line == Line::Unix { (SLEEP_UNIX, SLEEP_UNIX) } else { (SLEEP_MIN, SLEEP_MAX) }
     }
 
     /// Whether the socket counts as empty without asking it.
@@ -113,7 +119,7 @@ mod tests {
     #[test]
     fn a_quiet_source_is_read_at_once() {
         let mut now = Instant::now();
-        let mut pace = Pace::new(false, now);
+        let mut pace = Pace::new(Line::Loopback, now);
         for _ in 0..10_000 {
             now += MS;
             pace.read(200, now);
@@ -124,7 +130,7 @@ mod tests {
     #[test]
     fn a_backlog_is_read_in_bursts_until_it_is_over() {
         let mut now = Instant::now();
-        let mut pace = Pace::new(false, now);
+        let mut pace = Pace::new(Line::Loopback, now);
         pace.read(LARGE_READ, now);
         let mut sleeps = vec![];
         for _ in 0..6 {
@@ -153,9 +159,20 @@ mod tests {
     }
 
     #[test]
+    fn a_network_is_read_at_once_also_behind_a_backlog() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(Line::Network, now);
+        for _ in 0..1000 {
+            now += MS / 100;
+            pace.read(LARGE_READ, now);
+            assert_eq!((pace.dry(now), pace.is_drained()), (None, false));
+        }
+    }
+
+    #[test]
     fn a_unix_socket_is_left_alone_for_moments_only() {
         let mut now = Instant::now();
-        let mut pace = Pace::new(true, now);
+        let mut pace = Pace::new(Line::Unix, now);
         pace.read(200, now);
         assert_eq!(pace.dry(now), None);
         pace.read(LARGE_READ, now);

@@ -14,7 +14,7 @@ use super::{
     connection::Connection,
     password,
     reader::{Malformed, Reader},
-    socket::Socket,
+    socket::{Line, Socket},
 };
 use crate::PostgresConfig;
 
@@ -89,10 +89,8 @@ fn required_password(config: &PostgresConfig) -> Result<Secret> {
 }
 
 fn refuse_cleartext(connection: &Connection, config: &PostgresConfig) -> Result<()> {
-    let private = match connection.socket() {
-        Socket::Tls(_) | Socket::Unix(_) => true,
-        Socket::Tcp(stream) => stream.peer_addr().is_ok_and(|address| address.ip().is_loopback()),
-    };
+    let socket = connection.socket();
+    let private = matches!(socket, Socket::Tls(_)) || socket.line() != Line::Network;
     if private {
         return Ok(());
     }

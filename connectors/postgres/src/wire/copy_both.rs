@@ -6,7 +6,7 @@ use super::{
     inbox::Inbox,
     log_socket::{self, ReadingSide, WritingSide},
     server_error::ServerError,
-    socket::Socket,
+    socket::{Line, Socket},
 };
 
 /// A walsender that streams. The halves are used apart, so that the session can be kept alive while nobody reads.
@@ -20,10 +20,10 @@ pub struct CopyBoth {
 
 impl CopyBoth {
     pub(super) fn new(socket: Socket, inbox: Inbox) -> Result<Self> {
-        let is_unix = matches!(socket, Socket::Unix(_));
+        let line = socket.line();
         let (read, write) =
             log_socket::split(socket).context(Kind::Connection, || "taking the replication socket apart")?;
-        Ok(Self { reader: LogReader { socket: read, inbox, is_unix }, writer: LogWriter { socket: write } })
+        Ok(Self { reader: LogReader { socket: read, inbox, line }, writer: LogWriter { socket: write } })
     }
 }
 
@@ -32,13 +32,13 @@ impl CopyBoth {
 pub struct LogReader {
     socket: ReadingSide,
     inbox: Inbox,
-    is_unix: bool,
+    line: Line,
 }
 
 impl LogReader {
-    /// Whether it is a Unix socket.
-    pub fn is_unix(&self) -> bool {
-        self.is_unix
+    /// Where the server is.
+    pub fn line(&self) -> Line {
+        self.line
     }
 
     /// The payload of the next CopyData among the bytes that have been read; `None` when more must be read. When the

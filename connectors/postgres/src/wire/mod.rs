@@ -49,3 +49,4 @@ pub use connection::{Connection, Mode};
 pub use copy_both::{CopyBoth, LogReader, LogWriter};
 pub use copy_out::CopyOut;
 pub use server_error::{ServerError, sqlstate};
+pub use socket::Line;

@@ -31,6 +31,17 @@ const SMALL_RECEIVE_BUFFER: u32 = 64 << 10;
 /// each: 300 KB/s (seen behind a proxy on the same machine).
 const SMALL_SEGMENT: u32 = 8 << 10;
 
+/// Where the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// Behind a Unix socket.
+    Unix,
+    /// On this machine, by TCP.
+    Loopback,
+    /// Behind a network.
+    Network,
+}
+
 /// A connected transport.
 #[derive(Debug)]
 pub enum Socket {
@@ -43,6 +54,17 @@ pub enum Socket {
 }
 
 impl Socket {
+    /// Where it leads.
+    pub fn line(&self) -> Line {
+        let peer = match self {
+            Self::Unix(_) => return Line::Unix,
+            Self::Tcp(tcp) => tcp.peer_addr(),
+            Self::Tls(tls) => tls.get_ref().0.peer_addr(),
+        };
+        let is_loopback = peer.is_ok_and(|address| address.ip().is_loopback());
+        if is_loopback { Line::Loopback } else { Line::Network }
+    }
+
     /// Whether bursts of reads are worth it: on a Unix socket they make it slower.
     pub fn gains_from_bursts(&self) -> bool {
         !matches!(self, Self::Unix(_))

@@ -298,7 +298,6 @@ impl Tasks {
     }
 }
 
-/// Ends one task, once no command is under way in it.
 /// An operator's lines as one for the events. Some lines are statements, and some tell what follows.
 fn sentence(lines: &[String]) -> String {
     let mut told = String::new();
@@ -315,6 +314,7 @@ fn sentence(lines: &[String]) -> String {
     told
 }
 
+/// Ends one task, once no command is under way in it.
 async fn shut_down(slot: &Slot, drain: bool) {
     if let Some(handle) = slot.write().await.take() {
         handle.shut_down(drain).await;

@@ -1,6 +1,8 @@
 //! Whether a task's target is where its files are. The catalog and the segments of a load under way name them where they were
 //! written, so a task whose target is another place would be half here and half there.
 
+use std::sync::Arc;
+
 use millrace_core::{Finding, Result, TableName, destination::Destination};
 
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
 /// The finding, if files of the task lie elsewhere.
 pub fn find(
     config: &TaskConfig,
-    state: &std::sync::Arc<dyn StateStore>,
+    state: &Arc<dyn StateStore>,
     destination: &dyn Destination,
 ) -> Result<Option<Finding>> {
     let records: Vec<(String, TableRecord)> = read_all(&**state, &table::prefix(&config.name))?;
@@ -40,7 +42,7 @@ pub fn find(
 /// Where the table's files lie, if not at the target.
 fn elsewhere(
     config: &TaskConfig,
-    state: &std::sync::Arc<dyn StateStore>,
+    state: &Arc<dyn StateStore>,
     destination: &dyn Destination,
     record: &TableRecord,
 ) -> Result<Option<String>> {

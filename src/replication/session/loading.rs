@@ -92,15 +92,14 @@ impl Session {
         if wiring.config.mode.captures() {
             match wiring.source.prepare(&self.tables.captured()).await {
                 Ok(()) => self.tell_published(None)?,
-                Err(error) if error.kind == Kind::Permission => {
-                    unpublished.extend(wiring.source.unpublished(&self.tables.captured()).await?);
-                    for_owner = Some(error);
-                }
+                Err(error) if error.kind == Kind::Permission => for_owner = Some(error),
                 Err(error) => return Err(error),
             }
             // What somebody took out since the first look is back by now, and nothing else tells of it.
             self.reload_unpublished(&found).await?;
             self.renew_waiting(&found)?;
+            // Asked behind that, so that none is loaded whose entry is not known by now.
+            unpublished.extend(wiring.source.unpublished(&self.tables.captured()).await?);
             for record in self.tables.to_load() {
                 if unpublished.contains(&record.table.name) {
                     continue;

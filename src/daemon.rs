@@ -10,7 +10,7 @@ mod notify;
 pub mod tasks;
 mod watch;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use millrace_core::{Finding, Result};
 use tokio::{
@@ -65,6 +65,27 @@ pub struct Daemon {
     _lock: folder::FolderLock,
 }
 
+/// What keeps this user from starting a daemon of this config, beside its tasks; nothing where one runs.
+pub fn obstacles(config: &Config) -> Vec<Finding> {
+    if control::answers(&config.state_dir) {
+        return vec![];
+    }
+    // A folder that is another user's hides whether the address is its daemon's.
+    match folder::look(&config.state_dir) {
+        Err(finding) => vec![*finding],
+        Ok(()) => {
+            let listened = std::net::TcpListener::bind(config.listen);
+            listened.err().map(|error| deaf(config.listen, &error)).into_iter().collect()
+        }
+    }
+}
+
+fn deaf(address: SocketAddr, error: &io::Error) -> Finding {
+    Finding::error("LISTEN", format!("{address} cannot be listened at"))
+        .detail(format!("the system said: {error}"))
+        .fix("choose another address: listen: 127.0.0.1:PORT")
+}
+
 impl Daemon {
     /// Takes the state folder and the addresses; starts no task yet.
     pub async fn new(config: Config, format: Format) -> std::result::Result<Self, Refused> {
@@ -80,14 +101,7 @@ impl Daemon {
         let epoch = next_epoch(&*state).map_err(broken)?;
         let (watch, first_start) = Watch::begin(&*state, format).map_err(broken)?;
         let control = control::bind(&config.state_dir).map_err(|finding| world(*finding))?;
-        let http = api::bind(config.listen).await.map_err(|error| {
-            let finding = Finding::error("LISTEN", format!("{} cannot be listened at", config.listen));
-            world(
-                finding
-                    .detail(format!("the system said: {error}"))
-                    .fix("choose another address: listen: 127.0.0.1:PORT"),
-            )
-        })?;
+        let http = api::bind(config.listen).await.map_err(|error| world(deaf(config.listen, &error)))?;
         let address = http.local_addr().map_or_else(|_| config.listen.to_string(), |address| address.to_string());
         info!(version = api::VERSION, epoch, state_dir = %config.state_dir.display(), listen = address, "daemon starts");
         let metrics = Arc::new(Metrics::default());

@@ -8,7 +8,10 @@ use serde_json::json;
 use super::{Context, Failure, Outcome, block_on, output};
 use crate::{
     config::Config,
-    daemon::tasks::{Shared, vanished, wire},
+    daemon::{
+        self,
+        tasks::{Shared, vanished, wire},
+    },
     replication::{self, neighbours::Owners},
     state::{
         keys::task::{self, TaskRecord},
@@ -28,6 +31,7 @@ pub fn check(context: &Context) -> Outcome {
         }
     }
     let mut told: Vec<Told> = config.warnings.iter().map(|warning| Told::of_config(&config.file, warning)).collect();
+    told.extend(daemon::obstacles(&config).into_iter().map(Told::of_daemon));
     let state = context.state_if_any(&config);
     let knows_tasks = state.is_ok();
     let shared = match state {

@@ -119,6 +119,11 @@ pub fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("control.sock")
 }
 
+/// Whether a daemon listens there.
+pub fn answers(state_dir: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(path(state_dir)).is_ok()
+}
+
 /// Makes the socket. The folder's lock is held, so one that is there is left from a daemon that was killed.
 pub fn bind(state_dir: &Path) -> Result<UnixListener, Box<Finding>> {
     let path = path(state_dir);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use millrace_core::Finding;
+use rustix::fs::Access;
 use tracing::warn;
 
 /// The lock on a state folder; the system releases it when the process ends, however it ends.
@@ -51,6 +52,23 @@ pub fn open(state_dir: &Path) -> Result<FolderLock, Box<Finding>> {
     Ok(FolderLock { _file: file })
 }
 
+/// Whether this user could start a daemon on the folder; leaves no trace.
+pub fn look(state_dir: &Path) -> Result<(), Box<Finding>> {
+    let cannot = |error: io::Error| {
+        let summary = format!("this user cannot use the state folder {}", state_dir.display());
+        let finding = Finding::warning("STATE-DIR", summary).detail(format!("the system said: {error}"));
+        Box::new(finding.fix(
+            "check as the user that runs the daemon, give the folder to it, or name another one: state-dir: /path",
+        ))
+    };
+    let there = state_dir.ancestors().find(|folder| folder.symlink_metadata().is_ok()).unwrap_or(Path::new("."));
+    if !fs::metadata(there).map_err(cannot)?.is_dir() {
+        return Err(cannot(io::ErrorKind::NotADirectory.into()));
+    }
+    rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| cannot(error.into()))?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +78,8 @@ mod tests {
     fn one_daemon_at_a_time() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("a/state");
+        look(&folder).unwrap();
+        assert!(!folder.exists(), "a look leaves no trace");
         let lock = open(&folder).unwrap();
         assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
         let refused = open(&folder).unwrap_err();
@@ -75,5 +95,6 @@ mod tests {
     fn a_folder_that_cannot_be_made_is_told() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(open(&file.path().join("state")).unwrap_err().code, "STATE-DIR");
+        assert_eq!(look(&file.path().join("state")).unwrap_err().code, "STATE-DIR");
     }
 }

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -127,3 +128,22 @@ def test_the_examples_are_valid(daemon):
         done = running.command("check")
         assert done.returncode != 2, f"{name}: {done.stdout}{done.stderr}"
         assert done.returncode in (0, 3)
+
+
+def test_check_tries_the_state_folder_and_the_address(daemon, sql):
+    """What keeps a daemon from starting beside its tasks; a daemon that runs keeps nothing from itself."""
+    sql("create table t (id int primary key)")
+    running = daemon(["public.t"])
+    with socket.create_server(("127.0.0.1", int(running.listen.split(":")[1]))):
+        found = running.json("check", code=3)["findings"]
+        assert [finding["code"] for finding in found] == ["LISTEN"], found
+    with open(os.path.join(running.folder, "file"), "w"):
+        pass
+    text = running.config_text
+    running.write_config(text.replace(f"state-dir: {running.state}", f"state-dir: {running.folder}/file/state"))
+    found = running.json("check")["findings"]
+    assert [finding["code"] for finding in found] == ["STATE-DIR"], found
+    running.write_config(text)
+    assert running.json("check")["findings"] == []
+    running.start_and_load()
+    assert running.json("check")["findings"] == []

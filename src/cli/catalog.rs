@@ -6,7 +6,7 @@ use clap::Subcommand;
 use millrace_core::Finding;
 use serde_json::{Value, json};
 
-use super::{Context, Failure, Outcome, output};
+use super::{Context, Failure, Outcome, output, verify};
 use crate::{
     catalog::{Catalog, CatalogName, CatalogTable},
     config::units::show_bytes,
@@ -31,6 +31,11 @@ pub enum Look {
         /// The table: database.table
         table: String,
     },
+    /// Whether the files that the catalog lists are at the target, with their size
+    Verify {
+        /// Of this table only: database.table
+        table: Option<String>,
+    },
 }
 
 pub fn catalog(context: &Context, look: Look) -> Outcome {
@@ -48,6 +53,7 @@ pub fn catalog(context: &Context, look: Look) -> Outcome {
             let sql = catalog.view_sql(&name)?.ok_or_else(|| unknown(&table))?;
             output::print(context, &json!({ "sql": sql }), || sql.clone());
         }
+        Look::Verify { table } => return verify::verify(context, &config, &catalog, table.as_deref()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -103,7 +109,7 @@ fn files(context: &Context, catalog: &Catalog, table: &str) -> Result<(), Failur
 }
 
 /// The table of this name. The catalog's names are lower case; an operator may write them as the source does.
-fn known_table(catalog: &Catalog, table: &str) -> Result<CatalogTable, Failure> {
+pub(super) fn known_table(catalog: &Catalog, table: &str) -> Result<CatalogTable, Failure> {
     let name = CatalogName::parse(&table.to_lowercase()).ok_or_else(|| unknown(table))?;
     catalog.table(&name)?.ok_or_else(|| unknown(table))
 }

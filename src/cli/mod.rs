@@ -17,6 +17,7 @@ mod progress;
 mod run;
 mod status;
 mod tables;
+mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -12,6 +12,7 @@ pub mod layout;
 mod ledger;
 mod objects;
 mod round;
+pub mod verify;
 
 use std::{
     sync::{

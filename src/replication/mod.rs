@@ -31,7 +31,9 @@ use tokio::{
 };
 
 use crate::{
+    catalog::Catalog,
     config::{Buffer, GuardAction, TaskConfig},
+    delivery::verify,
     state::StateStore,
     stream::{Stream, StreamOptions},
     telemetry::metrics::Metrics,
@@ -169,6 +171,13 @@ pub async fn check(wiring: &Wiring) -> Vec<Finding> {
     match moved::find(config, &wiring.state, &*wiring.destination) {
         Ok(moved) => findings.extend(moved.map(|finding| finding.at(&config.target))),
         Err(error) => findings.push(Finding::from(&error)),
+    }
+    let catalog = Catalog::new(wiring.state.clone());
+    match verify::glance(&catalog, &*wiring.state, &*wiring.destination, &config.name).await {
+        Ok(found) => findings.extend(found.into_iter().map(|finding| finding.at(&config.target))),
+        // What keeps the target from answering is told already.
+        Err(_) if findings.iter().any(|finding| finding.endpoint.as_ref() == Some(&config.target)) => {}
+        Err(error) => findings.push(Finding::from(&error).at(&config.target)),
     }
     if reachable {
         match wiring.source.tables(&scope.selection).await {

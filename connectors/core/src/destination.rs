@@ -77,6 +77,9 @@ pub trait Destination: Send + Sync {
     /// Reads a whole small object, such as one of dead letters.
     async fn read(&self, key: &str) -> Result<Vec<u8>>;
 
+    /// An object's size in bytes; `None` if it is not there.
+    async fn size(&self, key: &str) -> Result<Option<u64>>;
+
     /// Deletes an object; one that is not there counts as deleted.
     async fn delete(&self, key: &str) -> Result<()>;
 }

@@ -157,6 +157,14 @@ impl Bucket {
         read.map(Vec::from).map_err(|error| self.failed(error, &format!("reading {}", self.location(key))))
     }
 
+    pub async fn size(&self, key: &str) -> Result<Option<u64>> {
+        match within(0, self.store.head(&self.path(key)?)).await {
+            Ok(found) => Ok(Some(found.size)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.failed(error, &format!("looking at {}", self.location(key)))),
+        }
+    }
+
     pub async fn delete(&self, key: &str) -> Result<()> {
         match within(0, self.store.delete(&self.path(key)?)).await {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),

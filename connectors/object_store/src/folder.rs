@@ -86,6 +86,15 @@ impl Folder {
     }
 
     /// Blocking.
+    pub fn size(&self, key: &str) -> Result<Option<u64>> {
+        match fs::metadata(self.path(key)) {
+            Ok(found) => Ok(Some(found.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(disk(error, format!("looking at {}", self.path(key).display()))),
+        }
+    }
+
+    /// Blocking.
     pub fn delete(&self, key: &str) -> Result<()> {
         match fs::remove_file(self.path(key)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

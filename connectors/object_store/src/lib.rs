@@ -119,6 +119,16 @@ impl Destination for ObjectStore {
         }
     }
 
+    async fn size(&self, key: &str) -> Result<Option<u64>> {
+        match &self.target {
+            Target::Bucket(bucket) => bucket.size(key).await,
+            Target::Folder(folder) => {
+                let (folder, key) = (folder.clone(), key.to_string());
+                blocking("looking at an object", move || folder.size(&key)).await
+            }
+        }
+    }
+
     async fn delete(&self, key: &str) -> Result<()> {
         match &self.target {
             Target::Bucket(bucket) => bucket.delete(key).await,

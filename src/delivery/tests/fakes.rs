@@ -252,6 +252,10 @@ impl Destination for FaultyTarget {
         self.inner.read(key).await
     }
 
+    async fn size(&self, key: &str) -> Result<Option<u64>> {
+        self.inner.size(key).await
+    }
+
     async fn delete(&self, key: &str) -> Result<()> {
         self.inner.delete(key).await
     }

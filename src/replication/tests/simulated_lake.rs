@@ -123,6 +123,10 @@ impl Destination for SimulatedLake {
         Err(Error::new(Kind::Internal, format!("reading {key}: there are no dead letters")))
     }
 
+    async fn size(&self, key: &str) -> Result<Option<u64>> {
+        Err(Error::new(Kind::Internal, format!("looking at {key}: nobody asks in a simulation")))
+    }
+
     async fn delete(&self, key: &str) -> Result<()> {
         self.fuse.wait().await;
         self.objects.lock().unwrap().there.remove(key);

@@ -83,17 +83,29 @@ fn noise(bytes: usize) -> Vec<u8> {
     std::iter::repeat_with(next).flatten().take(bytes).collect()
 }
 
-/// Into memory that is taken at once, as the loaders do.
-fn records_of(noise: &[u8], number: u64, records: usize, like: &Columns) -> Columns {
-    let mut after = Columns::with_room_of(like);
-    let span = noise.len() - RECORD_BYTES;
-    for record in 0..records {
-        let at = (number as usize * records + record) * 7919 % span;
-        after.column_mut(0).push_str(&format!("key-{:08}", (number as usize + record) % 10_000_000));
-        after.column_mut(1).push_bytes(&noise[at..at + RECORD_BYTES]);
-        after.end_row();
+/// What callers bring along: making it is not the stream's work.
+struct Records {
+    keys: Vec<String>,
+    noise: Vec<u8>,
+}
+
+impl Records {
+    fn new() -> Self {
+        Self { keys: (0..1 << 16).map(|key| format!("key-{key:08}")).collect(), noise: noise(8 << 20) }
     }
-    after
+
+    /// Into memory that is taken at once, as the loaders do.
+    fn columns(&self, number: u64, records: usize, like: &Columns) -> Columns {
+        let mut after = Columns::with_room_of(like);
+        let span = self.noise.len() - RECORD_BYTES;
+        for record in 0..records {
+            let at = (number as usize * records + record) * 7919 % span;
+            after.column_mut(0).push_str(&self.keys[(number as usize + record) % self.keys.len()]);
+            after.column_mut(1).push_bytes(&self.noise[at..at + RECORD_BYTES]);
+            after.end_row();
+        }
+        after
+    }
 }
 
 fn append(table: &Arc<Table>, number: u64, records: usize, after: Columns) -> Append {
@@ -112,7 +124,7 @@ fn append(table: &Arc<Table>, number: u64, records: usize, after: Columns) -> Ap
 }
 
 /// Records per second through the stream.
-async fn put(folder: &Path, shape: &Shape, noise: &Arc<Vec<u8>>, length: Duration) -> Result<f64> {
+async fn put(folder: &Path, shape: &Shape, records: &Arc<Records>, length: Duration) -> Result<f64> {
     let options = StreamOptions {
         folder: folder.to_path_buf(),
         shards: 1,
@@ -125,19 +137,18 @@ async fn put(folder: &Path, shape: &Shape, noise: &Arc<Vec<u8>>, length: Duratio
     let stream = Arc::new(Stream::open(options)?);
     let (table, count) = (table(), Arc::new(AtomicU64::new(0)));
     let empty = Columns::new(table.columns.iter().map(|column| &column.ty));
-    let like = Arc::new(records_of(noise, 0, shape.records, &empty));
+    let like = Arc::new(records.columns(0, shape.records, &empty));
     let began = Instant::now();
     let mut callers = vec![];
     for caller in 0..shape.callers as u64 {
-        let (stream, table, noise, count) = (stream.clone(), table.clone(), noise.clone(), count.clone());
-        let like = like.clone();
-        let records = shape.records;
+        let (stream, table, records, count) = (stream.clone(), table.clone(), records.clone(), count.clone());
+        let (like, each) = (like.clone(), shape.records);
         callers.push(tokio::spawn(async move {
             let mut number = caller << 32;
             while began.elapsed() < length {
-                let columns = records_of(&noise, number, records, &like);
-                stream.append(append(&table, number, records, columns)).await?;
-                count.fetch_add(records as u64, Ordering::Relaxed);
+                let columns = records.columns(number, each, &like);
+                stream.append(append(&table, number, each, columns)).await?;
+                count.fetch_add(each as u64, Ordering::Relaxed);
                 number += 1;
             }
             Ok::<(), millrace_core::Error>(())
@@ -178,14 +189,14 @@ async fn main() -> Result<()> {
     let number = |at: usize, otherwise| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(otherwise);
     let (pairs, length) = (number(1, 5), Duration::from_secs(number(2, 3)));
     let folder = folder.join(format!("millrace-records-{}", std::process::id()));
-    let noise = Arc::new(noise(8 << 20));
+    let records = Arc::new(Records::new());
     let chosen = |shape: &&Shape| arguments.get(3).is_none_or(|name| name == shape.name);
     for pair in 0..pairs {
         for shape in SHAPES.iter().filter(chosen) {
-            let written = write(&folder, shape, &noise, length);
+            let written = write(&folder, shape, &records.noise, length);
             let _ = std::fs::remove_dir_all(&folder);
             let before = cpu_seconds();
-            let put = put(&folder, shape, &noise, length).await;
+            let put = put(&folder, shape, &records, length).await;
             let cpu = cpu_seconds() - before;
             let _ = std::fs::remove_dir_all(&folder);
             let (written, put) = (written.unwrap_or_else(|error| panic!("the loop failed: {error}")), put?);

@@ -187,6 +187,12 @@ fn literal(column: &ColumnVec, row: usize) -> String {
             format!("x'{}'", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
         }
         (ColumnType::Text, _) => quote_literal(&column.cell_text(row).unwrap_or_default()),
+        // Unquoted, so that it is compared exactly.
+        (&ColumnType::Decimal { scale, .. }, Values::Decimal(unscaled)) => {
+            let mut text = String::new();
+            Value::Decimal(unscaled[row], scale).print(&mut text);
+            text
+        }
         // As doubles, which both are compared as: the shortest text of a FLOAT is another double than the one stored.
         (_, Values::Float32(values)) => format!("{:e}", f64::from(values[row])),
         (_, Values::Float64(values)) => format!("{:e}", values[row]),
@@ -213,6 +219,9 @@ mod tests {
         assert_eq!(of(ColumnType::Int64, &|c| c.push_i64(-5)), "-5");
         assert_eq!(of(ColumnType::Float32, &|c| c.push_f32(1.1)), "1.100000023841858e0");
         assert_eq!(of(ColumnType::Float64, &|c| c.push_f64(-1e300)), "-1e300");
+        let money = ColumnType::Decimal { precision: 20, scale: 5 };
+        assert_eq!(of(money.clone(), &|c| c.push_decimal(-110_000)), "-1.10000");
+        assert_eq!(of(money, &|c| c.push_decimal(1)), "0.00001");
         assert_eq!(of(ColumnType::Boolean, &|c| c.push_bool(true)), "true");
     }
 }

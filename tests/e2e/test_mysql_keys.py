@@ -46,12 +46,32 @@ def test_a_partial_row_is_made_whole_by_a_key_of_any_type(server, database, daem
             f"create table {name} (k {of_type} not null, n int not null, a int, b varchar(9), primary key (n, k))",
             f"insert into {name} values ({one}, 1, 1, 'one'), ({other}, 2, 2, 'two')",
         )
-    run = daemon([f"{database}.*"], server=server).start_and_load()
+    server.execute(
+        database, "create table as_text (k bit(16) primary key, a int, b varchar(9))", "insert into as_text values (300, 1, 'one')"
+    )
+    as_text = {"from": f"{database}.as_text", "values": {"k": {"as": "text"}}}
+    run = daemon([as_text, f"{database}.*"], server=server).start_and_load()
     with server.connect(database, "root") as connection, connection.cursor() as cursor:
         cursor.execute("set binlog_row_image = 'MINIMAL'")
         for name, (_, one, other) in keys.items():
             cursor.execute(f"update {name} set a = a + 10")
             cursor.execute(f"insert into {name} (k, n, a) values ({one}, 3, 3)")
             cursor.execute(f"update {name} set n = 4 where n = 2")
-    run.compare([(database, name) for name in keys])
+        cursor.execute("update as_text set a = a + 10")
+    run.compare([(database, name) for name in (*keys, "as_text")])
     assert "is suspended" not in run.log(1_000_000)
+
+
+@pytest.mark.trap("29")
+@pytest.mark.parametrize("log_format", ["statement", "mixed"])
+def test_a_temporary_table_that_hides_one_of_ours_is_truncated(server, database, daemon, log_format):
+    """Where the log has statements, that one names ours; the rows of ours stay."""
+    server.execute(database, "create table t (id int primary key)", "insert into t values (1), (2)")
+    run = daemon([f"{database}.t"], server=server).start_and_load()
+    with server.connect(database, "root") as connection, connection.cursor() as cursor:
+        cursor.execute(f"set binlog_format = {log_format}")
+        cursor.execute("create temporary table t (id int)")
+        cursor.execute("truncate t")
+        cursor.execute("drop temporary table t")
+    server.execute(database, "insert into t values (3)")
+    run.compare([(database, "t")])

@@ -15,7 +15,7 @@ use crate::{
     server::Place,
     snapshot::{begin, begin_under_lock, begin_with_place},
     two_phases,
-    types::{self, text, value::Value},
+    types::{self, SqlType, text, value::Value},
     wire::{Connection, Reader, code},
 };
 
@@ -100,7 +100,7 @@ pub async fn read(
         columns.iter().map(|&index| all_types[index].selected(&quote_name(&table.columns[index].name))).collect();
     let (mut rows, selected) = ((0..keys.rows()).peekable(), selected.join(", "));
     while rows.peek().is_some() {
-        let sql = statement(table, keys, &selected, &mut rows);
+        let sql = statement(table, &all_types, keys, &selected, &mut rows);
         session.rows(&sql).await.map_err(|error| {
             // The column is gone by now.
             let kind = if code(&error) == Some(1054) { Kind::SchemaChange } else { error.kind };
@@ -149,7 +149,13 @@ pub async fn read(
 }
 
 /// Selects the next rows by their keys, each with its number.
-fn statement(table: &Table, keys: &Columns, selected: &str, rows: &mut impl Iterator<Item = usize>) -> String {
+fn statement(
+    table: &Table,
+    all_types: &[SqlType],
+    keys: &Columns,
+    selected: &str,
+    rows: &mut impl Iterator<Item = usize>,
+) -> String {
     let (mut sql, mut count) = (String::new(), 0);
     while count < KEYS_AT_ONCE && sql.len() < STATEMENT_BYTES_MAX {
         let Some(row) = rows.next() else { break };
@@ -157,7 +163,7 @@ fn statement(table: &Table, keys: &Columns, selected: &str, rows: &mut impl Iter
             let name = quote_name(&table.columns[index].name);
             let key = match keys.exact(row, place) {
                 Some(text) => quote_literal(text),
-                None => literal(&keys.columns()[place], row),
+                None => literal(&keys.columns()[place], row, &all_types[index]),
             };
             format!("{name} = {key}")
         });
@@ -170,7 +176,7 @@ fn statement(table: &Table, keys: &Columns, selected: &str, rows: &mut impl Iter
 }
 
 /// A value as SQL takes it in a comparison with its column.
-fn literal(column: &ColumnVec, row: usize) -> String {
+fn literal(column: &ColumnVec, row: usize, ty: &SqlType) -> String {
     let printed = |value: Value<'_>| {
         let mut text = String::new();
         value.print(&mut text);
@@ -186,6 +192,8 @@ fn literal(column: &ColumnVec, row: usize) -> String {
             let bytes = column.bytes(row).unwrap_or_default();
             format!("x'{}'", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
         }
+        // A text would be taken for its bytes.
+        (ColumnType::Text, _) if matches!(ty, SqlType::Bit(_)) => column.cell_text(row).unwrap_or_default(),
         (ColumnType::Text, _) => quote_literal(&column.cell_text(row).unwrap_or_default()),
         // Unquoted, so that it is compared exactly.
         (&ColumnType::Decimal { scale, .. }, Values::Decimal(unscaled)) => {
@@ -210,12 +218,15 @@ mod tests {
         let of = |ty: ColumnType, push: &dyn Fn(&mut ColumnVec)| {
             let mut column = ColumnVec::new(&ty);
             push(&mut column);
-            literal(&column, 0)
+            literal(&column, 0, &SqlType::Year)
         };
         assert_eq!(of(ColumnType::Timestamp, &|c| c.push_i64(1_500_000)), "'1970-01-01 00:00:01.500000'");
         assert_eq!(of(ColumnType::Date, &|c| c.push_i32(1)), "'1970-01-02'");
         assert_eq!(of(ColumnType::Text, &|c| c.push_str("it's")), "'it''s'");
         assert_eq!(of(ColumnType::Binary, &|c| c.push_bytes(&[0, 255])), "x'00ff'");
+        let mut bits = ColumnVec::new(&ColumnType::Text);
+        bits.push_str("300");
+        assert_eq!(literal(&bits, 0, &SqlType::Bit(16)), "300");
         assert_eq!(of(ColumnType::Int64, &|c| c.push_i64(-5)), "-5");
         assert_eq!(of(ColumnType::Float32, &|c| c.push_f32(1.1)), "1.100000023841858e0");
         assert_eq!(of(ColumnType::Float64, &|c| c.push_f64(-1e300)), "-1e300");

@@ -43,6 +43,8 @@ pub struct EventHeader {
     pub flags: u16,
 }
 
+/// A statement that concerns a temporary table of its session.
+pub const FLAG_THREAD_SPECIFIC: u16 = 0x4;
 /// The server made it up for us: it is not in the file.
 pub const FLAG_ARTIFICIAL: u16 = 0x20;
 /// Who does not know the event may pass over it.

@@ -14,7 +14,7 @@ use crate::{
     },
     server::Place,
     types::{self, charset::Charsets},
-    wire::binlog_dump::EventHeader,
+    wire::binlog_dump::{EventHeader, FLAG_THREAD_SPECIFIC},
 };
 
 impl Reader {
@@ -48,8 +48,15 @@ impl Reader {
             self.standalone = true;
         }
         let effects = ddl::effects(&sql, &String::from_utf8_lossy(query.schema));
+        let of_session = header.flags & FLAG_THREAD_SPECIFIC != 0;
         for effect in effects {
-            self.apply(effect, start)?;
+            match effect {
+                // Of a temporary table that hides one of ours, or so it seems: what is there by now is loaded.
+                Effect::Truncated(name) if of_session => {
+                    self.all_unsupported(&name, "a temporary table of its name was truncated")?;
+                }
+                effect => self.apply(effect, start)?,
+            }
         }
         if self.standalone { self.end_transaction(header) } else { Ok(()) }
     }

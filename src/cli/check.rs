@@ -81,7 +81,7 @@ async fn check_world(config: &Config, shared: &Shared, knows_tasks: bool) -> Vec
     });
     let (mut owners, mut told) = (Owners::default(), vec![]);
     for (task, mut findings, tables) in futures::future::join_all(checks).await {
-        for finding in owners.add(task, &tables) {
+        for (_, finding) in owners.add(task, &tables) {
             if !findings.contains(&finding) {
                 findings.push(finding);
             }

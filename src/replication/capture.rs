@@ -28,6 +28,7 @@ use super::{
     fill::Filling,
     rules::{Mapped, Rules},
     tables::Tables,
+    unfit,
 };
 use crate::{
     config::{OnChange, Truncate},
@@ -249,10 +250,10 @@ impl Capture<'_> {
 
     /// A table changed its shape.
     fn reshaped(&self, ddl: Ddl, log: &mut dyn Log, shapes: &mut Shapes, piece: &mut Prepared) -> Result<()> {
-        let (table, what, order) = match ddl {
-            Ddl::Unsupported { table, what, order } => (table, what, order),
+        let (table, (what, mends), order) = match ddl {
+            Ddl::Unsupported { table, what, order } => (table, (what, true), order),
             Ddl::Evolved { table, order } => match self.unfollowed(&table, order, shapes) {
-                Some(what) => (table.name.clone(), what.into(), order),
+                Some(why) => (table.name.clone(), why, order),
                 None => {
                     // Before it is in the stream, so that the two agree after a crash.
                     self.tables.evolve(&table, order)?;
@@ -263,24 +264,23 @@ impl Capture<'_> {
                 }
             },
         };
-        self.suspend(&table, &what, true, log, piece)?;
+        self.suspend(&table, &what, mends, log, piece)?;
         let table = shapes.rules.target(&table);
         piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
         Ok(())
     }
 
-    /// Why a change of shape is not followed.
-    fn unfollowed(&self, table: &Arc<Table>, order: Order, shapes: &mut Shapes) -> Option<&'static str> {
+    /// Why a change of shape is not followed, and whether a load mends it.
+    fn unfollowed(&self, table: &Arc<Table>, order: Order, shapes: &Shapes) -> Option<(String, bool)> {
         let record = self.tables.get(&table.name)?;
         if table.definition_id == 0 && record.is_loaded_behind(order, table) {
-            return Some("it was altered before its load was done");
+            return Some(("it was altered before its load was done".into(), true));
         }
         // A rule knows columns by their names, which others may have now.
         let before = record.evolving.last().map_or(&record.table, |shape| &shape.table);
-        let ids = |table: &Table| -> BTreeSet<i32> { table.columns.iter().map(|column| column.id).collect() };
-        let (delivered, known) = (ids(&shapes.rules.shape(before).target), ids(before));
-        let comes = |id: &i32| known.contains(id) && !delivered.contains(id);
-        ids(&shapes.of(table).target).iter().any(comes).then_some("a rule left a column out that has another name now")
+        let lost = shapes.rules.lost_hold(before, table, true);
+        let wrong = lost.or_else(|| shapes.rules.check_columns(table).into_iter().next());
+        wrong.map(|finding| (unfit::reason(&finding), false))
     }
 
     /// A truncate of a table that is being loaded is as good as any other: what lies before the load's position is left

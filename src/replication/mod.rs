@@ -19,6 +19,7 @@ pub mod tables;
 mod task;
 #[cfg(test)]
 mod tests;
+mod unfit;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -184,7 +185,9 @@ pub async fn check(wiring: &Wiring) -> Vec<Finding> {
             Ok(tables) => {
                 findings.extend(Rules::new(config).check(&tables));
                 match Owners::of_state(&*wiring.state) {
-                    Ok(mut owners) => findings.extend(owners.add(config, &tables)),
+                    Ok(mut owners) => {
+                        findings.extend(owners.add(config, &tables).into_iter().map(|(_, finding)| finding));
+                    }
                     Err(error) => findings.push(Finding::from(&error)),
                 }
             }

@@ -32,7 +32,7 @@ impl Owners {
     }
 
     /// Adds a task's tables; gives those that belong to another task already.
-    pub fn add(&mut self, config: &TaskConfig, tables: &[Table]) -> Vec<Finding> {
+    pub fn add(&mut self, config: &TaskConfig, tables: &[Table]) -> Vec<(TableName, Finding)> {
         let rules = Rules::new(config);
         let mut findings = vec![];
         for table in tables {
@@ -44,9 +44,8 @@ impl Owners {
                         format!("{} would be table {name} in the catalog, which belongs to task {task}", table.name);
                     let finding = Finding::error("CATALOG-NAME", summary);
                     let finding = finding.detail(format!("there it is {owner}; two tasks would write to one table"));
-                    findings.push(
-                        finding.fix(format!("tables: - {{ from: {}, to: {}_{target} }}", table.name, config.name)),
-                    );
+                    let fix = format!("tables: - {{ from: {}, to: {}_{target} }}", table.name, config.name);
+                    findings.push((table.name.clone(), finding.fix(fix)));
                 }
                 _ => {
                     self.0.insert(name, (config.name.clone(), table.name.clone()));
@@ -114,7 +113,7 @@ mod tests {
         assert_eq!(owners.clone().add(&config.tasks["one"], &[table("a"), table("B"), table("c")]), []);
         let found = owners.add(&config.tasks["two"], &[table("a"), table("b"), table("c")]);
         assert_eq!(found.len(), 1, "{found:#?}");
-        assert!(found[0].summary.contains("public.b in the catalog, which belongs to task one"), "{found:#?}");
-        assert_eq!(found[0].fix, ["tables: - { from: public.b, to: two_public.b }"]);
+        assert!(found[0].1.summary.contains("public.b in the catalog, which belongs to task one"), "{found:#?}");
+        assert_eq!(found[0].1.fix, ["tables: - { from: public.b, to: two_public.b }"]);
     }
 }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use millrace_core::{Becomes, ChangeBatch, ColumnType, Columns, Finding, Selection, Table, TableName};
 
-use crate::config::{TableRule, TaskConfig};
+use crate::{
+    catalog::CatalogName,
+    config::{TableRule, TaskConfig},
+};
 
 /// The rules of a task.
 #[derive(Debug, Clone)]
@@ -61,31 +64,56 @@ impl Rules {
     /// What is wrong with the rules for these tables: a dropped key, a rename of a column that is not there, two tables
     /// or columns that would meet in one name (the catalog lower-cases names).
     pub fn check(&self, tables: &[Table]) -> Vec<Finding> {
-        let mut findings = vec![];
-        for table in tables {
-            self.check_columns(table, &mut findings);
-        }
+        let mut findings: Vec<Finding> = tables.iter().flat_map(|table| self.check_columns(table)).collect();
         for (index, table) in tables.iter().enumerate() {
-            let lower = |name: &TableName| (name.schema.to_lowercase(), name.name.to_lowercase());
-            let target = self.target(&table.name);
-            let twin = tables[..index].iter().find(|other| lower(&self.target(&other.name)) == lower(&target));
-            if let Some(twin) = twin {
-                findings.push(
-                    Finding::error(
-                        "CATALOG-NAME",
-                        format!(
-                            "{} and {} would both be table {} in the catalog",
-                            twin.name,
-                            table.name,
-                            target.to_string().to_lowercase()
-                        ),
-                    )
-                    .detail("the catalog lower-cases names, as Glue does")
-                    .fix(format!("tables: - {{ from: {}, to: {}_2 }}", table.name, target)),
-                );
-            }
+            let twin = tables[..index].iter().find(|other| self.are_one(other, table));
+            findings.extend(twin.map(|twin| self.twins(&twin.name, &table.name)));
         }
         findings
+    }
+
+    /// Whether two tables would be one in the catalog.
+    pub fn are_one(&self, one: &Table, other: &Table) -> bool {
+        CatalogName::of(&self.target(&one.name)) == CatalogName::of(&self.target(&other.name))
+    }
+
+    /// What is said of two tables that would be one in the catalog: the other keeps out, or has another name.
+    pub fn twins(&self, one: &TableName, other: &TableName) -> Finding {
+        let target = self.target(other);
+        let summary = format!("{one} and {other} would both be table {} in the catalog", CatalogName::of(&target));
+        Finding::error("CATALOG-NAME", summary)
+            .detail("the catalog lower-cases names, as Glue does")
+            .fix(format!("tables: - {{ from: {other}, to: {target}_2 }}"))
+    }
+
+    /// What is said of a column that has another name than before, of which no rule speaks, though one spoke of the old
+    /// name. `by_id`: the columns' identities are kept over renames; else a column that is left out and is not there any
+    /// more counts as one.
+    pub fn lost_hold(&self, before: &Table, now: &Table, by_id: bool) -> Option<Finding> {
+        let rule = self.rule(&before.name)?;
+        let treated = |name: &String| {
+            (rule.drop.contains(name), rule.rename.get(name), rule.values.get(name).map(|value| format!("{value:?}")))
+        };
+        let lost = before.columns.iter().find_map(|old| {
+            if !by_id {
+                let is_gone = rule.drop.contains(&old.name) && now.column_index(&old.name).is_none();
+                return is_gone.then(|| (&old.name, "may have another name now, or is gone".to_string()));
+            }
+            let renamed = now.columns.iter().find(|column| column.id == old.id && column.name != old.name)?;
+            let is_lost = treated(&old.name) != (false, None, None) && treated(&old.name) != treated(&renamed.name);
+            is_lost.then(|| (&old.name, format!("is named \"{}\" now", renamed.name)))
+        });
+        let (name, now_is) = lost?;
+        let summary = format!("{}: column \"{name}\", of which a rule speaks, {now_is}", before.name);
+        Some(
+            Finding::error("TABLE-COLUMN", summary)
+                .detail("the rule knows it by its name; nothing of the table is delivered before the rules are clear")
+                .fix(format!(
+                    "name the column as it is now in a rule of its own: tables: - {{ from: {}, … }}",
+                    before.name
+                ))
+                .fix("then have the config read: kill -HUP, or a restart"),
+        )
     }
 
     /// Rules for values of columns that are not there, or are no numbers.
@@ -117,8 +145,23 @@ impl Rules {
         }
     }
 
-    fn check_columns(&self, table: &Table, findings: &mut Vec<Finding>) {
-        let Some(rule) = self.rule(&table.name) else { return };
+    /// What is wrong with the rules for the columns of this table.
+    pub fn check_columns(&self, table: &Table) -> Vec<Finding> {
+        let mut findings = vec![];
+        let shape = self.shape(table).target;
+        for (index, column) in shape.columns.iter().enumerate() {
+            if shape.columns[..index].iter().any(|other| other.name.to_lowercase() == column.name.to_lowercase()) {
+                let name = column.name.to_lowercase();
+                let summary = format!("{}: two columns would be named \"{name}\" in the catalog", table.name);
+                let renamed = format!("{}_2", column.name);
+                findings.push(
+                    Finding::error("TABLE-COLUMN", summary)
+                        .detail("the catalog lower-cases names, as Glue does")
+                        .fix(format!("rename: {{ {:?}: {renamed:?} }}", column.name)),
+                );
+            }
+        }
+        let Some(rule) = self.rule(&table.name) else { return findings };
         let exact = rule.from.is_exact();
         for name in rule.rename.keys().chain(&rule.drop).filter(|name| exact && table.column_index(name).is_none()) {
             findings.push(
@@ -126,7 +169,7 @@ impl Rules {
                     .fix("correct the name: it is case-sensitive, as the source shows it"),
             );
         }
-        self.check_values(table, rule, findings);
+        self.check_values(table, rule, &mut findings);
         for &key in &table.key {
             let name = &table.columns[key].name;
             if rule.drop.contains(name) {
@@ -140,27 +183,7 @@ impl Rules {
                 );
             }
         }
-        let shape = self.shape(table).target;
-        for (index, column) in shape.columns.iter().enumerate() {
-            if shape.columns[..index].iter().any(|other| other.name.to_lowercase() == column.name.to_lowercase()) {
-                findings.push(
-                    Finding::error(
-                        "TABLE-COLUMN",
-                        format!(
-                            "{}: two columns would be named \"{}\" in the catalog",
-                            table.name,
-                            column.name.to_lowercase()
-                        ),
-                    )
-                    .detail("the catalog lower-cases names, as Glue does")
-                    .fix(format!(
-                        "rename: {{ {:?}: {:?} }}",
-                        column.name,
-                        format!("{}_2", column.name)
-                    )),
-                );
-            }
-        }
+        findings
     }
 }
 

@@ -35,6 +35,7 @@ use super::{
     rules::Rules,
     tables::Tables,
     task::{Backoff, Ended, Task},
+    unfit,
 };
 use crate::{
     catalog::Catalog,
@@ -364,12 +365,12 @@ impl Session {
         let wiring = &self.task.wiring;
         self.verify_source().await?;
         let found = wiring.source.tables(&wiring.config.selection()).await?;
-        let conflicts = self.tables.rules().check(&found);
-        if let Some(finding) = conflicts.into_iter().next() {
-            let fix = finding.fix.join("\n");
-            return Err(Error::new(Kind::Config, finding.summary).fix(fix));
-        }
         let mark = self.stream.last_mark();
+        if mark.is_none()
+            && let Some(finding) = self.tables.rules().check(&found).into_iter().next()
+        {
+            return Err(Error::new(Kind::Config, finding.summary).fix(finding.fix.join("\n")));
+        }
         let captures = wiring.config.mode.captures();
         if captures && mark.is_some() && self.task.record()?.remake_log {
             self.remake_log(&found).await?;
@@ -415,17 +416,16 @@ impl Session {
         let recaptured = captures && self.any_recaptured(found) && self.publish(found).await?;
         // The records are the claim to a table of the catalog: between looking and writing nobody else may do so.
         let claiming = CLAIMING.lock().await;
-        let taken = Owners::of_state(&*wiring.state)?.add(&wiring.config, found).into_iter().next();
-        if let Some(finding) = taken {
-            return Err(Error::new(Kind::Config, finding.summary).fix(finding.fix.join("\n")));
-        }
+        let mut owners = Owners::of_state(&*wiring.state)?;
+        let unfit = unfit::find(&self.tables, &wiring.config, &mut owners, found);
         let gate = self.delivery.gate().await;
         let mark = self.stream.last_mark();
         let loads = wiring.config.mode.loads();
-        let mut changed = self.tables.reconcile(found, mark.as_ref(), loads, recaptured)?;
+        let mut changed = self.tables.reconcile(found, &unfit, mark.as_ref(), loads, recaptured)?;
         let policies = (&wiring.config.on_change, loads, recaptured);
         changed.extend(parts::follow(&self.tables, self.task.name(), found, policies, |table| self.may_mend(table))?);
         drop((gate, claiming));
+        self.task.update(|record| unfit::tell(&mut record.errors, &unfit))?;
         let any = !changed.is_empty();
         for message in changed {
             info!(task = self.task.name(), "{message}");

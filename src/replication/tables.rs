@@ -8,9 +8,12 @@ use std::{
     },
 };
 
-use millrace_core::{Capture, Column, Order, Position, Result, Table, TableName};
+use millrace_core::{Capture, Column, Finding, Order, Position, Result, Table, TableName};
 
-use super::rules::Rules;
+use super::{
+    rules::Rules,
+    unfit::{self, Unfit},
+};
 use crate::{
     state::{
         Put, StateStore,
@@ -233,10 +236,11 @@ impl Tables {
 
     /// Compares what the source has now with the records. New tables wait for their load, or are delivered from `mark` on
     /// where nothing is loaded. `recaptured`: what can be captured now of each is published. Called with the delivery's gate
-    /// held. Gives what changed, for the events.
+    /// held. Tables that are `unfit` stand still. Gives what changed, for the events.
     pub fn reconcile(
         &self,
         found: &[Table],
+        unfit: &Unfit,
         mark: Option<&Mark>,
         loads: bool,
         recaptured: bool,
@@ -249,6 +253,15 @@ impl Tables {
         let mut puts = vec![];
         for shape in found {
             let known = records.get(&shape.name);
+            if let Some(finding) = unfit.get(&shape.name) {
+                if let Some((record, why)) = known.and_then(|known| self.stand_still(known, finding)) {
+                    events.push(format!("table {}: {why}", shape.name));
+                    self.suspend_delivery(&record.target, &why, &mut puts)?;
+                    puts.push(Put::set(table::key(&self.task, &shape.name), &record));
+                    records.insert(shape.name.clone(), record);
+                }
+                continue;
+            }
             let fresh = match known.map(|record| record.state) {
                 None | Some(TableState::Cancelled | TableState::Missing) => true,
                 Some(TableState::BeforeLoad) => known.is_some_and(|record| record.table != *shape),
@@ -301,6 +314,17 @@ impl Tables {
             self.state.commit(&puts)?;
         }
         Ok(events)
+    }
+
+    /// What becomes of a table that the rules do not fit; nothing if that is known already, or the task has it no more.
+    fn stand_still(&self, known: &TableRecord, finding: &Finding) -> Option<(TableRecord, String)> {
+        let why = unfit::reason(finding);
+        let mut record = self.errored(known, TableState::Error, &why);
+        if let Some(load) = &mut record.load {
+            load.forget_segments();
+        }
+        let is_there = !matches!(known.state, TableState::Cancelled | TableState::Missing);
+        (is_there && record != *known).then_some((record, why))
     }
 
     /// What becomes of a complete table that the source has otherwise than its record, and why.

@@ -16,7 +16,7 @@ use crate::{
 impl Session {
     /// Loads what waits, and then what comes to wait. True when nothing is captured and everything is loaded.
     pub(super) async fn load_loop(&self, cancel: &CancellationToken) -> Result<bool> {
-        let (mut backoff, mut told) = (Backoff::new(), None);
+        let (mut backoff, mut told, mut unseen) = (Backoff::new(), None, None);
         loop {
             if self.tables.to_load().is_empty() {
                 if !self.task.wiring.config.mode.captures() {
@@ -27,10 +27,13 @@ impl Session {
                     () = cancel.cancelled() => return Ok(false),
                     () = self.wake.notified() => {}
                     () = self.time_to_look() => {
-                        if let Err(error) = self.discover().await {
-                            self.task.end_if_storage(&error);
+                        let looked = self.discover().await.err();
+                        if let Some(error) = &looked {
+                            self.task.end_if_storage(error);
                             warn!(task = self.task.name(), error = %error, "looking for new tables failed");
                         }
+                        // A source that is away is told of by the capture.
+                        self.tell_trouble(looked.filter(|error| error.kind != Kind::Connection), &mut unseen)?;
                     }
                 }
                 continue;
@@ -44,21 +47,13 @@ impl Session {
                 Ok(()) => {
                     backoff = Backoff::new();
                     self.store_progress()?;
-                    if let Some(told) = told.take() {
-                        self.task.update(|record| record.errors.retain(|error| *error != told))?;
-                    }
+                    self.tell_trouble(None, &mut told)?;
                 }
                 Err(error) if !self.load_waits(&error) => return Err(error),
                 Err(error) => {
                     // Capture goes on meanwhile, so this does not make the task fail.
                     warn!(task = self.task.name(), error = %error, "full load is tried again");
-                    self.task.wiring.metrics.count_error(self.task.name(), error.kind.code());
-                    let finding = Finding { severity: Severity::Warning, ..Finding::from(&error) };
-                    let before = told.replace(finding.clone());
-                    self.task.update(|record| {
-                        record.errors.retain(|error| Some(error) != before.as_ref());
-                        record.errors.push(finding);
-                    })?;
+                    self.tell_trouble(Some(error), &mut told)?;
                     tokio::select! {
                         biased;
                         () = cancel.cancelled() => return Ok(false),
@@ -67,6 +62,19 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// What of this loop fails and is tried again, in the task's record; replaces what was told before.
+    fn tell_trouble(&self, error: Option<Error>, told: &mut Option<Finding>) -> Result<()> {
+        let finding = error.map(|error| {
+            self.task.wiring.metrics.count_error(self.task.name(), error.kind.code());
+            Finding { severity: Severity::Warning, ..Finding::from(&error) }
+        });
+        let before = std::mem::replace(told, finding.clone());
+        self.task.update(|record| {
+            record.errors.retain(|error| Some(error) != before.as_ref());
+            record.errors.extend(finding);
+        })
     }
 
     /// Whether a load that failed is tried again, while everything else goes on. What only the tables' owner may publish

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millrace_core::{Error, Kind, Result, Severity, TableName};
+use millrace_core::{Result, Severity, TableName};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -34,9 +34,6 @@ impl Session {
         let wiring = &self.task.wiring;
         self.verify_source().await?;
         let found = wiring.source.tables(&wiring.config.selection()).await?;
-        if let Some(finding) = self.tables.rules().check(&found).into_iter().next() {
-            return Err(Error::new(Kind::Config, finding.summary).fix(finding.fix.join("\n")));
-        }
         let mode = wiring.config.mode;
         if mode.captures() && self.reload_unpublished(&found).await? && !mode.loads() {
             // Nothing else will publish them again.

@@ -345,6 +345,58 @@ def test_a_restored_backup_is_refused_and_reloaded(primary, promoted):
             running.kill()
 
 
+@pytest.mark.trap("10", crash=True)
+@pytest.mark.parametrize("seen", ["never-seen", "seen-before", "nothing-of-ours"])
+@pytest.mark.fault("25", "an older state of the source, which has written on beyond our position", promise="stops safely")
+def test_an_older_state_that_has_overtaken_us_is_refused(primary, seen):
+    """Same server, same timeline, its log longer than what we have: it holds other transactions there."""
+    primary.execute("shop", "create table t (id int primary key, v text)", "create table other (id int)")
+    primary.execute("shop", "insert into t values (1, 'kept')")
+    with Proxy(primary.port) as proxy, Daemon(primary, "shop", ["public.t"], port=proxy.port) as running:
+        running.start_and_load()
+        primary.execute("shop", "insert into t values (2, 'kept, and the last')")
+        running.wait_confirmed()
+        running.terminate()
+        with Copy(primary, keep_slots=True) as backup:
+            running.start()
+            lost = "insert into other values (1)" if seen == "nothing-of-ours" else "insert into t values (3, 'lost')"
+            primary.execute("shop", lost, "create table filler as select md5(i::text) from generate_series(1, 20000) i")
+            running.wait_confirmed()
+            proxy.cut()
+            if seen == "never-seen":
+                running.kill()
+            primary.stop()
+            backup.start()
+            proxy.target = backup.port
+            running.server = backup
+            if seen == "seen-before":
+                proxy.heal()
+                refused(running, "SOURCE-CHANGED")
+                running.kill()
+            elif seen == "nothing-of-ours":
+                running.kill()
+            backup.execute("shop", "insert into t values (4, 'of another life')")
+            backup.execute("shop", "create table filler as select md5(i::text) from generate_series(1, 40000) i")
+            proxy.heal()
+            running.start()
+            said = text_of(refused(running, "SOURCE-CHANGED"))
+            assert "has another log now" in said and "millrace reload shop" in said, said
+            # It is the same at the next look, and after a word of the operator.
+            running.run("resume", "shop")
+            refused(running, "SOURCE-CHANGED", "has another log now")
+            running.kill()
+            running.start()
+            refused(running, "SOURCE-CHANGED", "has another log now")
+            running.run("reload", "shop")
+            running.wait_states(seconds=60)
+            backup.execute("shop", "insert into t values (5, 'goes on')")
+            running.compare([("public", "t")], seconds=60)
+            running.kill()
+            running.start()
+            backup.execute("shop", "delete from t where id = 4")
+            running.compare([("public", "t")], seconds=60)
+
+
 def needs(major, what):
     """Skips the test on older servers."""
     running = int(os.environ.get("MILLRACE_TEST_PG", "15"))

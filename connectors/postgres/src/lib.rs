@@ -190,7 +190,7 @@ impl Source for PostgresSource {
         let Options { value_bytes_max, sender_timeout, failover, own_changes_only, values } = options.clone();
         let options = LogOptions { value_bytes_max, sender_timeout, failover, own_changes_only, values };
         let around = Surroundings { fence: fence.clone(), spill, whole: whole.clone(), process: process.clone() };
-        let log = PostgresLog::open(config, names, tables, from.position, known, options, around).await?;
+        let log = PostgresLog::open(config, names, tables, from, known, options, around).await?;
         Ok(Box::new(log))
     }
 

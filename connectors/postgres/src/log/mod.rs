@@ -4,7 +4,7 @@
 //! from PostgreSQL 14 on the server sends such a one in parts while it is open, and it goes to our disk until it commits.
 //! Values are decoded from the receive buffer (or from that file) straight into the batches that are handed out.
 //!
-//! - [`open`]: the checks of every connect; [`pace`]: when to read; [`status`]: keeps the session alive
+//! - [`open`]: the checks of every connect; [`past`]: whether it is the log that was read; [`pace`]: when to read; [`status`]: keeps the session alive
 //! - [`decoder`]: messages to changes; [`transaction`], [`captured`]: its parts
 //! - [`streamed`]: transactions that are sent before they commit; [`spill`]: their files
 //! - [`shape`], [`attributes`], [`announced`]: a table's shape in the log against ours; [`deferrable`], [`pending`]: rows that need a second look
@@ -18,6 +18,7 @@ mod deferrable;
 mod fuzz;
 mod open;
 mod pace;
+mod past;
 mod pending;
 mod shape;
 mod spill;
@@ -40,13 +41,14 @@ use async_trait::async_trait;
 use millrace_core::{
     Changes, Durable, Error, Kind, Position, Result, Table, TableName, ValueRules,
     error::Context,
-    source::{Budget, Identity, Log, SpillRoom},
+    source::{Budget, Identity, Log, Resume, SpillRoom},
 };
 
 pub(crate) use self::open::verify_identity;
 use self::{
     decoder::{Applied, Decoder},
     pace::Pace,
+    past::{Comparing, Past},
     status::StatusSender,
     streamed::Streamed,
 };
@@ -134,6 +136,8 @@ pub struct PostgresLog {
     config: PostgresConfig,
     reader: LogReader,
     status: StatusSender,
+    /// Until what is sent again was compared nothing is confirmed; then what we have, which is up to here.
+    compares_to: Option<u64>,
     decoder: Decoder,
     streamed: Streamed,
     /// Set where the server failed; `None` where nothing is sent ahead.
@@ -164,17 +168,26 @@ impl PostgresLog {
         config: &PostgresConfig,
         names: &Names,
         tables: &[Arc<Table>],
-        from: Position,
+        resume: &Resume,
         known: &Identity,
         options: LogOptions,
         Surroundings { fence, spill, whole, process }: Surroundings,
     ) -> Result<Self> {
+        let from = resume.position;
         let start = u64::try_from(from.0).context(Kind::Internal, || format!("opening the log at {from}"))?;
         let mut session = Connection::connect(config, Mode::Replication, "millrace log").await?;
         let identity = verify_identity(&mut session, names, from, known).await?;
-        open::verify_slot(&mut session, names, from, process.load(Ordering::Relaxed)).await?;
+        let confirmed = open::verify_slot(&mut session, names, from, process.load(Ordering::Relaxed)).await?;
+        let past: Option<Past> = resume.lineage.as_ref().and_then(|text| text.parse().ok());
+        // What the server may send again is asked for, to be compared.
+        let confirmed = u64::try_from(confirmed.0).unwrap_or(start);
+        let begin = if past.is_some() { confirmed.min(start) } else { start };
         let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
         decoder.own_changes_only = options.own_changes_only;
+        if let Some(past) = past {
+            let comparing = (begin < start).then(|| Comparing::new(names, past, begin, start));
+            decoder.remember(past, comparing);
+        }
         open::learn_tables(&mut session, tables, &mut decoder).await?;
         let streamed = Streamed::open(spill)?;
         // What a server without the option `origin` sends of an open transaction does not say yet where it comes from.
@@ -182,7 +195,7 @@ impl PostgresLog {
         let ahead = !whole.swap(false, Ordering::Relaxed) && !by_decoder;
         let process_id = session.process_id();
         process.store(process_id, Ordering::Relaxed);
-        let stream = open::start(session, names, start, &options, ahead).await?;
+        let stream = open::start(session, names, begin, &options, ahead).await?;
         // A third of the server's patience, and often enough that an idle log advances.
         let interval = (options.sender_timeout / 3).min(Duration::from_secs(10));
         tracing::info!(slot = names.slot, position = %from, "the log is open");
@@ -190,7 +203,8 @@ impl PostgresLog {
             config: config.clone(),
             pace: Pace::new(stream.reader.line(), Instant::now()),
             reader: stream.reader,
-            status: StatusSender::spawn(stream.writer, start, interval),
+            status: StatusSender::spawn(stream.writer, begin, interval),
+            compares_to: decoder.is_comparing().then_some(start),
             decoder,
             streamed,
             whole: ahead.then_some(whole),
@@ -413,6 +427,11 @@ impl Log for PostgresLog {
         if self.catalog_used.elapsed() >= CATALOG_IDLE {
             self.catalog = None;
         }
+        if !self.decoder.is_comparing()
+            && let Some(position) = self.compares_to.take()
+        {
+            self.status.confirm(position);
+        }
         Ok(self.decoder.take())
     }
 
@@ -425,7 +444,9 @@ impl Log for PostgresLog {
         let position = position.get();
         let lsn = u64::try_from(position.0)
             .map_err(|_| Error::new(Kind::Internal, format!("confirming {position}, which is no LSN")))?;
-        self.status.confirm(lsn);
+        if self.compares_to.is_none() {
+            self.status.confirm(lsn);
+        }
         self.fence.forget_before(position);
         Ok(())
     }

@@ -56,7 +56,7 @@ pub async fn verify_identity(
     Ok(Identity { system: system.into(), timeline, database: database.into(), server, started })
 }
 
-fn changed(names: &Names, what: String) -> Error {
+pub(super) fn changed(names: &Names, what: String) -> Error {
     Error::new(Kind::SourceChanged, "comparing the server with the one that was replicated from").with(what).fix(
         format!(
             "set host, port and database back to the server that was replicated from, then: millrace resume {0}\n\
@@ -137,9 +137,9 @@ struct Slot {
     confirmed: Option<Position>,
 }
 
-/// Makes sure that the slot is ours, free, and holds everything from the position on.
+/// Makes sure that the slot is ours, free, and holds everything from the position on; gives where it stands.
 /// `before` is the server process of our own last session: one that has not noticed yet that we are gone is ended.
-pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position, before: u32) -> Result<()> {
+pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position, before: u32) -> Result<Position> {
     let mut ended = false;
     let began = tokio::time::Instant::now();
     let lost = |what: String| {
@@ -188,7 +188,7 @@ pub async fn verify_slot(session: &mut Connection, names: &Names, from: Position
         return Err(invalidated(names, from, &slot.invalid));
     }
     match slot.confirmed {
-        Some(confirmed) if confirmed <= from => Ok(()),
+        Some(confirmed) if confirmed <= from => Ok(confirmed),
         Some(confirmed) => Err(lost(format!(
             "it was confirmed up to {confirmed}, but we have only what committed before {from}: it was made again, \
              somebody else read with it, or our state is older than it"

@@ -46,7 +46,7 @@ impl Fixture {
     async fn try_open(&self, from: Position) -> Result<PostgresLog> {
         let config = self.server.config("postgres");
         let (options, around) = (self.options.clone(), self.surroundings());
-        PostgresLog::open(&config, &self.names, &self.tables, from, &self.known, options, around).await
+        PostgresLog::open(&config, &self.names, &self.tables, &from.into(), &self.known, options, around).await
     }
 
     fn surroundings(&self) -> Surroundings {
@@ -610,7 +610,9 @@ async fn a_unix_socket_serves_as_well() {
     let config = PostgresConfig { host: fixture.server.socket_folder(), ..fixture.server.config("postgres") };
     let (names, tables, known, around) = (&fixture.names, &fixture.tables, &fixture.known, fixture.surroundings());
     let mut log =
-        PostgresLog::open(&config, names, tables, fixture.from, known, fixture.options.clone(), around).await.unwrap();
+        PostgresLog::open(&config, names, tables, &fixture.from.into(), known, fixture.options.clone(), around)
+            .await
+            .unwrap();
     fixture.run("insert into t select generate_series(1, 50000)").await;
     let (began, mut rows) = (Instant::now(), 0);
     while rows < 50_000 && began.elapsed() < Duration::from_secs(20) {

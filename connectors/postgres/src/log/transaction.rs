@@ -15,6 +15,8 @@ pub struct Transaction {
     pub xid: u32,
     /// It is behind the position that the log began at: all of it has been taken before.
     pub skipped: bool,
+    /// The server took it over from elsewhere.
+    pub is_foreign: bool,
     /// A row of it has cells that are still to be looked up.
     pub has_absent: bool,
     /// Changes since the last pull.
@@ -32,6 +34,7 @@ impl Transaction {
             commit_time_us: begin.commit_time.saturating_add(EPOCH_2000_US),
             xid: begin.xid,
             skipped: begin.final_lsn < from,
+            is_foreign: false,
             has_absent: false,
             rows: 0,
             bytes: 0,
@@ -45,6 +48,11 @@ impl Transaction {
             Error::new(Kind::Internal, "numbering the changes of a transaction").with("it has more than 2^32 changes")
         })?;
         Ok(Order { commit: u128::from(self.commit), ordinal: self.ordinal })
+    }
+
+    /// Whether it changed anything of ours.
+    pub fn has_changes(&self) -> bool {
+        self.ordinal > 0
     }
 
     /// Where the next change will be.

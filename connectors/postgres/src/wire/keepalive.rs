@@ -7,6 +7,8 @@ use super::reader::{Malformed, Reader};
 pub struct Keepalive {
     /// Everything that committed before this has been sent.
     pub wal_end: u64,
+    /// The server's clock; microseconds since 2000-01-01 UTC.
+    pub clock: i64,
     /// Whether the server wants an answer at once, because it is about to give up on us or to shut down.
     pub reply_requested: bool,
 }
@@ -14,10 +16,9 @@ pub struct Keepalive {
 impl Keepalive {
     /// Reads the body behind the tag.
     pub fn parse(mut reader: Reader<'_>) -> Result<Self, Malformed> {
-        let wal_end = reader.u64()?;
-        reader.i64()?;
+        let (wal_end, clock) = (reader.u64()?, reader.i64()?);
         let reply_requested = reader.u8()? == 1;
         reader.end()?;
-        Ok(Self { wal_end, reply_requested })
+        Ok(Self { wal_end, clock, reply_requested })
     }
 }

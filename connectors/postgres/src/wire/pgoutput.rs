@@ -168,11 +168,12 @@ mod tests {
 
     #[test]
     fn envelopes_and_keepalives() {
-        let keepalive = [b"k".as_slice(), &lsn(0xAB), &lsn(0), b"\x01"].concat();
-        let expected = Incoming::Keepalive(Keepalive { wal_end: 0xAB, reply_requested: true });
+        let keepalive = [b"k".as_slice(), &lsn(0xAB), &lsn(5), b"\x01"].concat();
+        let expected = Incoming::Keepalive(Keepalive { wal_end: 0xAB, clock: 5, reply_requested: true });
         assert_eq!(Incoming::parse(&keepalive), Ok(expected));
-        let data = [b"w".as_slice(), &lsn(1), &lsn(2), &lsn(0), b"I\0\0\0\x07N\0\x02u", b"t\0\0\0\x01x"].concat();
-        let Ok(Incoming::XLogData(XLogData { wal_end: 2, message: Message::Insert(insert) })) = Incoming::parse(&data)
+        let data = [b"w".as_slice(), &lsn(1), &lsn(2), &lsn(5), b"I\0\0\0\x07N\0\x02u", b"t\0\0\0\x01x"].concat();
+        let Ok(Incoming::XLogData(XLogData { wal_end: 2, clock: 5, message: Message::Insert(insert) })) =
+            Incoming::parse(&data)
         else {
             panic!("{:?}", Incoming::parse(&data))
         };

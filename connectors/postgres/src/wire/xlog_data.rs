@@ -10,6 +10,8 @@ use super::{
 pub struct XLogData<'a> {
     /// Where the server's log ends, as far as this walsender knows.
     pub wal_end: u64,
+    /// The server's clock; microseconds since 2000-01-01 UTC.
+    pub clock: i64,
     /// What it carries.
     pub message: Message<'a>,
 }
@@ -19,9 +21,8 @@ impl<'a> XLogData<'a> {
     #[inline]
     pub fn parse(mut reader: Reader<'a>) -> Result<Self, Malformed> {
         reader.u64()?;
-        let wal_end = reader.u64()?;
-        reader.i64()?;
-        Ok(Self { wal_end, message: Message::parse(reader)? })
+        let (wal_end, clock) = (reader.u64()?, reader.i64()?);
+        Ok(Self { wal_end, clock, message: Message::parse(reader)? })
     }
 }
 

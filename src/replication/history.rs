@@ -73,6 +73,14 @@ impl Source for History {
         self.source.publication_ids(tables).await
     }
 
+    async fn spellings(&self, tables: &[Arc<Table>]) -> Result<BTreeMap<TableName, String>> {
+        self.source.spellings(tables).await
+    }
+
+    fn spellings_differ(&self, before: &str, now: &str) -> bool {
+        self.source.spellings_differ(before, now)
+    }
+
     async fn create_log(&self) -> Result<Resume> {
         let made = self.source.create_log().await?;
         Ok(Resume { position: self.number_it(made.position), ..made })

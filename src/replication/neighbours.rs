@@ -97,6 +97,7 @@ mod tests {
             rule: String::new(),
             stale: false,
             published: None,
+            spelling: None,
             read_to: millrace_core::Position::default(),
             evolving: vec![],
             load: None,

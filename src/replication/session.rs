@@ -4,6 +4,7 @@
 mod loading;
 mod mending;
 pub(super) mod new_log;
+mod respelled;
 mod unpublished;
 
 use std::{
@@ -401,6 +402,7 @@ impl Session {
                 // What was missed is told; it is not told again at the next start.
                 self.tables.note_published(&wiring.source.publication_ids(&self.tables.captured()).await?)?;
             }
+            self.follow_spellings().await?;
             self.task.update(|record| {
                 record.slot_intent = false;
                 record.remake_log = false;

@@ -391,6 +391,7 @@ impl Tables {
             rule: self.rules.text(&shape.name),
             stale: false,
             published: None,
+            spelling: None,
             read_to: Position::default(),
             evolving: vec![],
             load,

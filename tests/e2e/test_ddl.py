@@ -1,5 +1,7 @@
 """Changes of shape, truncates, tables that come and go: followed, or as the policy says."""
 
+import time
+
 import duckdb
 import pytest
 from servers import wait_for
@@ -337,3 +339,39 @@ def test_truncate_can_suspend(varied, sql):
     running.run("reload", "shop", "public.t")
     running.wait_states(tables=[ADDED], seconds=40)
     running.compare([ADDED])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "alter type mood rename value 'sad' to 'blue'",
+        "alter type pair add attribute z int",
+        "alter type pair drop attribute y",
+        "alter table t alter ip type inet",
+        "alter table t alter x type text",
+    ],
+)
+def test_old_rows_that_are_printed_otherwise_are_loaded_anew(daemon, sql, statement):
+    """No row is written or rewritten."""
+    sql("create type mood as enum ('sad', 'happy')", "create type pair as (x int, y text)", "create domain soul as mood")
+    sql("create table t (id int primary key, m soul, c pair, moods mood[], ip cidr, x xml)")
+    sql("""insert into t values (1, 'sad', row(1, 'a'), '{sad}', '1.2.3.4/32', '<?xml version="1.0" encoding="utf-8"?><a/>')""")
+    running = daemon(["public.t"], options={"on-change": {"discover": "1s"}}).start_and_load()
+    sql("alter type mood add value 'ok' before 'happy'", "insert into t (id, m) values (2, 'ok')")
+    running.compare([("public", "t")])
+    time.sleep(2.5)
+    assert generation(running) == 1, "a label that comes is no reason to load anew"
+    sql(statement)
+    if statement.startswith("alter table"):
+        # Of that the log tells with the next row.
+        sql("insert into t (id, m) values (3, 'happy')")
+    wait_for(lambda: generation(running) == 2, 20, "the table to be loaded anew")
+    running.compare([("public", "t")])
+    sql("insert into t (id, m) values (4, 'happy')")
+    running.compare([("public", "t")])
+
+
+def generation(running):
+    """How often the one table was loaded."""
+    (found,) = running.json("catalog", "tables", "public")
+    return found["generation"]

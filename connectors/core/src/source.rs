@@ -121,6 +121,17 @@ pub trait Source: Send + Sync {
         Ok(BTreeMap::new())
     }
 
+    /// How the values of these tables' types are spelled, where that may change without a change of rows (PostgreSQL: labels of
+    /// enums); for [`Self::spellings_differ`]. Empty where there is no such thing.
+    async fn spellings(&self, _tables: &[Arc<Table>]) -> Result<BTreeMap<TableName, String>> {
+        Ok(BTreeMap::new())
+    }
+
+    /// Whether old rows are spelled otherwise than they were.
+    fn spellings_differ(&self, _before: &str, _now: &str) -> bool {
+        false
+    }
+
     /// Makes the permanent place in the source's log (a slot) and gives where it starts. One that is there already is
     /// dropped and made again: the caller only asks when it has no mark, so nothing of it was ever kept.
     async fn create_log(&self) -> Result<Resume>;

@@ -70,7 +70,8 @@ async fn main() -> millrace_core::Result<()> {
         process: Arc::default(),
     };
     let from = from.unwrap_or(Position(0));
-    let mut log = PostgresLog::open(&config, &names, &tables, &from.into(), &identity, LogOptions::default(), around).await?;
+    let mut log =
+        PostgresLog::open(&config, &names, &tables, &from.into(), &identity, LogOptions::default(), around).await?;
 
     let budget = Budget { rows: 65_536, bytes: 32 << 20, wait: Duration::from_millis(500) };
     let began = Instant::now();

@@ -23,6 +23,7 @@ pub mod partitions;
 pub mod publication;
 pub mod slot;
 pub mod snapshot;
+mod spellings;
 #[cfg(test)]
 mod test_server;
 pub mod types;
@@ -172,6 +173,17 @@ impl Source for PostgresSource {
         let ids = publication::ids(&mut connection, &self.shared.names, tables).await?;
         self.shared.give_back(connection);
         Ok(ids)
+    }
+
+    async fn spellings(&self, tables: &[Arc<Table>]) -> Result<BTreeMap<TableName, String>> {
+        let mut connection = self.shared.catalog().await?;
+        let found = spellings::read(&mut connection, tables).await?;
+        self.shared.give_back(connection);
+        Ok(found)
+    }
+
+    fn spellings_differ(&self, before: &str, now: &str) -> bool {
+        spellings::differ(before, now)
     }
 
     async fn create_log(&self) -> Result<Resume> {

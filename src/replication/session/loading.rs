@@ -105,6 +105,7 @@ impl Session {
             }
             // What somebody took out since the first look is back by now, and nothing else tells of it.
             self.reload_unpublished(&found).await?;
+            self.follow_spellings().await?;
             self.renew_waiting(&found)?;
             // Asked behind that, so that none is loaded whose entry is not known by now.
             unpublished.extend(wiring.source.unpublished(&self.tables.captured()).await?);

@@ -46,6 +46,7 @@ impl Session {
             // Of a table that is suspended for the loss of its key the application's own updates fail until they are not
             // published any more.
             self.publish(&found).await?;
+            self.follow_spellings().await?;
         }
         Ok(())
     }

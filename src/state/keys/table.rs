@@ -75,6 +75,10 @@ pub struct TableRecord {
     /// [`millrace_core::source::Source::publication_ids`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published: Option<u64>,
+    /// How the source spelled the values of its types before its load; see
+    /// [`millrace_core::source::Source::spellings`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spelling: Option<String>,
     /// Up to where the rows of the last complete load may show changes.
     #[serde(default)]
     pub read_to: Position,
@@ -191,6 +195,7 @@ mod tests {
             rule: String::new(),
             stale: false,
             published: None,
+            spelling: None,
             read_to: Position(read_to),
             evolving: evolving.collect(),
             load: None,

@@ -269,7 +269,8 @@ pub fn follow(table: &Table, relation: &Relation, facts: &Facts) -> Result<Table
             continue;
         };
         column.older_rows.clone_from(&old.older_rows);
-        if old.source_type != column.source_type && !widens(&old.ty, &column.ty) {
+        let respelled = column.ty == ColumnType::Text && !is_same_text(&old.source_type, &column.source_type);
+        if old.source_type != column.source_type && (respelled || !widens(&old.ty, &column.ty)) {
             return Err(format!(
                 "column {:?} changed its type from {} to {}",
                 old.name, old.source_type, column.source_type
@@ -280,6 +281,14 @@ pub fn follow(table: &Table, relation: &Relation, facts: &Facts) -> Result<Table
         return Err("its rows were rewritten".into());
     }
     Ok(followed)
+}
+
+/// Whether values of both types, which both are text here, are printed alike: where no row is rewritten they may still have
+/// another form (`cidr` with its mask, `inet` without).
+fn is_same_text(old: &str, new: &str) -> bool {
+    let name = |ty: &str| ty.split('(').next().unwrap_or_default().trim_end().to_string();
+    let alike = ["text", "character varying", "citext", "numeric", "bit", "bit varying"];
+    name(old) == name(new) || (alike.contains(&name(old).as_str()) && alike.contains(&name(new).as_str()))
 }
 
 /// Whether every value of a type is the same value of the other.

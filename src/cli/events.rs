@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::{Context, Outcome, output};
+use super::{Context, Outcome, known_task, output};
 use crate::telemetry::{
     events::{Event, list},
     show_time,
@@ -12,6 +12,9 @@ use crate::telemetry::{
 
 pub fn events(context: &Context, last: usize, task: Option<&str>) -> Outcome {
     let config = context.config()?;
+    if let Some(task) = task {
+        known_task(&config, task)?;
+    }
     let state = context.state(&config)?;
     let mut events = list(&state)?;
     events.retain(|event| task.is_none() || event.task.as_deref() == task);

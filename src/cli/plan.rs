@@ -10,7 +10,11 @@ use crate::{
     config::{Config, TaskConfig, units::show_bytes},
     daemon::tasks::{vanished, wire},
     registry,
-    replication::{moved, rules::Rules, tables::recaptured_as},
+    replication::{
+        moved,
+        rules::Rules,
+        tables::{is_retyped, recaptured_as},
+    },
     state::{
         StateStore,
         keys::table::{self, TableRecord, TableState},
@@ -157,7 +161,10 @@ fn action(task: &TaskConfig, rules: &Rules, shape: &Table, record: Option<&Table
     match record.state {
         TableState::Cancelled | TableState::Missing if loads => "load",
         TableState::Cancelled | TableState::Missing => "capture",
-        _ if record.target != rules.target(&shape.name) || record.rule != rules.text(&shape.name) => {
+        _ if record.target != rules.target(&shape.name)
+            || record.rule != rules.text(&shape.name)
+            || is_retyped(&record.table, shape) =>
+        {
             "reload (new rules)"
         }
         TableState::BeforeLoad => "load",

@@ -27,6 +27,8 @@ use crate::{
     telemetry::{metrics::Live, report::Told, show_time},
 };
 
+/// As many suspended tables are shown with their reason.
+const STANDING_SHOWN: usize = 5;
 /// Changes that wait longer than this are told as a backlog.
 const STALLED_SECONDS: f64 = 60.0;
 
@@ -67,6 +69,8 @@ struct TaskStatus {
     #[serde(flatten)]
     live: Live,
     errors: Vec<Told>,
+    /// Tables that are suspended or gone, and why.
+    standing: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -142,6 +146,10 @@ fn look(config: &Config, task: &TaskConfig, state: &dyn StateStore, live: Live) 
         dead_letters: checkpoints.iter().map(|(_, checkpoint)| checkpoint.dead_letters).sum(),
         live,
         errors,
+        standing: tables
+            .into_iter()
+            .filter_map(|(_, table)| Some((table.table.name.to_string(), table.error?)))
+            .collect(),
     })
 }
 
@@ -199,6 +207,12 @@ fn text(status: &TaskStatus) -> String {
     line("delivery", [paused, lag, waits].into_iter().flatten().collect::<Vec<_>>().join(", "));
     let tables = status.tables.iter().map(|(state, count)| format!("{count} {state}"));
     line("tables", tables.collect::<Vec<_>>().join(", "));
+    for (table, why) in status.standing.iter().take(STANDING_SHOWN) {
+        line("", format!("{table}: {why}"));
+    }
+    if status.standing.len() > STANDING_SHOWN {
+        line("", format!("and {} more: millrace tables {}", status.standing.len() - STANDING_SHOWN, status.task));
+    }
     let unaccounted = status.live.unaccounted_rows.map_or(String::new(), |rows| format!("{rows} unaccounted, "));
     line("rows", format!("{unaccounted}{} in the dead letters", output::number(status.dead_letters)));
     let state = serde_json::to_string(&status.state).unwrap_or_default();

@@ -65,6 +65,8 @@ pub struct Progress {
     pub caught_up: AtomicU64,
     /// Where the source's log ends, as far as it told us (low 64 bits).
     pub source_end: AtomicU64,
+    /// When the log was last pulled (microseconds since 1970-01-01 UTC); the task's, over all its runs.
+    pub pulled_us: Arc<AtomicI64>,
 }
 
 /// One run of the capture, from opening the log to an error or the end.
@@ -422,6 +424,7 @@ impl Capture<'_> {
         if let Some(end) = changes.source_end {
             self.progress.source_end.store(end.0 as u64, Ordering::Relaxed);
         }
+        self.progress.pulled_us.store(crate::telemetry::now_us(), Ordering::Relaxed);
         let caught_up = changes.items.is_empty();
         self.progress.caught_up.store(u64::from(caught_up), Ordering::Relaxed);
         let newest = self.progress.newest_commit_us.load(Ordering::Relaxed);

@@ -4,7 +4,7 @@
 //! What it cannot do is reach a source that cannot be reached: there only the source's own limit helps (PostgreSQL:
 //! `max_slot_wal_keep_size`).
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
 
 use millrace_core::{Error, Finding, Result, source::Retained};
 use tokio::{
@@ -20,7 +20,7 @@ use crate::{
         units::{show_bytes, show_duration},
     },
     state::keys::task::TaskState,
-    telemetry::{events, metrics::task_label},
+    telemetry::{events, metrics::task_label, now_us},
 };
 
 /// How often the source is asked while the task runs.
@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const WINDOW: Duration = Duration::from_secs(300);
 /// Nothing is said of the rate before so much of it has passed.
 const WINDOW_MIN: Duration = Duration::from_secs(10);
+/// A log that is not pulled for so long is told as a lag.
+const SILENCE_MIN: Duration = Duration::from_secs(10);
 /// A warning where neither the config nor the source has a limit.
 const WARN_BYTES: u64 = 5 << 30;
 
@@ -170,6 +172,7 @@ pub(super) async fn watch(task: Task, requests: mpsc::WeakSender<Request>) {
         let look_at = looked + if runs { LOOK_EVERY } else { LOOK_EVERY_IDLE };
         let beat_at = heartbeat.filter(|_| runs).map(|every| beaten + every);
         tokio::time::sleep_until(beat_at.map_or(look_at, |at| at.min(look_at)).min(Instant::now() + LOOK_EVERY)).await;
+        tell_silence(&task);
         if beat_at.is_some_and(|at| at <= Instant::now()) {
             beaten = Instant::now();
             heart_fails = beat(&task, heart_fails).await;
@@ -180,6 +183,14 @@ pub(super) async fn watch(task: Task, requests: mpsc::WeakSender<Request>) {
                 error!(task = task.name(), error = %error, "guarding the source's log failed");
             }
         }
+    }
+}
+
+/// What the source has written since we last heard of it is not known: the lag is at least the time since then.
+fn tell_silence(task: &Task) {
+    let silence = now_us().saturating_sub(task.pulled_us.load(Ordering::Relaxed)) as f64 / 1e6;
+    if silence >= SILENCE_MIN.as_secs_f64() {
+        task.wiring.metrics.source_lag_seconds.get_or_create(&task_label(task.name())).set(silence);
     }
 }
 

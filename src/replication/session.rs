@@ -169,7 +169,7 @@ impl Session {
             look_again: Arc::default(),
             mended: Arc::default(),
             asks,
-            progress: Arc::default(),
+            progress: Arc::new(Progress { pulled_us: task.pulled_us.clone(), ..Progress::default() }),
             suspended_before,
         };
         Ok(Some((session, asked)))
@@ -385,6 +385,11 @@ impl Session {
                 record.identity = Some(identity);
                 record.slot_intent = true;
             })?;
+            if wiring.config.mode.loads() {
+                // What was loaded before, by a task that only loaded, lacks what changed since.
+                let _gate = self.delivery.gate().await;
+                reload::mark_for_new_log(&self.tables, self.task.name())?;
+            }
             let begin = wiring.source.create_log().await?;
             let position = begin.position;
             self.stream.append(Append::begin(begin)).await?;

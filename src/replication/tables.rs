@@ -301,7 +301,10 @@ impl Tables {
             .collect();
         for name in gone {
             let (state, why) = match selection.matches(&name) {
-                true => (TableState::Missing, "the table is not at the source any more, or cannot be captured"),
+                true => (
+                    TableState::Missing,
+                    "the table is not at the source any more, cannot be captured, or our role may not read it any more",
+                ),
                 false => (TableState::Cancelled, "the config does not select the table any more"),
             };
             let record = self.errored(&records[&name], state, why);
@@ -428,7 +431,7 @@ impl Tables {
 }
 
 /// Whether columns that are the same at the source get another type now: by the task's `values`, or a newer mapping.
-fn is_retyped(known: &Table, found: &Table) -> bool {
+pub fn is_retyped(known: &Table, found: &Table) -> bool {
     let same = |column: &Column| {
         let known = known.columns.iter().find(|known| known.id == column.id && known.name == column.name);
         known.is_none_or(|known| known.source_type != column.source_type || known.ty == column.ty)

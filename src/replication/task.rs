@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicI64},
     time::Duration,
 };
 
@@ -76,6 +76,7 @@ pub(super) async fn run(
     let mut backoff = Backoff::new();
     let guard = || tokio::spawn(guardian::watch(task.clone(), own_requests.clone()));
     let mut guarding = guard();
+    task.captures_again();
     loop {
         let stopped = task.record().is_ok_and(|record| record.stopped_by_operator);
         let request = if stopped {
@@ -148,13 +149,16 @@ pub(super) struct Task {
     history: Arc<History>,
     /// Where followers of its stream look.
     pub(super) open: Open,
+    /// When its capture last pulled the log (microseconds since 1970-01-01 UTC).
+    pub(super) pulled_us: Arc<AtomicI64>,
 }
 
 impl Task {
     fn new(mut wiring: Wiring, open: Open) -> Self {
         let history = Arc::new(History::new(wiring.source.clone(), 0));
         wiring.source = history.clone();
-        let task = Self { wiring, record: Arc::default(), history, open };
+        let pulled_us = Arc::new(AtomicI64::new(now_us()));
+        let task = Self { wiring, record: Arc::default(), history, open, pulled_us };
         // A state that cannot be read is found again at once, by whoever needs more of it.
         task.history.set(task.record().map_or(0, |record| record.history));
         task
@@ -231,10 +235,21 @@ impl Task {
         }
     }
 
+    /// A task that was done once everything was loaded goes on where the config has it capture by now.
+    fn captures_again(&self) {
+        let done = |record: &TaskRecord| record.stop_reason.as_deref() == Some(task::FULL_LOAD_FINISHED);
+        if self.wiring.config.mode.captures() && self.record().is_ok_and(|record| done(&record)) {
+            let resumed = self.resumed();
+            if let Err(error) = resumed {
+                self.end_if_storage(&error);
+            }
+        }
+    }
+
     fn loaded(&self) {
         let done = self.update(|record| {
             record.state = TaskState::Stopped;
-            record.stop_reason = Some("FULL_LOAD_ONLY_FINISHED".into());
+            record.stop_reason = Some(task::FULL_LOAD_FINISHED.into());
             record.stopped_by_operator = true;
             record.errors.clear();
         });

@@ -99,7 +99,10 @@ impl Default for Metrics {
         );
         registry.register("object_bytes", "Size of delivered objects", object_bytes.clone());
         Self {
-            source_lag_seconds: family!("source_lag_seconds", "From the newest captured commit to now"),
+            source_lag_seconds: family!(
+                "source_lag_seconds",
+                "From the newest captured commit to now, or from when the log could last be read"
+            ),
             target_lag_seconds: family!("target_lag_seconds", "Age of the oldest change that is not delivered"),
             source_retained_bytes: family!("source_retained_bytes", "Log that the source keeps because of us"),
             source_safe_bytes: family!("source_safe_bytes", "What the source may write before it gives up on us"),
@@ -146,7 +149,7 @@ impl Metrics {
 /// What only the running daemon knows of a task; `None` where nothing was measured yet.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Live {
-    /// Seconds from the newest captured commit to now.
+    /// Seconds from the newest captured commit to now, or from when the log could last be read.
     pub source_lag_seconds: Option<f64>,
     /// Age of the oldest change that is not delivered, in seconds.
     pub target_lag_seconds: Option<f64>,
@@ -156,8 +159,6 @@ pub struct Live {
     pub confirmed_lag_bytes: Option<i64>,
     /// Bytes of changes that are not delivered.
     pub buffer_bytes: Option<i64>,
-    /// Bytes of the stream on disk.
-    pub stream_bytes: Option<i64>,
     /// Captured rows whose fate is unknown; must be 0.
     pub unaccounted_rows: Option<i64>,
 }
@@ -174,7 +175,6 @@ impl Metrics {
             source_limit_seconds: float(&self.source_limit_seconds),
             confirmed_lag_bytes: integer(&self.confirmed_lag_bytes),
             buffer_bytes: integer(&self.buffer_bytes),
-            stream_bytes: integer(&self.stream_bytes),
             unaccounted_rows: integer(&self.unaccounted_rows),
         }
     }

@@ -1,6 +1,7 @@
 """A full load: every row, whole, in files that strangers read."""
 
 import os
+import signal
 
 import pyarrow.parquet
 import pytest
@@ -133,3 +134,29 @@ def test_unprivileged_role_with_publications_made_by_the_owner(server, database,
     sql("update t set v = 'y'", "insert into nokey values ('z')")
     running.compare([("public", "t"), ("public", "nokey")])
     running.terminate()
+
+
+def test_a_finished_full_load_goes_on_with_changes_where_the_config_says_so(daemon, sql):
+    sql("create table t (id int primary key)", "insert into t select generate_series(1, 10)")
+    running = daemon(["public.t"], mode="full-load").start_and_load()
+    wait_for(lambda: running.task_record()["state"] == "stopped", 20, "the end of the load")
+    # Of these no log tells.
+    sql("insert into t values (11)", "delete from t where id = 1")
+    text = running.config_text
+    changed = text.replace('mode: "full-load"', 'mode: "full-load-and-cdc"')
+    assert changed != text, text
+    running.write_config(changed)
+    running.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: running.task_record()["state"] == "running", 20, "the task to go on")
+    sql("insert into t values (12)")
+    running.compare([("public", "t")])
+    # And back, and forth again, with a slot by now.
+    running.write_config(text)
+    running.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: running.task_record()["state"] == "stopped", 20, "the end")
+    sql("insert into t values (13)")
+    running.write_config(changed)
+    running.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: running.task_record()["state"] == "running", 20, "the task to go on")
+    sql("insert into t values (14)")
+    running.compare([("public", "t")])

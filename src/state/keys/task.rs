@@ -38,6 +38,8 @@ pub enum TaskState {
     Deleting,
 }
 
+/// Stop reason: everything is loaded, and nothing is to be captured (DMS's word).
+pub const FULL_LOAD_FINISHED: &str = "FULL_LOAD_ONLY_FINISHED";
 /// Stop reason: the source keeps too much for us, and the config says to stop then.
 pub const SOURCE_LOG_LIMIT: &str = "SOURCE_LOG_LIMIT";
 /// Stop reason: the same, and the slot was dropped.

@@ -15,7 +15,7 @@ use super::{
     greeting::{self, Greeting},
     inbox::{Inbox, PIECE},
     reader::{Malformed, Reader},
-    server_error::ServerError,
+    server_error::{ServerError, code},
 };
 use crate::MysqlConfig;
 
@@ -96,6 +96,14 @@ impl Connection {
         connection.log_in(config, peer).await?;
         let own = if connection.is_mariadb() { PINNED_MARIADB } else { PINNED_MYSQL };
         connection.execute(&format!("{PINNED}{own}")).await?;
+        if !connection.is_mariadb() {
+            // A primary key that the server made itself is in the log, and must be in the catalog. Servers before 8.0.30
+            // refuse the setting, and make none.
+            match connection.execute("SET SESSION show_gipk_in_create_table_and_information_schema = ON").await {
+                Err(error) if code(&error).is_none() => return Err(error),
+                _ => {}
+            }
+        }
         Ok(connection)
     }
 

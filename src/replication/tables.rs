@@ -293,13 +293,7 @@ impl Tables {
             }
         }
         let selection = self.rules.selection();
-        let gone: Vec<TableName> = records
-            .values()
-            .filter(|record| !matches!(record.state, TableState::Cancelled | TableState::Missing))
-            .filter(|record| !found.iter().any(|shape| shape.name == record.table.name))
-            .map(|record| record.table.name.clone())
-            .collect();
-        for name in gone {
+        for name in gone(&records, found) {
             let (state, why) = match selection.matches(&name) {
                 true => (
                     TableState::Missing,
@@ -428,6 +422,13 @@ impl Tables {
         }
         Ok(())
     }
+}
+
+/// Tables that the task has and the source has not, or the task does not take any more.
+fn gone(records: &BTreeMap<TableName, TableRecord>, found: &[Table]) -> Vec<TableName> {
+    let there = records.values().filter(|record| !matches!(record.state, TableState::Cancelled | TableState::Missing));
+    let gone = there.filter(|record| !found.iter().any(|shape| shape.name == record.table.name));
+    gone.map(|record| record.table.name.clone()).collect()
 }
 
 /// Whether columns that are the same at the source get another type now: by the task's `values`, or a newer mapping.

@@ -11,7 +11,7 @@ use super::{
     attributes::{self, Stored},
     captured::{Captured, State},
     deferrable::KeyTracker,
-    past::{Comparing, Past},
+    past::Memory,
     shape::{self, Comparison, Facts, TypeNames},
     transaction::Transaction,
 };
@@ -68,9 +68,7 @@ pub struct Decoder {
     /// Transactions with an origin are left out.
     pub own_changes_only: bool,
     /// What was read so far, beside the position.
-    past: Past,
-    /// While what is sent again is compared with it.
-    comparing: Option<Comparing>,
+    memory: Memory,
 }
 
 /// What a message asks of the reader.
@@ -118,34 +116,18 @@ impl Decoder {
             look_again: false,
             awaited: false,
             own_changes_only: false,
-            past: Past::default(),
-            comparing: None,
+            memory: Memory::default(),
         }
     }
 
-    /// What was read up to the beginning, and how what is sent again of it is compared.
-    pub fn remember(&mut self, past: Past, comparing: Option<Comparing>) {
-        (self.past, self.comparing) = (past, comparing);
+    /// What was read up to the beginning.
+    pub fn remember(&mut self, memory: Memory) {
+        self.memory = memory;
     }
 
     /// Whether it is still open that this is the log that was read.
     pub fn is_comparing(&self) -> bool {
-        self.comparing.is_some()
-    }
-
-    fn known_past(&self) -> Past {
-        self.comparing.as_ref().map_or(self.past, Comparing::past)
-    }
-
-    /// Everything that ends before was sent.
-    fn reach(&mut self, end: u64) -> Result<()> {
-        if let Some(comparing) = &mut self.comparing {
-            comparing.reach(end)?;
-            if comparing.is_over(end) {
-                self.comparing = None;
-            }
-        }
-        Ok(())
+        self.memory.is_comparing()
     }
 
     /// Takes one CopyData of the stream.
@@ -155,15 +137,15 @@ impl Decoder {
         match Incoming::parse(payload).context(Kind::Protocol, doing)? {
             Incoming::XLogData(data) => {
                 self.source_end = self.source_end.max(data.wal_end);
-                self.past.note_clock(data.clock);
+                self.memory.note_clock(data.clock);
                 self.message(data.message)?;
                 Ok(Applied::Done)
             }
             Incoming::Keepalive(keepalive) => {
                 self.source_end = self.source_end.max(keepalive.wal_end);
                 if self.transaction.is_none() {
-                    self.reach(keepalive.wal_end)?;
-                    self.past.note_clock(keepalive.clock);
+                    self.memory.reach(keepalive.wal_end)?;
+                    self.memory.note_clock(keepalive.clock);
                     self.upto = self.upto.max(keepalive.wal_end);
                     self.awaited |= keepalive.reply_requested;
                 }
@@ -209,7 +191,7 @@ impl Decoder {
         Changes {
             items: std::mem::take(&mut self.items),
             upto: self.transaction.is_none().then_some(Position(u128::from(self.upto))),
-            lineage: self.transaction.is_none().then(|| self.known_past().to_string().into()),
+            lineage: self.transaction.is_none().then(|| self.memory.text()),
             newest_commit_us: self.newest_commit_us.take(),
             source_end: Some(Position(u128::from(self.source_end))),
             look_again: std::mem::take(&mut self.look_again),
@@ -296,7 +278,7 @@ impl Decoder {
         }
         let transaction = Transaction::new(begin, self.from);
         if !transaction.skipped {
-            self.reach(transaction.commit)?;
+            self.memory.reach(transaction.commit)?;
             // Shapes that were shown within skipped transactions have waited until a row may need them.
             self.unresolved.append(&mut self.waiting);
         }
@@ -312,16 +294,13 @@ impl Decoder {
             return Err(protocol("a transaction ends at another place than it said"));
         }
         self.upto = self.upto.max(commit.end_lsn);
-        if let Some(comparing) = &mut self.comparing {
-            comparing.commit(commit.end_lsn, commit.commit_time)?;
-            self.reach(commit.end_lsn)?;
-        }
+        self.memory.sent(commit.end_lsn, commit.commit_time)?;
         if transaction.skipped {
             return Ok(());
         }
         // What has an origin is not sent again where that is asked for by then.
         if transaction.has_changes() && !transaction.is_foreign {
-            self.past.note_commit(commit.end_lsn, commit.commit_time);
+            self.memory.note_commit(commit.end_lsn, commit.commit_time);
         }
         self.newest_commit_us = Some(transaction.commit_time_us);
         self.rows += transaction.rows;

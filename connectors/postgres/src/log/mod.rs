@@ -48,7 +48,7 @@ pub(crate) use self::open::verify_identity;
 use self::{
     decoder::{Applied, Decoder},
     pace::Pace,
-    past::{Comparing, Past},
+    past::{Memory, Past},
     status::StatusSender,
     streamed::Streamed,
 };
@@ -185,8 +185,7 @@ impl PostgresLog {
         let mut decoder = Decoder::new(tables, start, options.value_bytes_max, options.values.clone(), fence.clone());
         decoder.own_changes_only = options.own_changes_only;
         if let Some(past) = past {
-            let comparing = (begin < start).then(|| Comparing::new(names, past, begin, start));
-            decoder.remember(past, comparing);
+            decoder.remember(Memory::new(names, past, (begin, start)));
         }
         open::learn_tables(&mut session, tables, &mut decoder).await?;
         let streamed = Streamed::open(spill)?;

@@ -5,7 +5,7 @@
 //! what lies between, which it sends after its own crash or ours: the last transaction that we took must be among it, and
 //! none that committed after we had read to our position.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use millrace_core::{Position, Result};
 
@@ -19,20 +19,6 @@ pub struct Past {
     last: (u64, i64),
     /// The server's clock when it had sent all of it. Times are PostgreSQL's: microseconds since 2000-01-01 UTC.
     clock: i64,
-}
-
-impl Past {
-    /// The server sent something at this time.
-    #[inline]
-    pub fn note_clock(&mut self, clock: i64) {
-        self.clock = self.clock.max(clock);
-    }
-
-    /// A transaction with changes was taken.
-    pub fn note_commit(&mut self, end: u64, time: i64) {
-        self.last = (end, time);
-        self.note_clock(time);
-    }
 }
 
 impl fmt::Display for Past {
@@ -52,9 +38,63 @@ impl FromStr for Past {
     }
 }
 
+/// What was read, and while the server sends some of it again, the comparison.
+#[derive(Debug, Default)]
+pub struct Memory {
+    past: Past,
+    comparing: Option<Comparing>,
+}
+
+impl Memory {
+    /// Of a log that is asked for from where the slot stands, and was read up to our position.
+    pub fn new(names: &Names, past: Past, (confirmed, from): (u64, u64)) -> Self {
+        Self { past, comparing: (confirmed < from).then(|| Comparing::new(names, past, confirmed, from)) }
+    }
+
+    /// Whether it is still open that this is the log that was read.
+    pub fn is_comparing(&self) -> bool {
+        self.comparing.is_some()
+    }
+
+    /// What stands beside the position.
+    pub fn text(&self) -> Arc<str> {
+        // Before it is known to be the same log nothing of it is noted.
+        self.comparing.as_ref().map_or(self.past, |comparing| comparing.past).to_string().into()
+    }
+
+    /// The server sent something at this time.
+    #[inline]
+    pub fn note_clock(&mut self, clock: i64) {
+        self.past.clock = self.past.clock.max(clock);
+    }
+
+    /// A transaction with changes was taken.
+    pub fn note_commit(&mut self, end: u64, time: i64) {
+        self.past.last = (end, time);
+        self.note_clock(time);
+    }
+
+    /// A transaction was sent, perhaps again.
+    pub fn sent(&mut self, end: u64, time: i64) -> Result<()> {
+        let Some(comparing) = &mut self.comparing else { return Ok(()) };
+        comparing.commit(end, time)?;
+        self.reach(end)
+    }
+
+    /// Everything that ends before was sent.
+    pub fn reach(&mut self, end: u64) -> Result<()> {
+        let Some(comparing) = &mut self.comparing else { return Ok(()) };
+        comparing.reach(end)?;
+        if end >= comparing.from {
+            self.comparing = None;
+        }
+        Ok(())
+    }
+}
+
 /// The comparison of what is sent again with what was read.
 #[derive(Debug)]
-pub struct Comparing {
+struct Comparing {
     names: Names,
     past: Past,
     from: u64,
@@ -63,18 +103,12 @@ pub struct Comparing {
 }
 
 impl Comparing {
-    /// From where the slot stands up to our position.
-    pub fn new(names: &Names, past: Past, confirmed: u64, from: u64) -> Self {
+    fn new(names: &Names, past: Past, confirmed: u64, from: u64) -> Self {
         Self { names: names.clone(), past, from, awaits_last: confirmed < past.last.0 && past.last.0 <= from }
     }
 
-    /// What was read up to our position.
-    pub fn past(&self) -> Past {
-        self.past
-    }
-
     /// A transaction from before our position was sent again.
-    pub fn commit(&mut self, end: u64, time: i64) -> Result<()> {
+    fn commit(&mut self, end: u64, time: i64) -> Result<()> {
         if self.awaits_last && (end, time) == self.past.last {
             self.awaits_last = false;
         }
@@ -85,8 +119,7 @@ impl Comparing {
         self.reach(end.saturating_add(1))
     }
 
-    /// Everything that ends before was sent.
-    pub fn reach(&mut self, end: u64) -> Result<()> {
+    fn reach(&self, end: u64) -> Result<()> {
         let last = self.past.last.0;
         match self.awaits_last && end > last {
             true => {
@@ -95,11 +128,6 @@ impl Comparing {
             }
             false => Ok(()),
         }
-    }
-
-    /// Whether all was sent that we have, up to here.
-    pub fn is_over(&self, end: u64) -> bool {
-        end >= self.from
     }
 
     fn changed(&self, what: String) -> millrace_core::Error {
@@ -113,24 +141,27 @@ mod tests {
 
     use super::*;
 
-    fn comparing(confirmed: u64) -> Comparing {
-        let mut past = Past::default();
-        past.note_clock(50);
-        past.note_commit(100, 60);
-        past.note_clock(70);
-        Comparing::new(&Names::of_task("shop"), past, confirmed, 200)
+    fn comparing(confirmed: u64) -> Memory {
+        let mut read = Memory::default();
+        read.note_clock(50);
+        read.note_commit(100, 60);
+        read.note_clock(70);
+        Memory::new(&Names::of_task("shop"), read.text().parse().unwrap(), (confirmed, 200))
     }
 
     #[test]
     fn what_was_read_comes_again() {
         let mut same = comparing(10);
         for (end, time) in [(50, 40), (100, 60), (150, 65)] {
-            same.commit(end, time).unwrap();
+            same.sent(end, time).unwrap();
+            same.note_clock(1000);
         }
+        assert!(same.is_comparing() && same.text().ends_with(" 70"));
         same.reach(250).unwrap();
-        assert!(same.is_over(250) && !same.is_over(150));
+        assert!(!same.is_comparing() && same.text().ends_with(" 1000"));
         // The slot is behind the last one: nothing of ours is to come.
         comparing(100).reach(250).unwrap();
+        assert!(!comparing(200).is_comparing());
     }
 
     #[test]
@@ -140,11 +171,11 @@ mod tests {
             let said = format!("{error} {:?}", error.source);
             assert!(error.kind == Kind::SourceChanged && said.contains(words), "{said}");
         };
-        refused(comparing(10).commit(100, 61), "0/64 is not there");
-        refused(comparing(10).commit(150, 65), "0/64 is not there");
+        refused(comparing(10).sent(100, 61), "0/64 is not there");
+        refused(comparing(10).sent(150, 65), "0/64 is not there");
         refused(comparing(10).reach(250), "0/64 is not there");
-        refused(comparing(10).commit(50, 71), "0/32 committed after");
-        refused(comparing(100).commit(150, 71), "0/96 committed after");
+        refused(comparing(10).sent(50, 71), "0/32 committed after");
+        refused(comparing(100).sent(150, 71), "0/96 committed after");
     }
 
     #[test]

@@ -60,14 +60,7 @@ pub fn catalog(context: &Context, look: Look) -> Outcome {
 
 fn tables(context: &Context, catalog: &Catalog, database: Option<String>) -> Result<(), Failure> {
     let databases = match database {
-        Some(database) => {
-            let database = database.to_lowercase();
-            if !catalog.databases()?.contains(&database) {
-                let finding = Finding::error("UNKNOWN-DATABASE", format!("the catalog has no database {database}"));
-                return Err(Failure::of(finding.fix("see what is there: millrace catalog databases")));
-            }
-            vec![database]
-        }
+        Some(database) => vec![database.to_lowercase()],
         None => catalog.databases()?,
     };
     let mut tables = vec![];

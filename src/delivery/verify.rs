@@ -93,7 +93,9 @@ pub async fn glance(
     destination: &dyn Destination,
     task: &str,
 ) -> Result<Vec<Finding>> {
-    let records = records(state, task)?;
+    let mut records = records(state, task)?;
+    // What becomes of the files of a table that left is its owner's affair.
+    records.retain(|record| record.state != TableState::Cancelled);
     let mut newest = vec![];
     for record in records.iter().take(GLANCE_TABLES_MAX) {
         newest.push((record, catalog.files(&CatalogName::of(&record.target))?.pop()));

@@ -26,8 +26,8 @@ use tracing::{info, warn};
 
 use super::{
     fill::Filling,
-    rules::{Mapped, Rules},
-    tables::Tables,
+    rules::{Known, Mapped, Rules},
+    tables::{Cause, Tables},
     unfit,
 };
 use crate::{
@@ -201,8 +201,8 @@ impl Capture<'_> {
 
     /// The append is durable: tells the source, and keeps what it said about tables.
     async fn confirm(&self, log: &mut dyn Log, (durable, aftermath): Appended) -> Result<()> {
-        for Suspension { table, why, mends } in aftermath {
-            if self.tables.suspend(&table, &why, mends)? {
+        for Suspension { table, why, cause } in aftermath {
+            if self.tables.suspend(&table, &why, cause)? {
                 warn!(task = self.task, table = %table, reason = why, "table is suspended");
             }
         }
@@ -252,8 +252,8 @@ impl Capture<'_> {
 
     /// A table changed its shape.
     fn reshaped(&self, ddl: Ddl, log: &mut dyn Log, shapes: &mut Shapes, piece: &mut Prepared) -> Result<()> {
-        let (table, (what, mends), order) = match ddl {
-            Ddl::Unsupported { table, what, order } => (table, (what, true), order),
+        let (table, (what, cause), order) = match ddl {
+            Ddl::Unsupported { table, what, order } => (table, (what, Cause::Shape), order),
             Ddl::Evolved { table, order } => match self.unfollowed(&table, order, shapes) {
                 Some(why) => (table.name.clone(), why, order),
                 None => {
@@ -266,23 +266,23 @@ impl Capture<'_> {
                 }
             },
         };
-        self.suspend(&table, &what, mends, log, piece)?;
+        self.suspend(&table, &what, cause, log, piece)?;
         let table = shapes.rules.target(&table);
         piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
         Ok(())
     }
 
-    /// Why a change of shape is not followed, and whether a load mends it.
-    fn unfollowed(&self, table: &Arc<Table>, order: Order, shapes: &Shapes) -> Option<(String, bool)> {
+    /// Why a change of shape is not followed.
+    fn unfollowed(&self, table: &Arc<Table>, order: Order, shapes: &Shapes) -> Option<(String, Cause)> {
         let record = self.tables.get(&table.name)?;
         if table.definition_id == 0 && record.is_loaded_behind(order, table) {
-            return Some(("it was altered before its load was done".into(), true));
+            return Some(("it was altered before its load was done".into(), Cause::Shape));
         }
         // A rule knows columns by their names, which others may have now.
         let before = record.evolving.last().map_or(&record.table, |shape| &shape.table);
-        let lost = shapes.rules.lost_hold(before, table, true);
-        let wrong = lost.or_else(|| shapes.rules.check_columns(table).into_iter().next());
-        wrong.map(|finding| (unfit::reason(&finding), false))
+        let lost = shapes.rules.lost_hold(before, table, Known::ById);
+        let wrong = lost.or_else(|| shapes.rules.check_columns(table, true).into_iter().next());
+        wrong.map(|finding| (unfit::reason(&finding), Cause::Rules))
     }
 
     /// A truncate of a table that is being loaded is as good as any other: what lies before the load's position is left
@@ -310,7 +310,7 @@ impl Capture<'_> {
             Truncate::Suspend => {
                 for table in tables {
                     let what = "the source truncated the table".to_string();
-                    self.suspend(&table, &what, false, log, piece)?;
+                    self.suspend(&table, &what, Cause::Policy, log, piece)?;
                     let table = shapes.rules.target(&table);
                     piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
                 }
@@ -343,7 +343,7 @@ impl Capture<'_> {
         &self,
         table: &TableName,
         why: &str,
-        mends: bool,
+        cause: Cause,
         log: &mut dyn Log,
         piece: &mut Prepared,
     ) -> Result<()> {
@@ -356,7 +356,7 @@ impl Capture<'_> {
         }
         log.remove_table(table);
         piece.suspended.insert(table.clone());
-        piece.aftermath.push(Suspension { table: table.clone(), why: why.to_string(), mends });
+        piece.aftermath.push(Suspension { table: table.clone(), why: why.to_string(), cause });
         Ok(())
     }
 
@@ -382,7 +382,7 @@ impl Capture<'_> {
                 Err(error) if error.kind.action() == Action::SuspendTable => {
                     let Some((order, rows)) = filling.rest() else { break };
                     let (name, what) = (filling.table().name.clone(), error.to_string());
-                    self.suspend(&name, &what, true, log, piece)?;
+                    self.suspend(&name, &what, Cause::Shape, log, piece)?;
                     piece.filtered("suspended", rows);
                     let table = shapes.rules.target(&name);
                     piece.append.changes.items.push(Change::Ddl(Ddl::Unsupported { table, what, order }));
@@ -438,7 +438,7 @@ impl Capture<'_> {
 struct Suspension {
     table: TableName,
     why: String,
-    mends: bool,
+    cause: Cause,
 }
 
 /// What an append gave, and what is to be done now that it is durable.

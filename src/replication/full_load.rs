@@ -156,7 +156,11 @@ impl FullLoad {
         let previous = record.load.as_ref().map(|load| &load.plan);
         let load: Arc<dyn TableLoad> = Arc::from(snapshot.open(&name, wanted, previous).await.map_err(unreadable)?);
         // The capture has taken the table up with other columns, and may have read rows with them.
-        if self.exact && load.table().definition_id == 0 && load.table().columns != record.table.columns {
+        let unlike = self.exact && load.table().definition_id == 0 && load.table().columns != record.table.columns;
+        // And a rule was compared with the columns that were there then.
+        let named =
+            |table: &Table| table.columns.iter().map(|column| (column.id, column.name.clone())).collect::<Vec<_>>();
+        if unlike || !record.rule.is_empty() && named(load.table()) != named(&record.table) {
             let doing = format!("loading {name}: its columns changed before its load");
             return Err(Error::new(Kind::SnapshotStale, doing));
         }

@@ -190,7 +190,8 @@ pub(super) async fn watch(task: Task, requests: mpsc::WeakSender<Request>) {
 fn tell_silence(task: &Task) {
     let silence = now_us().saturating_sub(task.pulled_us.load(Ordering::Relaxed)) as f64 / 1e6;
     if silence >= SILENCE_MIN.as_secs_f64() {
-        task.wiring.metrics.source_lag_seconds.get_or_create(&task_label(task.name())).set(silence);
+        let lag = task.wiring.metrics.source_lag_seconds.get_or_create_owned(&task_label(task.name()));
+        lag.set(lag.get().max(silence));
     }
 }
 

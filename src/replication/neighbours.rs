@@ -103,6 +103,7 @@ mod tests {
             load: None,
             error: None,
             mends: false,
+            unfit: false,
             loaded_rows: 0,
             load_elapsed_ms: 0,
         };

@@ -69,6 +69,7 @@ fn begin(tables: &Tables, task: &str, record: &TableRecord) -> Result<()> {
         }
         record.error = None;
         record.mends = false;
+        record.unfit = false;
         // It is published anew for its load, if it is not.
         record.published = None;
         if let Some(load) = &mut record.load {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_core::{Becomes, ChangeBatch, ColumnType, Columns, Finding, Selection, Table, TableName};
+use millrace_core::{Becomes, ChangeBatch, Column, ColumnType, Columns, Finding, Selection, Table, TableName};
 
 use crate::{
     catalog::CatalogName,
@@ -64,7 +64,7 @@ impl Rules {
     /// What is wrong with the rules for these tables: a dropped key, a rename of a column that is not there, two tables
     /// or columns that would meet in one name (the catalog lower-cases names).
     pub fn check(&self, tables: &[Table]) -> Vec<Finding> {
-        let mut findings: Vec<Finding> = tables.iter().flat_map(|table| self.check_columns(table)).collect();
+        let mut findings: Vec<Finding> = tables.iter().flat_map(|table| self.check_columns(table, false)).collect();
         for (index, table) in tables.iter().enumerate() {
             let twin = tables[..index].iter().find(|other| self.are_one(other, table));
             findings.extend(twin.map(|twin| self.twins(&twin.name, &table.name)));
@@ -87,17 +87,20 @@ impl Rules {
     }
 
     /// What is said of a column that has another name than before, of which no rule speaks, though one spoke of the old
-    /// name. `by_id`: the columns' identities are kept over renames; else a column that is left out and is not there any
-    /// more counts as one.
-    pub fn lost_hold(&self, before: &Table, now: &Table, by_id: bool) -> Option<Finding> {
+    /// name. Where columns are known by their names only, one that is left out and is not there any more counts as such;
+    /// and behind a load, one that may be a new column of its type.
+    pub fn lost_hold(&self, before: &Table, now: &Table, known: Known) -> Option<Finding> {
         let rule = self.rule(&before.name)?;
         let treated = |name: &String| {
             (rule.drop.contains(name), rule.rename.get(name), rule.values.get(name).map(|value| format!("{value:?}")))
         };
         let lost = before.columns.iter().find_map(|old| {
-            if !by_id {
-                let is_gone = rule.drop.contains(&old.name) && now.column_index(&old.name).is_none();
-                return is_gone.then(|| (&old.name, "may have another name now, or is gone".to_string()));
+            if known != Known::ById {
+                let is_new = |column: &Column| before.column_index(&column.name).is_none();
+                let mut new = now.columns.iter().filter(|column| is_new(column));
+                let may_be = known == Known::ByNameBeforeLoad && new.any(|new| new.source_type == old.source_type);
+                let is_lost = rule.drop.contains(&old.name) && (may_be || now.column_index(&old.name).is_none());
+                return is_lost.then(|| (&old.name, "may have another name now, or is gone".to_string()));
             }
             let renamed = now.columns.iter().find(|column| column.id == old.id && column.name != old.name)?;
             let is_lost = treated(&old.name) != (false, None, None) && treated(&old.name) != treated(&renamed.name);
@@ -117,11 +120,17 @@ impl Rules {
     }
 
     /// Rules for values of columns that are not there, or are no numbers.
-    fn check_values(&self, table: &Table, rule: &TableRule, findings: &mut Vec<Finding>) {
+    fn check_values(
+        &self,
+        table: &Table,
+        rule: &TableRule,
+        misses: &dyn Fn(&str) -> bool,
+        findings: &mut Vec<Finding>,
+    ) {
         for (name, value) in &rule.values {
             let column = table.column_index(name).map(|index| &table.columns[index]);
             let Some(column) = column else {
-                if rule.from.is_exact() {
+                if misses(name) {
                     let what = format!("{} has no column \"{name}\" to set values for", table.name);
                     findings.push(
                         Finding::error("TABLE-COLUMN", what)
@@ -145,8 +154,9 @@ impl Rules {
         }
     }
 
-    /// What is wrong with the rules for the columns of this table.
-    pub fn check_columns(&self, table: &Table) -> Vec<Finding> {
+    /// What is wrong with the rules for the columns of this table. `followed`: the rules fitted it before; where its columns keep
+    /// their identities, one of which they speak and that is not there was dropped, which is no mistake of theirs.
+    pub fn check_columns(&self, table: &Table, followed: bool) -> Vec<Finding> {
         let mut findings = vec![];
         let shape = self.shape(table).target;
         for (index, column) in shape.columns.iter().enumerate() {
@@ -162,14 +172,15 @@ impl Rules {
             }
         }
         let Some(rule) = self.rule(&table.name) else { return findings };
-        let exact = rule.from.is_exact();
-        for name in rule.rename.keys().chain(&rule.drop).filter(|name| exact && table.column_index(name).is_none()) {
+        let may_miss = !rule.from.is_exact() || followed && table.definition_id != 0;
+        let misses = |name: &str| !may_miss && table.column_index(name).is_none();
+        for name in rule.rename.keys().chain(&rule.drop).filter(|name| misses(name)) {
             findings.push(
                 Finding::error("TABLE-COLUMN", format!("{} has no column \"{name}\" to rename or drop", table.name))
                     .fix("correct the name: it is case-sensitive, as the source shows it"),
             );
         }
-        self.check_values(table, rule, &mut findings);
+        self.check_values(table, rule, &misses, &mut findings);
         for &key in &table.key {
             let name = &table.columns[key].name;
             if rule.drop.contains(name) {
@@ -185,6 +196,17 @@ impl Rules {
         }
         findings
     }
+}
+
+/// What is known of a table's columns over changes of its shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Their identities stay.
+    ById,
+    /// Their names only; changes of them come by the log.
+    ByName,
+    /// The same, and the next look at the table is a load.
+    ByNameBeforeLoad,
 }
 
 /// A table's two shapes.

@@ -263,7 +263,7 @@ impl Session {
     fn suspension(&self) -> Option<Error> {
         let config = &self.task.wiring.config;
         let stops = |record: &TableRecord| {
-            let by_shape = record.mends && config.on_change.schema == SchemaChange::Stop;
+            let by_shape = (record.mends || record.unfit) && config.on_change.schema == SchemaChange::Stop;
             by_shape || (config.on_error.table_stops_task && !(record.mends && self.mends()))
         };
         let mut suspended = self.tables.suspended().into_iter();

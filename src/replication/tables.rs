@@ -27,6 +27,17 @@ use crate::{
     stream::Mark,
 };
 
+/// Why a table is suspended where its log stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It changed in a way that is not applied; a reload puts it right.
+    Shape,
+    /// The task's rules do not fit it any more.
+    Rules,
+    /// The config wants it.
+    Policy,
+}
+
 /// All tables of one task, in memory as in the state. The state is written first.
 pub struct Tables {
     task: String,
@@ -145,14 +156,15 @@ impl Tables {
     }
 
     /// Suspends a table that is delivered: it must be reloaded. Gives false if it is in another state, such as being
-    /// reloaded already. `mends`: a reload puts it right.
-    pub fn suspend(&self, table: &TableName, why: &str, mends: bool) -> Result<bool> {
+    /// reloaded already.
+    pub fn suspend(&self, table: &TableName, why: &str, cause: Cause) -> Result<bool> {
         let error = format!("{why}; reload it: millrace reload {} {table}", self.task);
         let completed = |record: &TableRecord| record.state == TableState::Completed;
         self.update_if(table, vec![], completed, |record| {
             record.state = TableState::Error;
             record.error = Some(error);
-            record.mends = mends;
+            record.mends = cause == Cause::Shape;
+            record.unfit = cause == Cause::Rules;
         })
     }
 
@@ -250,13 +262,14 @@ impl Tables {
         }
         let mut events = vec![];
         let mut records = self.lock();
-        let mut puts = vec![];
+        // What is suspended goes before what begins: the target that one table leaves may be another one's from now on.
+        let (mut suspended, mut puts) = (vec![], vec![]);
         for shape in found {
             let known = records.get(&shape.name);
             if let Some(finding) = unfit.get(&shape.name) {
                 if let Some((record, why)) = known.and_then(|known| self.stand_still(known, finding)) {
                     events.push(format!("table {}: {why}", shape.name));
-                    self.suspend_delivery(&record.target, &why, &mut puts)?;
+                    self.suspend_own(&records, &record, &why, &mut suspended)?;
                     puts.push(Put::set(table::key(&self.task, &shape.name), &record));
                     records.insert(shape.name.clone(), record);
                 }
@@ -273,9 +286,8 @@ impl Tables {
                 }),
             };
             if fresh {
-                let left = known.filter(|record| record.target != self.rules.target(&shape.name));
-                if let Some(left) = left.map(|record| record.target.clone()) {
-                    self.suspend_delivery(&left, "the table goes to another target now", &mut puts)?;
+                if let Some(left) = known.filter(|record| record.target != self.rules.target(&shape.name)) {
+                    self.suspend_own(&records, left, "the table goes to another target now", &mut suspended)?;
                 }
                 let record = self.fresh(shape, known, mark, loads, &mut puts)?;
                 events.push(format!("table {} joins the task", shape.name));
@@ -286,7 +298,7 @@ impl Tables {
             if let Some((record, why)) = other {
                 events.push(format!("table {}: {why}", shape.name));
                 if record.state == TableState::Error {
-                    self.suspend_delivery(&record.target, &why, &mut puts)?;
+                    self.suspend_own(&records, &record, &why, &mut suspended)?;
                 }
                 puts.push(Put::set(table::key(&self.task, &shape.name), &record));
                 records.insert(shape.name.clone(), record);
@@ -304,11 +316,12 @@ impl Tables {
             let record = self.errored(&records[&name], state, why);
             events.push(format!("table {name}: {why}"));
             puts.push(Put::set(table::key(&self.task, &name), &record));
-            self.suspend_delivery(&record.target, why, &mut puts)?;
+            self.suspend_own(&records, &record, why, &mut suspended)?;
             records.insert(name, record);
         }
-        if !puts.is_empty() {
-            self.state.commit(&puts)?;
+        suspended.extend(puts);
+        if !suspended.is_empty() {
+            self.state.commit(&suspended)?;
         }
         Ok(events)
     }
@@ -317,6 +330,7 @@ impl Tables {
     fn stand_still(&self, known: &TableRecord, finding: &Finding) -> Option<(TableRecord, String)> {
         let why = unfit::reason(finding);
         let mut record = self.errored(known, TableState::Error, &why);
+        record.unfit = true;
         if let Some(load) = &mut record.load {
             load.forget_segments();
         }
@@ -324,7 +338,7 @@ impl Tables {
         (is_there && record != *known).then_some((record, why))
     }
 
-    /// What becomes of a complete table that the source has otherwise than its record, and why.
+    /// What becomes of a table that the source has otherwise than its record, or that the rules fit again, and why.
     fn otherwise(
         &self,
         known: &TableRecord,
@@ -332,6 +346,10 @@ impl Tables {
         loads: bool,
         recaptured: bool,
     ) -> Option<(TableRecord, String)> {
+        if known.state == TableState::Error && known.unfit {
+            let record = TableRecord { mends: true, unfit: false, ..known.clone() };
+            return Some((record, "the rules fit it again".into()));
+        }
         if known.state != TableState::Completed {
             return None;
         }
@@ -349,7 +367,24 @@ impl Tables {
         Some((TableRecord { mends: true, ..self.errored(known, TableState::Error, &why) }, why))
     }
 
-    /// Nothing waits for it in the stream any more.
+    /// Nothing waits for the table in the stream any more, unless its target is that of another table by now.
+    fn suspend_own(
+        &self,
+        records: &BTreeMap<TableName, TableRecord>,
+        record: &TableRecord,
+        why: &str,
+        puts: &mut Vec<Put>,
+    ) -> Result<()> {
+        let is_there = |other: &TableRecord| !matches!(other.state, TableState::Cancelled | TableState::Missing);
+        let has_it = |other: &TableRecord| {
+            other.table.name != record.table.name && other.target == record.target && is_there(other)
+        };
+        match records.values().any(has_it) {
+            true => Ok(()),
+            false => self.suspend_delivery(&record.target, why, puts),
+        }
+    }
+
     fn suspend_delivery(&self, target: &TableName, why: &str, puts: &mut Vec<Put>) -> Result<()> {
         if let Some(mut delivery) = self.checkpoint(target)? {
             delivery.suspend(why);
@@ -394,6 +429,7 @@ impl Tables {
             load,
             error: None,
             mends: false,
+            unfit: false,
             loaded_rows: 0,
             load_elapsed_ms: 0,
         };
@@ -417,7 +453,7 @@ impl Tables {
             let delivery = self.checkpoint(&record.target)?;
             if let Some(delivery) = delivery.filter(|delivery| delivery.flow == Flow::Suspended) {
                 let why = delivery.suspended.unwrap_or_else(|| "the table changed in a way that is not applied".into());
-                self.suspend(&record.table.name, &why, true)?;
+                self.suspend(&record.table.name, &why, Cause::Shape)?;
             }
         }
         Ok(())

@@ -239,8 +239,11 @@ impl Task {
     fn captures_again(&self) {
         let done = |record: &TaskRecord| record.stop_reason.as_deref() == Some(task::FULL_LOAD_FINISHED);
         if self.wiring.config.mode.captures() && self.record().is_ok_and(|record| done(&record)) {
-            let resumed = self.resumed();
-            if let Err(error) = resumed {
+            let going_on = self.update(|record| {
+                record.stopped_by_operator = false;
+                record.stop_reason = None;
+            });
+            if let Err(error) = going_on {
                 self.end_if_storage(&error);
             }
         }

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use millrace_core::{Finding, Severity, Table, TableName};
 
-use super::{neighbours::Owners, tables::Tables};
+use super::{neighbours::Owners, rules::Known, tables::Tables};
 use crate::{
+    catalog::CatalogName,
     config::TaskConfig,
     state::keys::table::{TableRecord, TableState},
 };
@@ -22,21 +23,22 @@ pub fn find(tables: &Tables, config: &TaskConfig, owners: &mut Owners, found: &[
     let rules = tables.rules();
     let mut unfit = Unfit::new();
     for table in found {
-        let wrong = rules.check_columns(table).into_iter().next();
-        let lost = || tables.get(&table.name).filter(is_there).and_then(|known| lost_hold(tables, &known, table));
+        // One that was away for a while is still the one that it was.
+        let known = tables.get(&table.name).filter(|known| known.state != TableState::Cancelled);
+        let followed = known.as_ref().is_some_and(|known| is_followed(tables, known, table));
+        let wrong = rules.check_columns(table, followed).into_iter().next();
+        let lost = || known.as_ref().and_then(|known| lost_hold(tables, known, table));
         unfit.extend(wrong.or_else(lost).map(|finding| (table.name.clone(), finding)));
     }
     let is_known = |table: &Table| {
         tables.get(&table.name).filter(is_there).is_some_and(|known| known.target == rules.target(&table.name))
     };
     let (known, new): (Vec<&Table>, Vec<&Table>) = found.iter().partition(|table| is_known(table));
-    let mut taken: Vec<&Table> = vec![];
+    let mut taken: BTreeMap<CatalogName, &TableName> = BTreeMap::new();
     for table in known.into_iter().chain(new) {
-        match taken.iter().find(|other| rules.are_one(other, table)) {
-            Some(twin) => {
-                unfit.entry(table.name.clone()).or_insert_with(|| rules.twins(&twin.name, &table.name));
-            }
-            None => taken.push(table),
+        let twin = *taken.entry(CatalogName::of(&rules.target(&table.name))).or_insert(&table.name);
+        if *twin != table.name {
+            unfit.entry(table.name.clone()).or_insert_with(|| rules.twins(twin, &table.name));
         }
     }
     for (table, finding) in owners.add(config, found) {
@@ -49,12 +51,20 @@ fn is_there(record: &TableRecord) -> bool {
     !matches!(record.state, TableState::Cancelled | TableState::Missing)
 }
 
-/// Rules that are new speak of the table as it is.
+/// Whether the rules fitted the table before, with what it had then. Rules that are new speak of it as it is.
+fn is_followed(tables: &Tables, known: &TableRecord, now: &Table) -> bool {
+    known.table.source_id == now.source_id && known.rule == tables.rules().text(&now.name)
+}
+
 fn lost_hold(tables: &Tables, known: &TableRecord, now: &Table) -> Option<Finding> {
     let before = known.evolving.last().map_or(&known.table, |shape| &shape.table);
-    let is_same = before.source_id == now.source_id && known.rule == tables.rules().text(&now.name);
     // Where the source does not mark how a table was defined, its columns are known by their places only.
-    is_same.then(|| tables.rules().lost_hold(before, now, now.definition_id != 0))?
+    let how = match (now.definition_id, known.state) {
+        (0, TableState::Completed) => Known::ByName,
+        (0, _) => Known::ByNameBeforeLoad,
+        _ => Known::ById,
+    };
+    is_followed(tables, known, now).then(|| tables.rules().lost_hold(before, now, how))?
 }
 
 /// What is said of a table that stands still.

@@ -2,6 +2,7 @@
 by itself, with its reason; nothing of it is delivered that a rule leaves out, and the others go on."""
 
 import signal
+import time
 
 import pytest
 from servers import wait_for
@@ -60,8 +61,8 @@ def test_a_column_that_is_renamed_by_a_rule_keeps_its_name(daemon, sql):
     running = daemon([{"from": "public.c", "rename": {"full_name": "name"}}], options=QUICK).start_and_load()
     sql("alter table c rename full_name to fname", "insert into c values (2, 'y')")
     stands_still(running, ("public", "c"), "full_name")
+    # Once it is as it was, the table is loaded anew by itself.
     sql("alter table c rename fname to full_name")
-    running.run("reload", "shop", "public.c")
     wait_for(lambda: running.tables()[("public", "c")]["state"] == "Table completed", 30, "the table to be loaded")
     assert columns(running, "c") >= {"id", "name"} and "fname" not in columns(running, "c")
 
@@ -96,8 +97,38 @@ def test_a_column_whose_name_another_has_already(daemon, sql):
     running.compare([("public", "other")])
     assert len(running.lake.files("public", "b")) == 1
     sql('alter table b rename "V" to w')
-    running.run("reload", "shop", "public.b")
     running.compare([("public", "b"), ("public", "other")])
+
+
+def test_a_column_that_is_left_out_may_go(daemon, sql):
+    sql("create table c (id int primary key, email text, v int)", "insert into c values (1, 'secret', 1)")
+    running = daemon([{"from": "public.c", "drop": ["email"]}], options=QUICK).start_and_load()
+    sql("alter table c drop column email", "insert into c values (2, 2)")
+    running.compare([("public", "c")])
+    running.kill()
+    running.start()
+    sql("insert into c values (3, 3)")
+    running.compare([("public", "c")])
+    assert running.tables()[("public", "c")]["state"] == "Table completed"
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_a_target_goes_from_one_table_to_another(daemon, sql, names):
+    """Changes that come while the new one is loaded are not those of a table that is suspended."""
+    old, new = names
+    for name in names:
+        sql(f"create table {name} (id int primary key, v text)")
+        sql(f"insert into {name} select i, '{name}' || repeat('x', 2000) from generate_series(1, 3000) i")
+    slow = {**QUICK, "full-load": {"rate-limit": "1MiB"}}
+    running = daemon([{"from": f"public.{old}", "to": "public.t"}], options=slow).start_and_load()
+    running.write_config(running.config_text.replace(f"public.{old}", f"public.{new}"))
+    running.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: running.tables().get(("public", new), {}).get("state") == "Full load", 30, "the load of the other")
+    for number in range(30):
+        sql(f"insert into {new} values ({10000 + number}, 'while it is loaded')", f"delete from {new} where id = {number}")
+        time.sleep(0.1)
+    wait_for(lambda: running.tables()[("public", new)]["state"] == "Table completed", 60, "the end of the load")
+    running.compare([{"schema": "public", "table": new, "target": ("public", "t")}])
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "mysql"])

@@ -162,6 +162,7 @@ fn statement(
         let conditions = table.key.iter().enumerate().map(|(place, &index)| {
             let name = quote_name(&table.columns[index].name);
             let key = match keys.exact(row, place) {
+                Some(text) if is_number(&all_types[index]) => text.to_string(),
                 Some(text) => quote_literal(text),
                 None => literal(&keys.columns()[place], row, &all_types[index]),
             };
@@ -173,6 +174,11 @@ fn statement(
         count += 1;
     }
     sql + " ORDER BY 1"
+}
+
+/// Whether its values, as text, are written without quotes.
+fn is_number(ty: &SqlType) -> bool {
+    matches!(ty, SqlType::Bit(_) | SqlType::Decimal { .. })
 }
 
 /// A value as SQL takes it in a comparison with its column.
@@ -192,8 +198,8 @@ fn literal(column: &ColumnVec, row: usize, ty: &SqlType) -> String {
             let bytes = column.bytes(row).unwrap_or_default();
             format!("x'{}'", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
         }
-        // A text would be taken for its bytes.
-        (ColumnType::Text, _) if matches!(ty, SqlType::Bit(_)) => column.cell_text(row).unwrap_or_default(),
+        // A text would be taken for its bytes, or compared as a float.
+        (ColumnType::Text, _) if is_number(ty) => column.cell_text(row).unwrap_or_default(),
         (ColumnType::Text, _) => quote_literal(&column.cell_text(row).unwrap_or_default()),
         // Unquoted, so that it is compared exactly.
         (&ColumnType::Decimal { scale, .. }, Values::Decimal(unscaled)) => {

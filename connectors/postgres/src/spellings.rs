@@ -15,8 +15,8 @@ const FIRST_USER_OID: u32 = 16_384;
 /// How the values of a table's types are spelled.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Spelling {
-    /// The labels of enums in the order in which they were made, by the type's OID.
-    enums: BTreeMap<u32, Vec<String>>,
+    /// The labels of enums by their own OIDs, which they keep over renames.
+    labels: BTreeMap<u32, String>,
     /// The attributes of composite types.
     composites: BTreeMap<u32, String>,
 }
@@ -35,7 +35,7 @@ pub async fn read(connection: &mut Connection, tables: &[Arc<Table>]) -> Result<
              SELECT t.typelem AS typ UNION ALL SELECT t.typbasetype UNION ALL SELECT c.atttypid FROM pg_attribute c \
              WHERE t.typtype = 'c' AND c.attrelid = t.typrelid AND c.attnum > 0 AND NOT c.attisdropped) n \
              WHERE n.typ >= {FIRST_USER_OID}) \
-             SELECT u.rel, u.typ, e.enumlabel, NULL FROM used u JOIN pg_enum e ON e.enumtypid = u.typ \
+             SELECT u.rel, e.oid, e.enumlabel::pg_catalog.text, NULL FROM used u JOIN pg_enum e ON e.enumtypid = u.typ \
              UNION ALL SELECT u.rel, u.typ, NULL, string_agg(concat_ws(' ', a.attnum, a.atttypid, a.atttypmod), ', ' \
              ORDER BY a.attnum) FROM used u JOIN pg_type t ON t.oid = u.typ AND t.typtype = 'c' \
              JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped GROUP BY 1, 2",
@@ -45,12 +45,12 @@ pub async fn read(connection: &mut Connection, tables: &[Arc<Table>]) -> Result<
     let mut found: BTreeMap<u64, Spelling> = BTreeMap::new();
     for row in &rows {
         let row = CatalogRow(row);
-        let (spelling, ty) = (found.entry(row.number(0)?).or_default(), row.number(1)?);
+        let (spelling, oid) = (found.entry(row.number(0)?).or_default(), row.number(1)?);
         if let Some(label) = row.text(2) {
-            spelling.enums.entry(ty).or_default().push(label.into());
+            spelling.labels.insert(oid, label.into());
         }
         if let Some(attributes) = row.text(3) {
-            spelling.composites.insert(ty, attributes.into());
+            spelling.composites.insert(oid, attributes.into());
         }
     }
     let text = |table: &Arc<Table>| {
@@ -65,11 +65,10 @@ pub async fn read(connection: &mut Connection, tables: &[Arc<Table>]) -> Result<
 pub fn differ(before: &str, now: &str) -> bool {
     let parse = |text| serde_json::from_str::<Spelling>(text).ok();
     let (Some(before), Some(now)) = (parse(before), parse(now)) else { return false };
-    let renamed = |(ty, labels): (&u32, &Vec<String>)| {
-        now.enums.get(ty).is_some_and(|there| labels.iter().any(|label| !there.contains(label)))
-    };
-    let altered = |(ty, attributes): (&u32, &String)| now.composites.get(ty).is_some_and(|there| there != attributes);
-    before.enums.iter().any(renamed) || before.composites.iter().any(altered)
+    let is_other =
+        |now: &BTreeMap<u32, String>, (oid, text): (&u32, &String)| now.get(oid).is_some_and(|there| there != text);
+    before.labels.iter().any(|label| is_other(&now.labels, label))
+        || before.composites.iter().any(|composite| is_other(&now.composites, composite))
 }
 
 #[cfg(test)]
@@ -78,11 +77,14 @@ mod tests {
 
     #[test]
     fn labels_that_came_change_nothing() {
-        let before = r#"{"enums": {"20000": ["sad", "happy"]}, "composites": {"20001": "1 23 -1"}}"#;
+        let before = r#"{"labels": {"20000": "sad", "20002": "happy"}, "composites": {"20001": "1 23 -1"}}"#;
         assert!(!differ(before, before));
-        assert!(!differ(before, &before.replace("\"happy\"", "\"happy\", \"ok\"")));
+        assert!(!differ(before, &before.replace("\"happy\"", "\"happy\", \"20003\": \"ok\"")));
+        // The old name may be another label's by now.
+        let renamed = before.replace("sad", "blue").replace("\"happy\"", "\"happy\", \"20003\": \"sad\"");
+        assert!(differ(before, &renamed));
         assert!(differ(before, &before.replace("sad", "blue")));
         assert!(differ(before, &before.replace("1 23 -1", "1 23 -1, 2 25 -1")));
-        assert!(!differ(before, r#"{"enums": {}, "composites": {}}"#));
+        assert!(!differ(before, r#"{"labels": {}, "composites": {}}"#));
     }
 }

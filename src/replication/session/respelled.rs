@@ -4,17 +4,23 @@ use millrace_core::Result;
 use tracing::warn;
 
 use super::Session;
-use crate::{replication::reload, state::keys::table::TableState, telemetry::events};
+use crate::{
+    replication::reload,
+    state::keys::table::{TableRecord, TableState},
+    telemetry::events,
+};
 
 impl Session {
     /// Has them loaded anew. Asked before each load too, so that what changes while it runs is seen behind it.
     pub(super) async fn follow_spellings(&self) -> Result<()> {
         let wiring = &self.task.wiring;
         for (name, now) in wiring.source.spellings(&self.tables.captured()).await? {
-            let gate = self.delivery.gate().await;
-            let Some(record) = self.tables.get(&name).filter(|record| record.spelling.as_ref() != Some(&now)) else {
+            let is_other = |record: &TableRecord| record.spelling.as_ref() != Some(&now);
+            if !self.tables.get(&name).as_ref().is_some_and(is_other) {
                 continue;
-            };
+            }
+            let gate = self.delivery.gate().await;
+            let Some(record) = self.tables.get(&name).filter(is_other) else { continue };
             let differ = record.spelling.as_ref().is_some_and(|before| wiring.source.spellings_differ(before, &now));
             let loads = wiring.config.mode.loads();
             match record.state {

@@ -91,6 +91,9 @@ pub struct TableRecord {
     pub error: Option<String>,
     /// It was suspended by what the log shows, which a reload mends: no operator is needed for that.
     pub mends: bool,
+    /// It was suspended because the task's rules do not fit it; it is loaded anew once they do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfit: bool,
     /// Rows of the last complete load, and how long it took.
     pub loaded_rows: u64,
     /// Duration of the last complete load in milliseconds.
@@ -201,6 +204,7 @@ mod tests {
             load: None,
             error: None,
             mends: false,
+            unfit: false,
             loaded_rows: 0,
             load_elapsed_ms: 0,
         }

@@ -45,6 +45,8 @@ pub struct Captured {
     pub adopting: bool,
     /// Rows that were left out while it was suspended.
     pub skipped: u64,
+    /// Its shape was last shown within a transaction that was skipped, because it had been taken before.
+    pub shown_before: bool,
     /// Set where the key is deferrable and the identity full.
     pub tracker: Option<KeyTracker>,
     builder: BatchBuilder,
@@ -81,6 +83,7 @@ impl Captured {
             state: State::Unresolved,
             adopting,
             skipped: 0,
+            shown_before: false,
             tracker: None,
             rejects: vec![],
             pending: PendingRows::default(),

@@ -154,9 +154,10 @@ impl Decoder {
         }
     }
 
-    /// The server's log ends here at the earliest.
-    pub fn note_source_end(&mut self, end: u64) {
+    /// The server's log ends here at the earliest, and its clock is at least here.
+    pub fn note_source_end(&mut self, (end, clock): (u64, i64)) {
         self.source_end = self.source_end.max(end);
+        self.memory.note_clock(clock);
     }
 
     /// Whether a transaction has begun and not ended.
@@ -280,6 +281,11 @@ impl Decoder {
         if !transaction.skipped {
             self.memory.reach(transaction.commit)?;
             // Shapes that were shown within skipped transactions have waited until a row may need them.
+            for oid in &self.waiting {
+                if let Some(captured) = self.tables.get_mut(oid) {
+                    captured.shown_before = true;
+                }
+            }
             self.unresolved.append(&mut self.waiting);
         }
         self.transaction = Some(transaction);
@@ -294,7 +300,7 @@ impl Decoder {
             return Err(protocol("a transaction ends at another place than it said"));
         }
         self.upto = self.upto.max(commit.end_lsn);
-        self.memory.sent(commit.end_lsn, commit.commit_time)?;
+        self.memory.sent(commit.end_lsn, (!transaction.is_foreign).then_some(commit.commit_time))?;
         if transaction.skipped {
             return Ok(());
         }
@@ -387,6 +393,7 @@ impl Decoder {
         // Shown for each partition that changes first, and again when the partition was altered or attached.
         self.look_again |= captured.table.parts.is_some();
         captured.state = State::Unresolved;
+        captured.shown_before = false;
         if self.settle_same(oid) {
             return;
         }
@@ -517,7 +524,8 @@ impl Decoder {
                 }
                 Ok(())
             }
-            Err(_) if captured.adopting => {
+            // The shape of then says nothing of now, before a row comes with it.
+            Err(_) if captured.adopting || captured.shown_before => {
                 captured.state = State::Outdated;
                 Ok(())
             }

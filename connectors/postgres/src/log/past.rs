@@ -12,6 +12,10 @@ use millrace_core::{Position, Result};
 use super::open;
 use crate::config::Names;
 
+/// A transaction that was sent ahead does not always say that it comes from elsewhere, where another clock may go; and so may a
+/// standby's.
+const CLOCK_SKEW_US: i64 = 10_000_000;
+
 /// What was read up to a position; it stands in the stream's marks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Past {
@@ -74,8 +78,8 @@ impl Memory {
         self.note_clock(time);
     }
 
-    /// A transaction was sent, perhaps again.
-    pub fn sent(&mut self, end: u64, time: i64) -> Result<()> {
+    /// A transaction was sent, perhaps again; `time` is this server's: of one that it took over from elsewhere there is none.
+    pub fn sent(&mut self, end: u64, time: Option<i64>) -> Result<()> {
         let Some(comparing) = &mut self.comparing else { return Ok(()) };
         comparing.commit(end, time)?;
         self.reach(end)
@@ -108,11 +112,11 @@ impl Comparing {
     }
 
     /// A transaction from before our position was sent again.
-    fn commit(&mut self, end: u64, time: i64) -> Result<()> {
-        if self.awaits_last && (end, time) == self.past.last {
+    fn commit(&mut self, end: u64, time: Option<i64>) -> Result<()> {
+        if self.awaits_last && end == self.past.last.0 && time == Some(self.past.last.1) {
             self.awaits_last = false;
         }
-        if time > self.past.clock {
+        if time.is_some_and(|time| time > self.past.clock.saturating_add(CLOCK_SKEW_US)) {
             let at = Position(u128::from(end));
             return Err(self.changed(format!("a transaction at {at} committed after the log had been read beyond it")));
         }
@@ -121,7 +125,7 @@ impl Comparing {
 
     fn reach(&self, end: u64) -> Result<()> {
         let last = self.past.last.0;
-        match self.awaits_last && end > last {
+        match self.awaits_last && (end > last || end >= self.from) {
             true => {
                 Err(self
                     .changed(format!("the transaction that was read at {} is not there", Position(u128::from(last)))))
@@ -153,7 +157,7 @@ mod tests {
     fn what_was_read_comes_again() {
         let mut same = comparing(10);
         for (end, time) in [(50, 40), (100, 60), (150, 65)] {
-            same.sent(end, time).unwrap();
+            same.sent(end, Some(time)).unwrap();
             same.note_clock(1000);
         }
         assert!(same.is_comparing() && same.text().ends_with(" 70"));
@@ -161,6 +165,9 @@ mod tests {
         assert!(!same.is_comparing() && same.text().ends_with(" 1000"));
         // The slot is behind the last one: nothing of ours is to come.
         comparing(100).reach(250).unwrap();
+        // Of another server's clock nothing follows, nor from a little.
+        comparing(100).sent(150, None).unwrap();
+        comparing(100).sent(150, Some(70 + CLOCK_SKEW_US)).unwrap();
         assert!(!comparing(200).is_comparing());
     }
 
@@ -171,11 +178,13 @@ mod tests {
             let said = format!("{error} {:?}", error.source);
             assert!(error.kind == Kind::SourceChanged && said.contains(words), "{said}");
         };
-        refused(comparing(10).sent(100, 61), "0/64 is not there");
-        refused(comparing(10).sent(150, 65), "0/64 is not there");
+        refused(comparing(10).sent(100, Some(61)), "0/64 is not there");
+        refused(comparing(10).sent(150, Some(65)), "0/64 is not there");
         refused(comparing(10).reach(250), "0/64 is not there");
-        refused(comparing(10).sent(50, 71), "0/32 committed after");
-        refused(comparing(100).sent(150, 71), "0/96 committed after");
+        refused(comparing(10).reach(200), "0/64 is not there");
+        let late = Some(71 + CLOCK_SKEW_US);
+        refused(comparing(10).sent(50, late), "0/32 committed after");
+        refused(comparing(100).sent(150, late), "0/96 committed after");
     }
 
     #[test]

@@ -73,11 +73,11 @@ impl Streamed {
         })
     }
 
-    /// Takes one CopyData, if it belongs to a transaction that was or is sent ahead; gives where the server's log ends. Not
+    /// Takes one CopyData, if it belongs to a transaction that was or is sent ahead; gives where the server's log ends, and its clock. Not
     /// to be called while a block is due or something is replayed.
     #[inline]
-    pub fn take(&mut self, payload: &[u8]) -> Result<Option<u64>> {
-        let Some((wal_end, message)) = xlog_data::open(payload) else { return Ok(None) };
+    pub fn take(&mut self, payload: &[u8]) -> Result<Option<(u64, i64)>> {
+        let Some((source, message)) = xlog_data::open(payload) else { return Ok(None) };
         let stream = StreamMessage::parse(Reader::new(message)).context(Kind::Protocol, || "decoding the log")?;
         match (stream, self.receiving) {
             (None, None) => return Ok(None),
@@ -93,7 +93,7 @@ impl Streamed {
                 return Err(protocol("a part of an open transaction has not ended when something else begins"));
             }
         }
-        Ok(Some(wal_end))
+        Ok(Some(source))
     }
 
     fn start(&mut self, start: StreamStart) -> Result<()> {

@@ -26,15 +26,14 @@ impl<'a> XLogData<'a> {
     }
 }
 
-/// Where the server's log ends, and the message from its tag on, of a CopyData that is such an envelope.
+/// Where the server's log ends, with its clock, and the message from its tag on, of a CopyData that is such an envelope.
 #[inline]
-pub fn open(payload: &[u8]) -> Option<(u64, &[u8])> {
+pub fn open(payload: &[u8]) -> Option<((u64, i64), &[u8])> {
     let mut reader = Reader::new(payload);
     if reader.u8().ok()? != b'w' {
         return None;
     }
     reader.u64().ok()?;
-    let wal_end = reader.u64().ok()?;
-    reader.i64().ok()?;
-    Some((wal_end, reader.rest()))
+    let (wal_end, clock) = (reader.u64().ok()?, reader.i64().ok()?);
+    Some(((wal_end, clock), reader.rest()))
 }

@@ -50,7 +50,9 @@
 //!    of an event: all rows of one COPY share an LSN.
 //! 3. Readers see only what is durable; everything behind the last mark is cut off before the log is opened anew.
 //! 4. After a failed append every later one fails until the log is cut back: a later mark would cover what is missing.
-//! 5. At every connect the source is who it was, and its own confirmed position is not ahead of our last mark.
+//! 5. At every connect the source is who it was, and its own confirmed position is not ahead of our last mark. Where it is
+//!    behind, what PostgreSQL sends again is compared with what was read, which stands in the mark, before anything is
+//!    confirmed: a server that was put back and has written on since has another log at the same places.
 //! 6. A load has an exact position, from a temporary slot's exported snapshot: every transaction before it is in the
 //!    snapshot, none behind it is.
 //! 7. Before a load's snapshot is taken the table's delivery waits, and the capture has taken the table up: no change
@@ -59,7 +61,8 @@
 //!    are one commit. So an object is in the catalog once, whatever is killed when.
 //! 9. Retention takes only what is both old and delivered.
 //! 10. `captured = delivered + filtered{reason} + dead-lettered + in flight`, row for row, and a metric says so.
-//! 11. One table's trouble suspends that table and nothing else.
+//! 11. One table's trouble suspends that table and nothing else; so do rules that do not fit it any more, and then nothing of
+//!     it is delivered that they may have meant to leave out.
 //! 12. A value that its column cannot hold stands exactly as the source prints it beside a null, in the column's companion,
 //!     or follows the policy that the config names; it is never lost, and never changed unasked.
 //! 13. A column is its identity, not its name: files carry it as `field_id`, and readers find columns by it.

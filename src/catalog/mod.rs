@@ -20,7 +20,7 @@ use crate::{
     state::{
         Put, StateStore,
         keys::{catalog as keys, garbage},
-        read, read_all,
+        read, read_all, read_last,
     },
     stream::LogPosition,
     telemetry::now_us,
@@ -280,6 +280,12 @@ impl Catalog {
         let progress: Progress = read(&*self.state, &keys::progress(name))?.unwrap_or_default();
         let files = read_all(&*self.state, &keys::files(name, progress.generation))?;
         Ok(files.into_iter().map(|(_, file)| file).collect())
+    }
+
+    /// The one of them that was listed last.
+    pub fn newest_file(&self, name: &CatalogName) -> Result<Option<DataFile>> {
+        let progress: Progress = read(&*self.state, &keys::progress(name))?.unwrap_or_default();
+        read_last(&*self.state, &keys::files(name, progress.generation))
     }
 
     /// The table's dead letters, oldest first.

@@ -98,7 +98,7 @@ pub async fn glance(
     records.retain(|record| record.state != TableState::Cancelled);
     let mut newest = vec![];
     for record in records.iter().take(GLANCE_TABLES_MAX) {
-        newest.push((record, catalog.files(&CatalogName::of(&record.target))?.pop()));
+        newest.push((record, catalog.newest_file(&CatalogName::of(&record.target))?));
     }
     let looks: Vec<_> = newest.iter().map(|(record, file)| look(destination, record, file.as_slice())).collect();
     let looked: Vec<Verified> = stream::iter(looks).buffered(ASKED_AT_ONCE).try_collect().await?;

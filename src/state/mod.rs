@@ -43,6 +43,11 @@ pub trait StateStore: Send + Sync {
     /// All keys that begin with `prefix`, rising.
     fn scan(&self, prefix: &str) -> Result<Vec<(String, String)>>;
 
+    /// The last of them.
+    fn last(&self, prefix: &str) -> Result<Option<(String, String)>> {
+        Ok(self.scan(prefix)?.pop())
+    }
+
     /// Applies all or nothing; durable when it returns. A failed expectation is [`Kind::Internal`].
     fn commit(&self, puts: &[Put]) -> Result<()>;
 }
@@ -50,6 +55,11 @@ pub trait StateStore: Send + Sync {
 /// Reads one record.
 pub fn read<T: DeserializeOwned>(store: &dyn StateStore, key: &str) -> Result<Option<T>> {
     store.get(key)?.map(|json| parse(key, &json)).transpose()
+}
+
+/// Reads the last record below a prefix.
+pub fn read_last<T: DeserializeOwned>(store: &dyn StateStore, prefix: &str) -> Result<Option<T>> {
+    store.last(prefix)?.map(|(key, json)| parse(&key, &json)).transpose()
 }
 
 /// Reads all records below a prefix, with the rest of their keys.

@@ -112,6 +112,10 @@ impl StateStore for ReservedState {
         self.state.scan(prefix)
     }
 
+    fn last(&self, prefix: &str) -> Result<Option<(String, String)>> {
+        self.state.last(prefix)
+    }
+
     fn commit(&self, puts: &[Put]) -> Result<()> {
         match self.state.commit(puts) {
             Err(error) if is_disk_full(&error) && self.reserve.release() => self.state.commit(puts),

@@ -173,6 +173,20 @@ fn storage(error: rusqlite::Error, doing: &str, path: &Path) -> Error {
     Error::new(Kind::Storage, format!("{doing} {}", path.display())).with(error)
 }
 
+impl SqliteState {
+    /// The rows whose keys begin with `prefix`.
+    fn below(&self, prefix: &str, order: &str) -> Result<Vec<(String, String)>> {
+        // No key of ours holds U+10FFFF, so it bounds every key with the prefix.
+        let end = format!("{prefix}\u{10ffff}");
+        let select = self.select(&format!("key >= ?1 AND key < ?2 {order}"));
+        let rows: Vec<Row> = self.with("scanning the state", |connection| {
+            connection.prepare_cached(&select)?.query_map(params![prefix, end], Row::read)?.collect()
+        })?;
+        let whole = |row: Row| Ok((String::from_utf8_lossy(&row.key).into_owned(), self.checked(row)?));
+        rows.into_iter().map(whole).collect()
+    }
+}
+
 impl StateStore for SqliteState {
     fn get(&self, key: &str) -> Result<Option<String>> {
         let select = self.select("key = ?1");
@@ -183,14 +197,11 @@ impl StateStore for SqliteState {
     }
 
     fn scan(&self, prefix: &str) -> Result<Vec<(String, String)>> {
-        // No key of ours holds U+10FFFF, so it bounds every key with the prefix.
-        let end = format!("{prefix}\u{10ffff}");
-        let select = self.select("key >= ?1 AND key < ?2 ORDER BY key");
-        let rows: Vec<Row> = self.with("scanning the state", |connection| {
-            connection.prepare_cached(&select)?.query_map(params![prefix, end], Row::read)?.collect()
-        })?;
-        let whole = |row: Row| Ok((String::from_utf8_lossy(&row.key).into_owned(), self.checked(row)?));
-        rows.into_iter().map(whole).collect()
+        self.below(prefix, "ORDER BY key")
+    }
+
+    fn last(&self, prefix: &str) -> Result<Option<(String, String)>> {
+        Ok(self.below(prefix, "ORDER BY key DESC LIMIT 1")?.pop())
     }
 
     fn commit(&self, puts: &[Put]) -> Result<()> {
@@ -226,12 +237,14 @@ impl StateStore for SqliteState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{memory::MemoryState, read_all};
+    use crate::state::{memory::MemoryState, read_all, read_last};
 
     fn behaves(store: &dyn StateStore) {
         store.commit(&[Put::set("a/1", &1), Put::set("a/2", &2), Put::set("b/1", &3)]).unwrap();
         assert_eq!(store.get("a/2").unwrap().as_deref(), Some("2"));
         assert_eq!(read_all::<i32>(store, "a/").unwrap(), [("1".to_string(), 1), ("2".to_string(), 2)]);
+        assert_eq!(read_last::<i32>(store, "a/").unwrap(), Some(2));
+        assert_eq!(read_last::<i32>(store, "aa/").unwrap(), None);
         let conflict = Put { expect: Some(Some("9".into())), ..Put::set("a/1", &5) };
         assert!(store.commit(&[Put::delete("b/1"), conflict]).is_err());
         assert_eq!(store.get("b/1").unwrap().as_deref(), Some("3"), "nothing of a failed commit is applied");

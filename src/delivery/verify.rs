@@ -129,6 +129,6 @@ async fn look(destination: &dyn Destination, record: &TableRecord, files: &[Data
         bytes: files.iter().map(|file| file.bytes).sum(),
         missing,
         changed,
-        is_ours: !matches!(record.state, TableState::Cancelled | TableState::Missing),
+        is_ours: record.state.is_there(),
     })
 }

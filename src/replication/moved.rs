@@ -29,7 +29,7 @@ pub fn find(
     let records: Vec<(String, TableRecord)> = read_all(&**state, &table::prefix(&config.name))?;
     for (_, record) in records {
         // A table that comes back is loaded anew.
-        if matches!(record.state, TableState::Cancelled | TableState::Missing) {
+        if !record.state.is_there() {
             continue;
         }
         if let Some(there) = elsewhere(config, state, destination, &record)? {

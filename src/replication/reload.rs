@@ -20,7 +20,7 @@ use crate::state::{
 pub(super) fn mark_for_new_log(tables: &Tables, task: &str) -> Result<usize> {
     let mut count = 0;
     for record in tables.all() {
-        if matches!(record.state, TableState::Cancelled | TableState::Missing) {
+        if !record.state.is_there() {
             continue;
         }
         begin(tables, task, &record)?;

@@ -1,6 +1,6 @@
 //! Table rules: names at the target, renamed and dropped columns.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use millrace_core::{Becomes, ChangeBatch, Column, ColumnType, Columns, Finding, Selection, Table, TableName};
 
@@ -65,20 +65,25 @@ impl Rules {
     /// or columns that would meet in one name (the catalog lower-cases names).
     pub fn check(&self, tables: &[Table]) -> Vec<Finding> {
         let mut findings: Vec<Finding> = tables.iter().flat_map(|table| self.check_columns(table, false)).collect();
-        for (index, table) in tables.iter().enumerate() {
-            let twin = tables[..index].iter().find(|other| self.are_one(other, table));
-            findings.extend(twin.map(|twin| self.twins(&twin.name, &table.name)));
+        findings.extend(self.check_names(tables).into_iter().map(|(_, finding)| finding));
+        findings
+    }
+
+    /// Those of the tables that would be one of the catalog's with an earlier one of them.
+    pub fn check_names<'t>(&self, tables: impl IntoIterator<Item = &'t Table>) -> Vec<(&'t TableName, Finding)> {
+        let mut taken: BTreeMap<CatalogName, &TableName> = BTreeMap::new();
+        let mut findings = vec![];
+        for table in tables {
+            let twin = *taken.entry(CatalogName::of(&self.target(&table.name))).or_insert(&table.name);
+            if *twin != table.name {
+                findings.push((&table.name, self.twins(twin, &table.name)));
+            }
         }
         findings
     }
 
-    /// Whether two tables would be one in the catalog.
-    pub fn are_one(&self, one: &Table, other: &Table) -> bool {
-        CatalogName::of(&self.target(&one.name)) == CatalogName::of(&self.target(&other.name))
-    }
-
     /// What is said of two tables that would be one in the catalog: the other keeps out, or has another name.
-    pub fn twins(&self, one: &TableName, other: &TableName) -> Finding {
+    fn twins(&self, one: &TableName, other: &TableName) -> Finding {
         let target = self.target(other);
         let summary = format!("{one} and {other} would both be table {} in the catalog", CatalogName::of(&target));
         Finding::error("CATALOG-NAME", summary)

@@ -334,8 +334,7 @@ impl Tables {
         if let Some(load) = &mut record.load {
             load.forget_segments();
         }
-        let is_there = !matches!(known.state, TableState::Cancelled | TableState::Missing);
-        (is_there && record != *known).then_some((record, why))
+        (known.state.is_there() && record != *known).then_some((record, why))
     }
 
     /// What becomes of a table that the source has otherwise than its record, or that the rules fit again, and why.
@@ -375,9 +374,8 @@ impl Tables {
         why: &str,
         puts: &mut Vec<Put>,
     ) -> Result<()> {
-        let is_there = |other: &TableRecord| !matches!(other.state, TableState::Cancelled | TableState::Missing);
         let has_it = |other: &TableRecord| {
-            other.table.name != record.table.name && other.target == record.target && is_there(other)
+            other.table.name != record.table.name && other.target == record.target && other.state.is_there()
         };
         match records.values().any(has_it) {
             true => Ok(()),
@@ -462,7 +460,7 @@ impl Tables {
 
 /// Tables that the task has and the source has not, or the task does not take any more.
 fn gone(records: &BTreeMap<TableName, TableRecord>, found: &[Table]) -> Vec<TableName> {
-    let there = records.values().filter(|record| !matches!(record.state, TableState::Cancelled | TableState::Missing));
+    let there = records.values().filter(|record| record.state.is_there());
     let gone = there.filter(|record| !found.iter().any(|shape| shape.name == record.table.name));
     gone.map(|record| record.table.name.clone()).collect()
 }

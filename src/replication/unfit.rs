@@ -7,7 +7,6 @@ use millrace_core::{Finding, Severity, Table, TableName};
 
 use super::{neighbours::Owners, rules::Known, tables::Tables};
 use crate::{
-    catalog::CatalogName,
     config::TaskConfig,
     state::keys::table::{TableRecord, TableState},
 };
@@ -31,24 +30,17 @@ pub fn find(tables: &Tables, config: &TaskConfig, owners: &mut Owners, found: &[
         unfit.extend(wrong.or_else(lost).map(|finding| (table.name.clone(), finding)));
     }
     let is_known = |table: &Table| {
-        tables.get(&table.name).filter(is_there).is_some_and(|known| known.target == rules.target(&table.name))
+        let known = tables.get(&table.name).filter(|known| known.state.is_there());
+        known.is_some_and(|known| known.target == rules.target(&table.name))
     };
     let (known, new): (Vec<&Table>, Vec<&Table>) = found.iter().partition(|table| is_known(table));
-    let mut taken: BTreeMap<CatalogName, &TableName> = BTreeMap::new();
-    for table in known.into_iter().chain(new) {
-        let twin = *taken.entry(CatalogName::of(&rules.target(&table.name))).or_insert(&table.name);
-        if *twin != table.name {
-            unfit.entry(table.name.clone()).or_insert_with(|| rules.twins(twin, &table.name));
-        }
+    for (table, finding) in rules.check_names(known.into_iter().chain(new)) {
+        unfit.entry(table.clone()).or_insert(finding);
     }
     for (table, finding) in owners.add(config, found) {
         unfit.entry(table).or_insert(finding);
     }
     unfit
-}
-
-fn is_there(record: &TableRecord) -> bool {
-    !matches!(record.state, TableState::Cancelled | TableState::Missing)
 }
 
 /// Whether the rules fitted the table before, with what it had then. Rules that are new speak of it as it is.

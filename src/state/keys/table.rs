@@ -43,6 +43,11 @@ pub enum TableState {
 }
 
 impl TableState {
+    /// Whether the task has the table: it was neither taken out nor is it gone at the source.
+    pub fn is_there(self) -> bool {
+        !matches!(self, Self::Cancelled | Self::Missing)
+    }
+
     /// DMS's words.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -4,7 +4,8 @@
 //! from PostgreSQL 14 on the server sends such a one in parts while it is open, and it goes to our disk until it commits.
 //! Values are decoded from the receive buffer (or from that file) straight into the batches that are handed out.
 //!
-//! - [`open`]: the checks of every connect; [`past`]: whether it is the log that was read; [`pace`]: when to read; [`status`]: keeps the session alive
+//! - [`open`]: the checks of every connect; [`past`]: whether it is the log that was read
+//! - [`pace`]: when to read; [`status`]: keeps the session alive
 //! - [`decoder`]: messages to changes; [`transaction`], [`captured`]: its parts
 //! - [`streamed`]: transactions that are sent before they commit; [`spill`]: their files
 //! - [`shape`], [`attributes`], [`announced`]: a table's shape in the log against ours; [`deferrable`], [`pending`]: rows that need a second look

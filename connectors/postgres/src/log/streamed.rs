@@ -73,8 +73,8 @@ impl Streamed {
         })
     }
 
-    /// Takes one CopyData, if it belongs to a transaction that was or is sent ahead; gives where the server's log ends, and its clock. Not
-    /// to be called while a block is due or something is replayed.
+    /// Takes one CopyData, if it belongs to a transaction that was or is sent ahead; gives where the server's log ends, and its
+    /// clock. Not to be called while a block is due or something is replayed.
     #[inline]
     pub fn take(&mut self, payload: &[u8]) -> Result<Option<(u64, i64)>> {
         let Some((source, message)) = xlog_data::open(payload) else { return Ok(None) };
